@@ -1,0 +1,38 @@
+# make demo   raw text -> shards -> a trained model that writes, on this machine, in a few minutes
+# make test   the tests
+PYTHON ?= python3
+BIN := .venv/bin
+MIX := slimpajama:0.7,starcoder:0.3
+DEMO_DATA := data/demo
+DEMO_RUN := runs/make-demo
+
+.PHONY: demo test test-long lint clean
+
+demo: .venv/installed
+	$(BIN)/python pipeline/build.py --mix $(MIX) --sample-mb 20 --out $(DEMO_DATA)
+	$(BIN)/python pipeline/verify.py $(DEMO_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 train/main.py --recipe demo --data $(DEMO_DATA) --out $(DEMO_RUN) --device cpu
+	$(BIN)/python train/generate.py $(DEMO_RUN)
+	$(BIN)/python pipeline/summary.py $(DEMO_DATA)
+	$(BIN)/python train/summary.py $(DEMO_RUN) --require-fall 0.8
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal
+
+test-long: .venv/installed
+	$(BIN)/python -m pytest -m long
+
+lint: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Made again when what is to be installed changes.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv data/demo data/sample-20mb $(DEMO_RUN)

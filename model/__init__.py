@@ -1,0 +1,1 @@
+"""Llama-family models in torch alone: shape, attention, transformer, and their names in transformers."""

@@ -1,0 +1,125 @@
+"""The shape of a Llama-family model, the sizes that have a name, and what follows from a shape by formula.
+
+Knows no tensors: it can be imported where torch is absent.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one model; everything that its weights' shapes and its arithmetic depend on."""
+
+    vocab_size: int
+    """Rows of the embedding and of the head; a padded vocabulary counts its padding."""
+    hidden_size: int
+    """Width of the residual stream."""
+    intermediate_size: int
+    """Width inside the SwiGLU."""
+    num_layers: int
+    """Number of blocks."""
+    num_heads: int
+    """Query heads; head_dim is hidden_size / num_heads."""
+    num_kv_heads: int
+    """Key and value heads; each serves num_heads / num_kv_heads query heads (GQA)."""
+    max_seq_len: int
+    """The longest window that the model is made for."""
+    norm_eps: float
+    """Added to the mean square inside RMSNorm."""
+    rope_base: float
+    """Base of the rotary frequencies."""
+    tie_embeddings: bool
+    """Whether the head uses the embedding's matrix."""
+
+    def __post_init__(self) -> None:
+        counts = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        for name in (*counts, "max_seq_len", "norm_eps", "rope_base"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} / num_heads {self.num_heads} is {self.head_dim}:"
+                " rotary positions need an even head size"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_heads
+
+    def num_matmul_parameters(self) -> int:
+        """Weights that a token is multiplied with: the blocks' matrices and the head, not the embedding's rows."""
+        kv_size = self.num_kv_heads * self.head_dim
+        attention = 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * kv_size
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        return self.num_layers * (attention + mlp) + self.vocab_size * self.hidden_size
+
+    def num_parameters(self) -> int:
+        """All weights, a tied matrix counted once.
+
+        >>> named_size("tinyllama-1.1b").num_parameters()
+        1100048384
+        """
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        embedding = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
+        return self.num_matmul_parameters() + norms + embedding
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Floating point operations of one trained token, forward and backward.
+
+        6 per matmul weight plus 12 * layers * width * seq_len for attention, which is not halved for causality:
+        the convention of PaLM (appendix B), which TinyLlama, nanochat and torchtitan also report MFU by.
+        """
+        return 6 * self.num_matmul_parameters() + 12 * self.num_layers * self.hidden_size * seq_len
+
+
+def _llama(
+    hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, num_kv_heads: int, *,
+    vocab_size: int = 32000, max_seq_len: int = 2048, norm_eps: float = 1e-5, tie_embeddings: bool = False,
+) -> ModelConfig:  # fmt: skip
+    """A shape with Llama 2's vocabulary, context, epsilon and rotary base where nothing else is said."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        max_seq_len=max_seq_len,
+        norm_eps=norm_eps,
+        rope_base=10000.0,
+        tie_embeddings=tie_embeddings,
+    )
+
+
+NAMED_SIZES: dict[str, ModelConfig] = {
+    "demo": _llama(192, 512, 4, 6, 2, vocab_size=8192, max_seq_len=256),
+    "15m": _llama(288, 768, 6, 6, 6, tie_embeddings=True),  # 15,191,712, the shape of llama2.c's stories15M
+    "60m": _llama(512, 1376, 8, 8, 8),  # 58,073,600
+    "160m": _llama(768, 3072, 12, 12, 12),  # 162,417,408, the shape of JackFram/llama-160m
+    "400m": _llama(1024, 2816, 26, 16, 16),  # 399,561,728
+    "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4),  # 1,100,048,384
+    "3b": _llama(2560, 6912, 36, 20, 20),  # 3,018,775,040
+    # GPT-2's 50,257 ids padded to a multiple of 64; the published config.json gives epsilon 1e-6: 461,685,760.
+    "litellama-460m": _llama(1024, 4096, 24, 16, 2, vocab_size=50304, max_seq_len=1024, norm_eps=1e-6),
+}
+
+
+def named_size(name: str) -> ModelConfig:
+    """The shape with this name. Raises ValueError with the nearest names for any other."""
+    if name in NAMED_SIZES:
+        return NAMED_SIZES[name]
+    raise ValueError(f"there is no model size {name!r}: {nearest(name, NAMED_SIZES)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the known one nearest to it, or all of them."""
+    names = list(known)
+    matches = get_close_matches(name, names, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else f"known are {', '.join(names)}"

@@ -1,0 +1,160 @@
+"""The Llama transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+
+Computes exactly what transformers' LlamaForCausalLM computes for the same weights. Torch only: knows no files and no
+ranks. Build it under `torch.device("meta")`, shard it, give it memory with `to_empty`, then call `init_weights`.
+
+Shapes: B rows, T tokens of a row, C hidden size, H query heads, K key/value heads, D head size.
+"""
+
+import math
+from collections.abc import Callable
+from zlib import crc32
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import (
+    AttentionFunction,
+    DocumentMask,
+    KeyValueCache,
+    attention_function,
+    rope_tables,
+    rotate,
+)
+from model.config import ModelConfig
+from model.loss import linear_cross_entropy
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention of one block."""
+
+    def __init__(self, config: ModelConfig, *, layer: int, attend: AttentionFunction) -> None:
+        super().__init__()
+        self.layer, self.head_dim, self.attend = layer, config.head_dim, attend
+        kv_size = config.num_kv_heads * config.head_dim
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.key = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        *,
+        documents: DocumentMask | None,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """What each token takes from those it may see: (B, T, C) from (B, T, C)."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        query = rotate(self.query(x).view(heads), rope)
+        key = rotate(self.key(x).view(heads), rope)
+        value = self.value(x).view(heads)
+        if cache is not None:
+            key, value = cache.append(self.layer, key=key, value=value)
+        return self.output(self.attend(query, key, value, documents).flatten(2))
+
+
+class Mlp(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) from (B, T, C)."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each on a normalised copy and added back."""
+
+    def __init__(self, config: ModelConfig, *, layer: int, attend: AttentionFunction) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention = Attention(config, layer=layer, attend=attend)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        *,
+        documents: DocumentMask | None,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """(B, T, C) from (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), rope, documents=documents, cache=cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """A Llama-family language model."""
+
+    def __init__(self, config: ModelConfig, *, attention_backend: str) -> None:
+        """`attention_backend` is one that model.attention.choose_backend gave."""
+        super().__init__()
+        self.config, self.attention_backend = config, attention_backend
+        attend = attention_function(attention_backend)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, layer=i, attend=attend) for i in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        # A tied head has no weight of its own, so that sharding and checkpoints meet each weight once.
+        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        targets: Tensor | None = None,
+        documents: DocumentMask | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The loss summed over targets (float32 scalar), or without targets the logits (B, T, vocab_size).
+
+        tokens and targets int64 (B, T). Both outputs come from here because a sharded model gathers its weights
+        when its forward is called.
+        """
+        start = 0 if cache is None else cache.num_tokens
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        rope = rope_tables(positions, head_dim=self.config.head_dim, base=self.config.rope_base)
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, rope, documents=documents, cache=cache)
+        x = self.norm(x)
+        head_weight = self.embedding.weight if self.head is None else self.head.weight
+        if targets is None:
+            return F.linear(x, head_weight)
+        return linear_cross_entropy(x.flatten(0, 1), head_weight, targets.flatten())
+
+    @torch.no_grad()
+    def init_weights(self, seed: int, *, write: Callable[[Tensor, Tensor], None] = Tensor.copy_) -> None:
+        """Fill every weight from the seed; `write(parameter, full_weight)` puts it in place.
+
+        A weight depends on the seed and its name alone, so a sharded model whose `write` takes its part of the full
+        tensor starts exactly as an unsharded one.
+        """
+        for name, parameter in self.named_parameters():
+            write(parameter, initial_weight(name, config=self.config, shape=parameter.shape, seed=seed))
+
+
+def initial_weight(name: str, *, config: ModelConfig, shape: torch.Size, seed: int) -> Tensor:
+    """The first value of one weight: float32 on the CPU.
+
+    Norms are one. Matrices are normal with variance 2 / (5 * hidden_size), and those that write to the residual
+    stream have deviation 1 / (sqrt(hidden_size) * num_layers): the scheme of TinyLlama's published code.
+    """
+    if len(shape) == 1:
+        return torch.ones(shape)
+    # Seed and name are hashed together, since torch's CPU generator uses the low 32 bits of its seed alone.
+    generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
+    if name.endswith(("attention.output.weight", "mlp.down.weight")):
+        deviation = 1.0 / (math.sqrt(config.hidden_size) * config.num_layers)
+    else:
+        deviation = math.sqrt(2.0 / (5.0 * config.hidden_size))
+    return torch.empty(shape).normal_(0.0, deviation, generator=generator)

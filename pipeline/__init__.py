@@ -1,0 +1,1 @@
+"""Raw pretraining text -> packed token shards, and reading them. Never imports torch."""

@@ -1,0 +1,248 @@
+"""A task of raw files -> its token file and document table, in one pass over the raw bytes.
+
+Works in Arrow batches and flat arrays; no Python object is made per document. What it writes is in token_file.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.document_batch import DocumentBatch
+from pipeline.documents import read_documents
+from pipeline.kernels import HASH_SEEDS, frame_documents, hash_documents
+from pipeline.order import derive_key, scramble
+from pipeline.shard import SPLITS
+from pipeline.storage import TEMPORARY_SUFFIX, sync_folder
+from pipeline.token_file import DOCUMENT, IngestRecord, TokenFile
+from pipeline.tokenizer import Tokenizer, load_tokenizer
+
+SMALLEST_BATCH_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """What decides a source's documents, apart from its raw files."""
+
+    text_field: str
+    subset_field: str | None
+    exclude: tuple[str, ...]
+    min_chars: int
+    valid_fraction: float  # of the documents of train files; 0 where the source has its own validation files
+    seed: int
+    tokenizer: str
+    tokenizer_sha256: str
+    engine: str
+    document_rule: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """One raw file of a task. number: in the source's sorted list. subset: where its path names one."""
+
+    number: int
+    path: str
+    split: str
+    subset: str | None
+
+
+@dataclass(frozen=True)
+class IngestTask:
+    """Some raw files of one source, and where their token file goes."""
+
+    name: str
+    source: str
+    files: tuple[TaskFile, ...]
+    size_bytes: int
+    settings: IngestSettings
+    folder: str
+
+    @property
+    def subject(self) -> str:
+        """Its raw files, for a person."""
+        more = f" to {self.files[-1].path}" if len(self.files) > 1 else ""
+        return f"{self.files[0].path}{more}"
+
+    @property
+    def num_files(self) -> int:
+        """How many raw files the task reads."""
+        return len(self.files)
+
+
+def run_ingest(task: IngestTask) -> dict[str, Any]:
+    """Write a task's token file and tables, whole or not at all, and return its IngestRecord as a dict.
+
+    Raises ValueError naming the raw file where one cannot be read; OSError where the disk refuses.
+    """
+    final = Path(task.folder)
+    temporary = final.with_name(f"{final.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        record = write_task(task, temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(final.parent)
+    return asdict(record)
+
+
+def write_task(task: IngestTask, folder: Path) -> IngestRecord:
+    """Read the task's raw files into `folder`."""
+    with TokenFile(folder, dtype=np.dtype(task.settings.dtype)) as token_file:
+        batches = (
+            keep_wanted(batch, file, task.settings, token_file)
+            for file in task.files
+            for batch in read_file(file, task.settings)
+        )
+        for wanted in join_small(batches):
+            ingest_batch(wanted, task.settings, token_file)
+    return token_file.record()
+
+
+def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
+    """The batches of one raw file, with its rows' subsets where some are to be excluded."""
+    subset_field = settings.subset_field if settings.exclude and file.subset is None else None
+    for batch in read_documents(Path(file.path), text_field=settings.text_field, subset_field=subset_field):
+        if file.subset is not None:
+            subsets = pa.repeat(pa.scalar(file.subset), len(batch.rows))
+            batch = DocumentBatch(batch.texts, batch.rows, subsets, batch.bad_rows)
+        yield batch
+
+
+@dataclass(frozen=True)
+class WantedDocuments:
+    """Documents to keep, of one raw file or of several small ones in a row.
+
+    texts: Arrow string array. rows: uint64. raw_files: uint32 numbers. splits: uint8 indices into SPLITS.
+    """
+
+    texts: pa.Array
+    rows: np.ndarray
+    raw_files: np.ndarray
+    splits: np.ndarray
+
+
+def keep_wanted(
+    batch: DocumentBatch, file: TaskFile, settings: IngestSettings, token_file: TokenFile
+) -> WantedDocuments:
+    """The documents to keep of one batch; what is bad, excluded or short is written down."""
+    for bad in batch.bad_rows:
+        token_file.drop(file.number, [bad.row], [bad.num_bytes], reason=bad.reason)
+    texts, rows = batch.texts, batch.rows
+    num_bytes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    is_excluded = find_excluded(batch, settings.exclude)
+    if settings.exclude:
+        token_file.num_without_subset += len(rows) if batch.subsets is None else batch.subsets.null_count
+    num_chars = num_bytes if settings.min_chars <= 1 else pc.utf8_length(texts).to_numpy(zero_copy_only=False)
+    is_short = (num_chars < max(settings.min_chars, 1)) & ~is_excluded
+    token_file.drop(file.number, rows[is_excluded], num_bytes[is_excluded], reason="excluded")
+    token_file.drop(file.number, rows[is_short], num_bytes[is_short], reason="short")
+    is_kept = ~(is_excluded | is_short)
+    if not is_kept.all():
+        texts, rows = texts.filter(pa.array(is_kept)), rows[is_kept]
+    splits = np.full(len(rows), SPLITS.index(file.split), np.uint8)
+    return WantedDocuments(texts, rows, np.full(len(rows), file.number, np.uint32), splits)
+
+
+def find_excluded(batch: DocumentBatch, exclude: tuple[str, ...]) -> np.ndarray:
+    """Which documents are of an excluded subset: bool. A document that names no subset is not."""
+    if batch.subsets is None or not exclude:
+        return np.zeros(len(batch.texts), bool)
+    return pc.is_in(batch.subsets, pa.array(exclude)).to_numpy(zero_copy_only=False)
+
+
+def join_small(batches: Iterator[WantedDocuments]) -> Iterator[WantedDocuments]:
+    """The same documents in batches of SMALLEST_BATCH_BYTES or more: each batch has its price, however small."""
+    waiting: list[WantedDocuments] = []
+    num_bytes = 0
+    for batch in batches:
+        waiting.append(batch)
+        num_bytes += batch.texts.nbytes
+        if num_bytes >= SMALLEST_BATCH_BYTES:
+            yield join_wanted(waiting)
+            waiting, num_bytes = [], 0
+    if waiting:
+        yield join_wanted(waiting)
+
+
+def join_wanted(parts: list[WantedDocuments]) -> WantedDocuments:
+    """Several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "raw_files", "splits"))
+    return WantedDocuments(pa.concat_arrays([part.texts for part in parts]), *columns)
+
+
+def ingest_batch(wanted: WantedDocuments, settings: IngestSettings, token_file: TokenFile) -> None:
+    """Hash, tokenise and frame some documents."""
+    if not len(wanted.rows):
+        return
+    data, offsets = text_buffers(wanted.texts)
+    hashes = hash_documents(data, offsets, np.array(HASH_SEEDS))
+    ids, lengths = encode_framed(data, offsets, settings)
+    documents = np.zeros(len(wanted.rows), DOCUMENT)
+    documents["place"] = find_places(hashes, seed=settings.seed)
+    documents["content_hash"], documents["row"], documents["raw_file"] = hashes, wanted.rows, wanted.raw_files
+    documents["num_bytes"], documents["num_tokens"] = np.diff(offsets), lengths
+    token_file.add(ids, documents, choose_splits(hashes, wanted.splits, settings.valid_fraction))
+
+
+def find_places(hashes: np.ndarray, *, seed: int) -> np.ndarray:
+    """Where in the order each document stands, by its content and the seed alone: uint64."""
+    return scramble(hashes[:, 0] ^ np.uint64(derive_key("place", seed)))
+
+
+def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of an Arrow string array and its offsets (int64, one more than texts), without copying the bytes."""
+    _, offsets, data = texts.buffers()
+    offsets = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), offsets.astype(np.int64)
+
+
+def encode_framed(data: np.ndarray, offsets: np.ndarray, settings: IngestSettings) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of all documents, framed by the document rule, in the dataset's dtype; and each one's length."""
+    tokenizer = open_tokenizer(settings.tokenizer, settings.tokenizer_sha256, settings.engine)
+    ids, id_offsets = tokenizer.encode_documents(data, offsets)
+    has_bos = settings.document_rule == "bos+eos"
+    lengths = np.diff(id_offsets) + 1 + has_bos
+    out = np.empty(int(lengths.sum()), np.dtype(settings.dtype))
+    first_bad = frame_documents(ids, id_offsets, tokenizer.bos_id if has_bos else -1, tokenizer.eos_id, out)
+    if first_bad >= 0:
+        text = data[offsets[first_bad] : offsets[first_bad + 1]].tobytes().decode()
+        raise ValueError(
+            f"tokenizer {settings.tokenizer}: the text {text[:60]!r} makes a control id, so documents could not be "
+            "told apart. Use --engine reference, or another tokenizer"
+        )
+    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+        raise ValueError(f"tokenizer {settings.tokenizer} made an id beyond its vocabulary: {ids.max()}")
+    return out, lengths
+
+
+@functools.cache  # one tokenizer per process: its caches make it fast
+def open_tokenizer(path: str, sha256: str, engine: str) -> Tokenizer:
+    """The tokenizer of this worker process."""
+    return load_tokenizer(path, engine=engine, sha256=sha256)
+
+
+def choose_splits(hashes: np.ndarray, splits: np.ndarray, valid_fraction: float) -> np.ndarray:
+    """The split of each document, as an index into SPLITS, from its raw file's split.
+
+    A train file gives `valid_fraction` of its documents to validation, by their content alone: the same text is always
+    in the same split, and a larger fraction takes more documents, never others.
+    """
+    draws = scramble(hashes[:, 0] ^ np.uint64(derive_key("split"))) >> np.uint64(11)
+    is_drawn = (draws < np.uint64(valid_fraction * 2**53)) & (splits == SPLITS.index("train"))
+    return np.where(is_drawn, np.uint8(SPLITS.index("validation")), splits)

@@ -1,0 +1,202 @@
+"""Run tasks in worker processes, and remember which are finished. Knows nothing of what they do.
+
+Workers are started with `spawn` (no state of the parent leaks in) and take one task at a time. A worker that dies is
+noticed at once and named with its task; a task that raises stops the run. A finished task leaves a record, its result
+as JSON, written last: the next run takes the record and does not repeat the task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.storage import read_json, write_json
+
+USER_ERRORS = (ValueError, OSError)
+KEPT = "What was finished is kept"
+ADVICE = {
+    errno.ENOSPC: f". {KEPT}: free some space, or start anew with --work on another disk, and run the command again",
+    errno.EDQUOT: f". {KEPT}: raise the quota or free some space, and run the command again",
+    errno.EMFILE: f". {KEPT}: raise the limit of open files (ulimit -n), and run the command again",
+}
+
+
+class Task(Protocol):
+    """Anything with a name that can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """What its record is called: unique in a stage."""
+
+    @property
+    def subject(self) -> str:
+        """What it works on, for a person."""
+
+
+class Workers:
+    """Worker processes, started when there is first work for two, kept until the end of the `with` block.
+
+    With one worker the tasks run in this process.
+    """
+
+    def __init__(self, num_workers: int, *, notice: Callable[[str], None]):
+        self.num_workers, self.notice = num_workers, notice
+        self.processes: dict[Connection, BaseProcess] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection, process in self.processes.items():
+            connection.close()
+            process.terminate()
+        for process in self.processes.values():
+            process.join()
+
+    def run(
+        self, function: Callable[[Any], Any], tasks: Sequence[Task], *, records: Path
+    ) -> Iterator[tuple[Task, Any]]:
+        """Each task with function(task), in the order in which they finish; those with a record in `records` first.
+
+        function must be importable by name, its result JSON. A worker that dies is replaced, its task tried once more.
+        Raises ValueError with the task's own message where it met bad input or a full disk, RuntimeError where two
+        workers died of a task, or it broke.
+        """
+        unfinished = []
+        for task in tasks:
+            if record_path(records, task).is_file():
+                yield task, read_json(record_path(records, task))
+            else:
+                unfinished.append(Job(function, task, record_path(records, task)))
+        if self.num_workers == 1 or len(unfinished) <= 1:
+            for job in unfinished:
+                yield job.task, job.run()
+            return
+        self._start(min(self.num_workers, len(unfinished)))
+        yield from self._run_jobs(deque(unfinished))
+
+    def _start(self, num_workers: int) -> None:
+        while len(self.processes) < num_workers:
+            self._start_one()
+
+    def _start_one(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve_jobs, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self.processes[ours] = process
+        return ours
+
+    def _run_jobs(self, waiting: deque[Job]) -> Iterator[tuple[Task, Any]]:
+        busy: dict[Connection, Job] = {}
+        for connection in self.processes:
+            self._hand_out(connection, waiting, busy)
+        while busy:
+            for connection in wait(list(busy)):
+                job = busy.pop(connection)
+                try:
+                    outcome, value = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    waiting.appendleft(self._bury(connection, job))
+                    self._hand_out(self._start_one(), waiting, busy)
+                    continue
+                self._hand_out(connection, waiting, busy)
+                yield job.task, check_outcome(outcome, value, job)
+
+    def _hand_out(self, connection: Connection, waiting: deque[Job], busy: dict[Connection, Job]) -> None:
+        if not waiting:
+            return
+        busy[connection] = job = waiting.popleft()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died idle: receiving will say so
+            connection.send(job)
+
+    def _bury(self, connection: Connection, job: Job) -> Job:
+        """The job of a dead worker, to be tried again; raises RuntimeError where it has been."""
+        process = self.processes.pop(connection)
+        process.join()
+        how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+        hint = " (the system kills what takes too much memory: try fewer --workers)" if process.exitcode == -9 else ""
+        what = f"the worker of task {job.task.name} ({job.task.subject}) died by {how}{hint}"
+        if job.has_died:
+            raise RuntimeError(f"{what}, for the second time. {KEPT}: run the command again")
+        self.notice(f"{what}; trying the task once more")
+        return replace(job, has_died=True)
+
+
+def record_path(records: Path, task: Task) -> Path:
+    """Where the record of a finished task is."""
+    return records / f"{task.name}.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with what is to be done to it, and where the result is recorded."""
+
+    function: Callable[[Any], Any]
+    task: Task
+    record: Path
+    has_died: bool = False  # a worker died of it once
+
+    def run(self) -> Any:
+        """The function's result. Its record is written last: a task that has one is finished."""
+        result = self.function(self.task)
+        write_json(self.record, result)
+        return result
+
+
+def check_outcome(outcome: str, value: Any, job: Job) -> Any:
+    """A job's result, or the error that a worker sent instead."""
+    if outcome == "result":
+        return value
+    if outcome == "user error":
+        raise ValueError(value)
+    raise RuntimeError(f"task {job.task.name} ({job.task.subject}) broke:\n{value}")
+
+
+def serve_jobs(connection: Connection) -> None:
+    """A worker's life: take a job, answer, until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("result", job.run())
+        except USER_ERRORS as error:
+            answer = ("user error", describe(error))
+        except Exception:
+            answer = ("broken", traceback.format_exc())
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return
+
+
+def die_with_parent() -> None:
+    """End this process when its parent is gone, however that died: the next build must find no other hands at work."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def describe(error: BaseException) -> str:
+    """One line for the user."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    advice = ADVICE.get(error.errno, "")
+    return f"{where}{error.strerror}{advice}"

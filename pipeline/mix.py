@@ -1,0 +1,174 @@
+"""A mix: which sources, in which shares of the tokens, without which of their subsets.
+
+    slimpajama?exclude=RedPajamaGithub:0.7,starcoder:0.3
+
+Entries are parted by commas; each is a source, its options as in a URL (`?exclude=A+B` leaves out subsets; `&` parts
+options, of which there is one), a colon and a weight. Weights are kept exactly, as fractions of the decimals written.
+This module knows manifests, not files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from pipeline.manifest import MANIFEST_FOLDER, check_source_name, known_source_names, load_source
+
+# ASCII digits and a short exponent: 1e999999999 as a fraction would fill the memory.
+WEIGHT = re.compile(r"\+?(\d{1,30}\.?\d{0,30}|\.\d{1,30})(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
+OPTIONS = ("exclude",)
+GITHUB_SUBSET = "RedPajamaGithub"
+
+
+@dataclass(frozen=True)
+class MixEntry:
+    """One source of a mix. `exact_weight` is its share of the mix; `weight` is the same as a float."""
+
+    source: str
+    weight: float
+    exclude: tuple[str, ...]
+    exact_weight: Fraction
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The entries in the order written; shares add up to 1. `notices` are lines to print once."""
+
+    entries: tuple[MixEntry, ...]
+    name: str | None = None
+    tokenizer: str | None = None
+    notices: tuple[str, ...] = ()
+
+
+def parse_mix(text: str) -> Mix:
+    """The mix that `text` writes: `name:weight,...`, a named mix, or one known source alone.
+
+    >>> [(entry.source, entry.weight) for entry in parse_mix("slimpajama:3,starcoder:1").entries]
+    [('slimpajama', 0.75), ('starcoder', 0.25)]
+
+    Raises ValueError with the text and the value at fault.
+    """
+    named_mixes = load_named_mixes()
+    if (name := text.strip()) in named_mixes:
+        named = named_mixes[name]
+        entries, notices = parse_entries(named["mix"])
+        return Mix(entries, name=name, tokenizer=named.get("tokenizer"), notices=notices)
+    if "," not in text and ":" not in text:
+        text = f"{check_known(name, named_mixes)}:1"
+    entries, notices = parse_entries(text)
+    for entry in entries:
+        if entry.source in named_mixes:
+            raise ValueError(f"mix {text!r}: {entry.source!r} is a named mix and stands alone: --mix {entry.source}")
+    return Mix(entries, notices=notices)
+
+
+def load_named_mixes() -> dict[str, dict[str, Any]]:
+    """The named mixes: name -> its title, mix and recommended tokenizer."""
+    return tomllib.loads((MANIFEST_FOLDER / "mixes.toml").read_text(encoding="utf-8"))
+
+
+def check_known(text: str, named_mixes: Iterable[str]) -> str:
+    """`text`, a lone word, if it begins with a known source; else a ValueError with the nearest names."""
+    if not text:
+        raise ValueError("the mix is empty; write for example slimpajama:0.7,starcoder:0.3")
+    source = text.partition("?")[0]
+    if source in known_source_names():
+        return text
+    known = (*named_mixes, *known_source_names())
+    raise ValueError(
+        f"mix {text!r}: no named mix or known source is called {source!r}{nearest(source, known)}. Known: "
+        f"{', '.join(known)}. For a folder of your own files write {source}:1"
+    )
+
+
+def parse_entries(text: str) -> tuple[tuple[MixEntry, ...], tuple[str, ...]]:
+    """The entries of a mix written out, and what the user should be told of them."""
+    written = [parse_entry(entry.strip(), text) for entry in text.split(",")]
+    sources = [source for source, _, _ in written]
+    if repeated := [source for source in sources if sources.count(source) > 1]:
+        raise ValueError(f"mix {text!r}: the source {repeated[0]!r} is there twice")
+    total = sum(weight for _, _, weight in written)
+    if total == 0:
+        raise ValueError(f"mix {text!r}: every weight is 0; at least one source must be drawn")
+    entries = tuple(
+        MixEntry(source, float(weight / total), exclude, weight / total) for source, exclude, weight in written
+    )
+    return entries, tuple(find_notices(entries, total=total))
+
+
+def parse_entry(entry: str, text: str) -> tuple[str, tuple[str, ...], Fraction]:
+    """The source, its left-out subsets and its weight as written, from `name?options:weight`."""
+    if not entry:
+        raise ValueError(f"mix {text!r}: an empty entry; entries are parted by one comma")
+    described, colon, weight = entry.rpartition(":")
+    if not colon:
+        raise ValueError(f"mix {text!r}: {entry!r} has no weight; write {entry}:0.5, say")
+    source, _, options = described.partition("?")
+    try:
+        check_source_name(source)
+        return source, parse_options(options, source=source), parse_weight(weight.strip())
+    except ValueError as error:
+        raise ValueError(f"mix {text!r}: {error}") from None
+
+
+def parse_weight(text: str) -> Fraction:
+    """The weight exactly as its decimals say.
+
+    >>> parse_weight("0.693584")
+    Fraction(43349, 62500)
+    """
+    if text.startswith("-") and WEIGHT.fullmatch(text[1:]):
+        raise ValueError(f"the weight {text} is negative; a weight is 0 or more")
+    if not WEIGHT.fullmatch(text):
+        raise ValueError(f"the weight {text!r} is not a number such as 0.7")
+    return Fraction(text)
+
+
+def parse_options(text: str, *, source: str) -> tuple[str, ...]:
+    """The subsets to leave out, sorted, from `exclude=A+B` (or `exclude=A&exclude=B`)."""
+    excluded: set[str] = set()
+    for option in filter(None, text.split("&")):
+        key, _, value = option.partition("=")
+        if key not in OPTIONS:
+            raise ValueError(f"{source} has no option {key!r}{nearest(key, OPTIONS)}; an option is ?exclude=SUBSET")
+        excluded.update(value.split("+"))
+    check_subsets(excluded, source=source)
+    return tuple(sorted(excluded))
+
+
+def check_subsets(excluded: set[str], *, source: str) -> None:
+    """Raises ValueError where a subset to leave out is not one of the source's, or where nothing would be left."""
+    subsets = load_source(source).subsets
+    if excluded and not subsets:
+        raise ValueError(f"{source} has no manifest that names subsets, so none can be left out: {sorted(excluded)}")
+    for name in sorted(excluded - set(subsets)):
+        some = ", ".join(subsets[:12]) + (" ..." if len(subsets) > 12 else "")
+        raise ValueError(f"{source} has no subset {name!r}{nearest(name, subsets) or f'; it has {some}'}")
+    if excluded and excluded == set(subsets):
+        raise ValueError(f"{source}: every subset is left out; leave out the source instead")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; nearest: A, B` with the known names nearest to `name`, or nothing where none is near."""
+    lowered = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
+    return f"; nearest: {', '.join(lowered[one] for one in near)}" if near else ""
+
+
+def find_notices(entries: tuple[MixEntry, ...], *, total: Fraction) -> Iterable[str]:
+    """What is allowed but may not be meant."""
+    if total != 1:
+        shares = ", ".join(f"{entry.source} {entry.weight:.4g}" for entry in entries)
+        yield f"weights add up to {float(total):g}, not 1; taken as shares: {shares}"
+    drawn = {entry.source: entry for entry in entries if entry.exact_weight}
+    if "slimpajama" in drawn and "starcoder" in drawn and GITHUB_SUBSET not in drawn["slimpajama"].exclude:
+        wanted = f"slimpajama?exclude={'+'.join(sorted({*drawn['slimpajama'].exclude, GITHUB_SUBSET}))}"
+        yield (
+            f"slimpajama brings its own GitHub code beside starcoder; TinyLlama left that part out. To do the same, "
+            f"write '{wanted}:{drawn['slimpajama'].weight:g}' in --mix (quoted: ? is special in some shells)"
+        )

@@ -1,0 +1,169 @@
+"""What is to be built: the sources and their raw files, the settings that decide the output, and the ingest tasks.
+
+The settings and what they are compared by are plain JSON: they stand in work/plan.json and in dataset.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.ingest import IngestSettings, IngestTask, TaskFile
+from pipeline.manifest import RawFile, Source
+from pipeline.tokenizer import Tokenizer
+
+WORK_VERSION = 1  # of the work files: another version's are not taken up
+SMALLEST_TASK_BYTES, LARGEST_TASK_BYTES = 4 << 20, 256 << 20
+TASKS_WANTED = 64
+BYTES_TO_OPEN = 32 << 10
+SAMPLED_BYTES = 4 << 10
+SAMPLED_PLACES = 16
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source of the mix with its raw files, in the order of their numbers."""
+
+    source: Source
+    folder: Path
+    exclude: tuple[str, ...]
+    weight: float
+    files: tuple[RawFile, ...]
+
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        return self.source.name
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all raw files, as they are on disk."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def has_own_validation(self) -> bool:
+        """Whether the source comes with validation files, so that none is taken from train."""
+        return any(file.split == "validation" for file in self.files)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What decides the output, besides the raw files and the tokenizer."""
+
+    document_rule: str
+    dedup: str
+    min_chars: int
+    valid_fraction: float
+    shard_tokens: int
+    seed: int
+
+
+def describe_settings(
+    settings: BuildSettings, sources: tuple[PlannedSource, ...], *, tokenizer_identity: str
+) -> dict[str, Any]:
+    """All that decides the output, as JSON. Weights are not in it: they are used when reading."""
+    return {
+        "work_version": WORK_VERSION,
+        "tokenizer": tokenizer_identity,
+        **vars(settings),
+        "source_order": [source.name for source in sources],
+        "exclude": {source.name: list(source.exclude) for source in sources},
+        "raw_files": {source.name: hash_raw_files(source) if source.files else None for source in sources},
+    }
+
+
+def hash_raw_files(source: PlannedSource) -> str:
+    """A digest of the paths, splits, sizes and sampled contents of a source's raw files."""
+    digest = hashlib.sha256()
+    for file in source.files:
+        entry = [file.path, file.split, file.size_bytes, sample_checksum(source.folder / file.path)]
+        digest.update(json.dumps(entry).encode())
+    return digest.hexdigest()
+
+
+def sample_checksum(path: Path) -> str:
+    """The sha256 of 16 pieces of a file, 4 KiB each, from its start to its end; of all of a small file.
+
+    Enough to notice another file of the same size at any size; not a change of a few bytes in a large one.
+    """
+    digest = hashlib.sha256()
+    last_start = max(0, path.stat().st_size - SAMPLED_BYTES)
+    with open(path, "rb") as file:
+        for place in range(SAMPLED_PLACES):
+            file.seek(last_start * place // (SAMPLED_PLACES - 1))
+            digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def hash_recipe(described: Mapping[str, Any]) -> str:
+    """The recipe hash: sha256 of the described settings as canonical JSON."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], *, prefix: str = "") -> Iterator[str]:
+    """Which settings differ, one text each, such as "seed is 1 there, 2 here"."""
+    for key in sorted({*there, *here}):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from find_differences(old, new, prefix=f"{prefix}{key} of ")
+        elif old != new and key != "raw_files" and not prefix.startswith("raw_files"):
+            yield f"{prefix}{key} is {json.dumps(old)} there, {json.dumps(new)} here"
+        elif old != new:
+            yield f"the raw files of {key} are not the same"
+
+
+def plan_ingest(
+    sources: tuple[PlannedSource, ...],
+    settings: BuildSettings,
+    *,
+    tokenizer: Tokenizer,
+    engine: str,
+    dtype: str,
+    folder: Path,
+) -> list[IngestTask]:
+    """The ingest tasks, each with a folder in `folder`: neighbouring raw files of a source together, by size alone."""
+    total_bytes = sum(weigh(file) for source in sources for file in source.files)
+    task_bytes = min(max(total_bytes // TASKS_WANTED, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
+    tasks = []
+    for source in sources:
+        chosen = IngestSettings(
+            text_field=source.source.text_field,
+            subset_field=source.source.subset_field,
+            exclude=source.exclude,
+            min_chars=settings.min_chars,
+            valid_fraction=0.0 if source.has_own_validation else settings.valid_fraction,
+            seed=settings.seed,
+            tokenizer=str(tokenizer.path),
+            tokenizer_sha256=tokenizer.sha256,
+            engine=engine,
+            document_rule=settings.document_rule,
+            dtype=dtype,
+        )
+        for number, group in enumerate(group_files(source, task_bytes)):
+            name = f"{source.name}-{number:05d}"
+            size_bytes = sum(source.files[file.number].size_bytes for file in group)
+            tasks.append(IngestTask(name, source.name, group, size_bytes, chosen, str(folder / name)))
+    return tasks
+
+
+def weigh(file: RawFile) -> int:
+    """What a raw file costs, in bytes: opening one costs as much as reading some."""
+    return file.size_bytes + BYTES_TO_OPEN
+
+
+def group_files(source: PlannedSource, task_bytes: int) -> Iterator[tuple[TaskFile, ...]]:
+    """The source's raw files in order, in groups of about `task_bytes`."""
+    group: list[TaskFile] = []
+    group_bytes = 0
+    for number, file in enumerate(source.files):
+        group.append(TaskFile(number, str(source.folder / file.path), file.split, file.subset))
+        group_bytes += weigh(file)
+        if group_bytes >= task_bytes:
+            yield tuple(group)
+            group, group_bytes = [], 0
+    if group:
+        yield tuple(group)

@@ -1,0 +1,168 @@
+"""What a build needs before its first stage: the raw files of each source, and the tokenizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.documents import read_documents
+from pipeline.ingest import find_excluded
+from pipeline.manifest import how_to_get, list_raw_files, load_source
+from pipeline.mix import Mix, MixEntry
+from pipeline.output import RESERVED_NAMES, TOKENIZER_FOLDER
+from pipeline.plan import PlannedSource
+from pipeline.shard import LARGEST_UINT16_VOCABULARY
+from pipeline.storage import write_file
+from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.tokenizer_training import train_sample_tokenizer
+
+SAMPLE_TOKENIZER = "sample"
+SAMPLE_VOCABULARY = 4096
+SAMPLE_TRAINING_BYTES = 4_000_000
+SAMPLE_RULE = "bos+eos"  # the sample tokenizer is of Llama's family
+
+Notice = Callable[[str], None]
+
+
+def find_sources(mix: Mix, raw: Path, *, may_be_gone: bool, notice: Notice) -> tuple[PlannedSource, ...]:
+    """The sources of the mix with their raw files.
+
+    may_be_gone: the dataset is finished, so that raw files may have been removed. Otherwise raises FileNotFoundError
+    that tells, for each source without raw files, what was looked for and where the source can be had.
+    """
+    found = [find_source(entry, raw, notice=notice) for entry in mix.entries]
+    missing = [how_to_get(source.source, source.folder) for source in found if not source.files]
+    if missing and not may_be_gone:
+        raise FileNotFoundError("\n\n".join(["nothing to build from", *missing]))
+    return tuple(found)
+
+
+def find_source(entry: MixEntry, raw: Path, *, notice: Notice) -> PlannedSource:
+    """One source with its raw files, of which there may be none. Says what a person might not expect."""
+    if entry.source in RESERVED_NAMES:
+        raise ValueError(f"a source cannot be called {entry.source!r}: OUT/{entry.source} is the build's own")
+    source, folder = load_source(entry.source), raw / entry.source
+    if not folder.is_dir():
+        return PlannedSource(source, folder, entry.exclude, entry.weight, ())
+    listed = list_raw_files(source, folder)
+    if listed.ignored:
+        shown = ", ".join(listed.ignored[:3])
+        notice(f"{source.name}: {len(listed.ignored):,} files in {folder} are of no known kind, not read: {shown}")
+    splits = Counter(file.split for file in listed.files)
+    if len(splits) > 1:
+        counts = ", ".join(f"{number:,} {split}" for split, number in splits.items())
+        notice(f"{source.name}: raw files by split, as their names say: {counts}")
+    unnamed = [file.path for file in listed.files if file.subset is None]
+    if entry.exclude and source.subset_from_path and unnamed:
+        raise ValueError(
+            f"{source.name}?exclude={'+'.join(entry.exclude)}: the path {unnamed[0]} names no subset "
+            f"({len(unnamed):,} such files), so whether to leave it out cannot be told. Move it below a folder named "
+            "after its subset"
+        )
+    return PlannedSource(source, folder, entry.exclude, entry.weight, listed.files)
+
+
+def choose_tokenizer(name: str, *, engine: str, notice: Notice) -> Tokenizer | None:
+    """The tokenizer asked for, or None where it is to be trained on the raw files."""
+    if name == SAMPLE_TOKENIZER:
+        return None
+    tokenizer = load_tokenizer(name, engine=engine, notice=notice)
+    if tokenizer.vocab_size > LARGEST_UINT16_VOCABULARY:
+        notice(f"{tokenizer.vocab_size:,} ids do not fit into uint16: shards hold uint32, twice the size")
+    return tokenizer
+
+
+def choose_document_rule(rule: str, tokenizer: Tokenizer | None) -> str:
+    """The rule asked for; "auto" is what the tokenizer's family does at inference.
+
+    Raises ValueError for bos+eos where the tokenizer has no begin-of-text id.
+    """
+    if rule == "auto":
+        return tokenizer.document_rule if tokenizer else SAMPLE_RULE
+    if rule == "bos+eos" and tokenizer and tokenizer.bos_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name} has no begin-of-text id: use --document-rule eos")
+    return rule
+
+
+def identify_tokenizer(tokenizer: Tokenizer | None) -> str:
+    """What tells two tokenizers apart; a sample tokenizer follows from the raw files."""
+    if tokenizer is None:
+        return f"sample: {SAMPLE_VOCABULARY} ids from {SAMPLE_TRAINING_BYTES} bytes of the raw files"
+    controls = f"bos {tokenizer.bos_id} eos {tokenizer.eos_id}"  # a tokenizer.json leaves these to its config file
+    return f"{tokenizer.sha256} {controls}"
+
+
+def train_tokenizer(sources: tuple[PlannedSource, ...], work: Path, *, engine: str) -> Tokenizer:
+    """The sample tokenizer, trained on the beginning of every source's train files."""
+    path = work / TOKENIZER_FOLDER / f"{SAMPLE_TOKENIZER}.model"
+    if not path.is_file():
+        write_file(path, [train_sample_tokenizer(read_training_texts(sources), vocab_size=SAMPLE_VOCABULARY)])
+    return load_tokenizer(str(path), engine=engine)
+
+
+def read_training_texts(sources: tuple[PlannedSource, ...]) -> Iterator[str]:
+    """The first documents of each source's train files, up to an equal share of SAMPLE_TRAINING_BYTES."""
+    for source in sources:
+        bytes_left = SAMPLE_TRAINING_BYTES // len(sources)
+        for text in read_train_texts(source):
+            yield text
+            bytes_left -= len(text.encode())
+            if bytes_left <= 0:
+                break
+
+
+def read_train_texts(source: PlannedSource) -> Iterator[str]:
+    """All texts of a source's train files, in order, without those of excluded subsets."""
+    subset_field = source.source.subset_field if source.exclude else None
+    for file in source.files:
+        if file.split == "train" and file.subset not in source.exclude:
+            path = source.folder / file.path
+            for batch in read_documents(path, text_field=source.source.text_field, subset_field=subset_field):
+                is_wanted = ~find_excluded(batch, source.exclude)
+                yield from batch.texts.filter(pa.array(is_wanted)).to_pylist()
+
+
+def name_tokenizer_files(tokenizer: Tokenizer | None) -> list[str]:
+    """What the files in OUT/tokenizer will be called."""
+    return (
+        [f"{SAMPLE_TOKENIZER}.model"] if tokenizer is None else [path.name for path in list_tokenizer_files(tokenizer)]
+    )
+
+
+def list_tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
+    """The tokenizer's file; for a tokenizer.json also the file beside it that names the control ids."""
+    beside = tokenizer.path.with_name("tokenizer_config.json")
+    return [tokenizer.path, *([beside] if tokenizer.family == "huggingface" and beside.is_file() else [])]
+
+
+def copy_tokenizer_files(tokenizer: Tokenizer, folder: Path) -> None:
+    """Put the tokenizer's files into `folder`."""
+    for path in list_tokenizer_files(tokenizer):
+        if path.parent != folder:
+            write_file(folder / path.name, [path.read_bytes()])
+
+
+def keep_tokenizer(tokenizer: Tokenizer, work: Path) -> Tokenizer:
+    """The same tokenizer from a copy among the work files: the user may move the original while the build runs."""
+    folder = work / TOKENIZER_FOLDER
+    copy_tokenizer_files(tokenizer, folder)
+    return replace(tokenizer, path=folder / tokenizer.path.name)
+
+
+def copy_tokenizer(tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
+    """Put the tokenizer into the dataset, so that its ids can be read anywhere; returns its entry."""
+    copy_tokenizer_files(tokenizer, out / TOKENIZER_FOLDER)
+    return {
+        "name": tokenizer.name,
+        "family": tokenizer.family,
+        "file": f"{TOKENIZER_FOLDER}/{tokenizer.path.name}",
+        "sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+    }

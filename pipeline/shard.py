@@ -1,0 +1,193 @@
+"""The bytes of a dataset: write, open, check. The one module that knows the format; numpy alone is needed to read.
+
+A shard holds the documents of one source and split, back to back; it starts and ends with a document. Little-endian:
+
+    shard-00000.bin            token ids, uint16 (uint32 where the vocabulary exceeds 65,536), no header
+    shard-00000.bin.index      u64 per document: its end in tokens, counted from the shard's start (datatrove's index)
+    shard-00000.idx            Megatron-core's IndexedDataset, version 1, one sequence per document:
+                                 0  9 bytes   b"MMIDIDX\\0\\0"
+                                 9  u64       version = 1
+                                17  u8        dtype code: 8 = uint16, 4 = int32 (same bytes as uint32: ids < 2**31)
+                                18  u64       N, number of sequences
+                                26  u64       N + 1, length of the document indices
+                                34  int32[N]  sequence lengths in tokens
+                                    int64[N]  sequence starts in the .bin, in bytes
+                                  int64[N+1]  document indices 0, 1, ..., N
+    shard-00000.docs.parquet   per document, in order: raw_file, row, num_tokens, content_hash (16 bytes)
+
+Every document ends with the end-of-text id, which stands nowhere else. `dataset.json` is written last: a folder without
+it is not a dataset. Sources of the layouts: megatron/core/datasets/indexed_dataset.py, datatrove/utils/dataset.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.storage import checksum_file, open_new, read_json, write_file, write_json
+
+FORMAT_NAME = "tokenmill dataset"
+FORMAT_VERSION = 1
+DATASET_FILE = "dataset.json"
+REQUIRED_KEYS = ("tokenizer", "dtype", "document_rule", "content_hash", "mix", "sources")
+SPLITS = ("train", "validation", "test")
+LARGEST_UINT16_VOCABULARY = 65_536
+
+MEGATRON_HEADER = struct.Struct("<9sQBQQ")
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+MEGATRON_DTYPE_CODES = {"uint16": 8, "uint32": 4}
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The dtype of a shard's ids: little-endian uint16 where every id fits, else uint32."""
+    return np.dtype("<u2" if vocab_size <= LARGEST_UINT16_VOCABULARY else "<u4")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished shard, as dataset.json lists it. `path` is the .bin's, relative to the dataset's folder."""
+
+    path: str
+    bytes: int
+    tokens: int
+    documents: int
+    largest_id: int
+    xxh3_128: str
+    docs_xxh3_128: str
+
+
+def shard_name(source: str, split: str, number: int) -> str:
+    """The path of a shard's .bin relative to the dataset's folder."""
+    return f"{source}/{split}/shard-{number:05d}.bin"
+
+
+def index_path(bin_path: Path) -> Path:
+    """Where the cumulative document ends of a shard are."""
+    return bin_path.with_name(bin_path.name + ".index")
+
+
+def megatron_path(bin_path: Path) -> Path:
+    """Where the Megatron index of a shard is."""
+    return bin_path.with_suffix(".idx")
+
+
+def documents_path(bin_path: Path) -> Path:
+    """Where the table of a shard's documents is."""
+    return bin_path.with_suffix(".docs.parquet")
+
+
+def write_shard(
+    folder: Path, name: str, *, ids: np.ndarray, lengths: np.ndarray, documents: Mapping[str, np.ndarray]
+) -> Shard:
+    """Write one shard's four files and return its Shard record.
+
+    ids: the tokens of all documents, in the dataset's dtype. lengths: int64, tokens per document, each at least 1.
+    documents: the columns raw_file (uint32), row (uint64) and content_hash (two uint64), one entry per document.
+    Each file is whole or absent. Raises OSError where the disk refuses.
+    """
+    assert int(lengths.sum()) == len(ids) and (lengths > 0).all()
+    bin_path = folder / name
+    ends = np.cumsum(lengths, dtype="<u8")
+    write_file(bin_path, [memoryview(np.ascontiguousarray(ids)).cast("B")])
+    write_file(index_path(bin_path), [ends.tobytes()])
+    write_file(megatron_path(bin_path), megatron_index(ends, ids.dtype))
+    write_documents(documents_path(bin_path), lengths, documents)
+    return Shard(
+        path=name,
+        bytes=ids.nbytes,
+        tokens=len(ids),
+        documents=len(lengths),
+        largest_id=int(ids.max()),
+        xxh3_128=checksum_file(bin_path),
+        docs_xxh3_128=checksum_file(documents_path(bin_path)),
+    )
+
+
+def megatron_index(ends: np.ndarray, dtype: np.dtype) -> list[bytes]:
+    """The bytes of an .idx for documents that end at `ends` (uint64, tokens), in pieces."""
+    num_documents = len(ends)
+    starts = np.concatenate([[0], ends[:-1]]).astype("<i8")
+    header = MEGATRON_HEADER.pack(MEGATRON_MAGIC, 1, MEGATRON_DTYPE_CODES[dtype.name], num_documents, num_documents + 1)
+    lengths = np.diff(ends.astype("<i8"), prepend=0).astype("<i4")
+    indices = np.arange(num_documents + 1, dtype="<i8")
+    return [header, lengths.tobytes(), (starts * dtype.itemsize).tobytes(), indices.tobytes()]
+
+
+def write_documents(path: Path, lengths: np.ndarray, documents: Mapping[str, np.ndarray]) -> None:
+    """Write the table that leads from each document of a shard back to its raw file and row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    hashes = np.ascontiguousarray(documents["content_hash"])
+    table = pa.table(
+        {
+            "raw_file": pa.array(documents["raw_file"], pa.uint32()),
+            "row": pa.array(documents["row"], pa.uint64()),
+            "num_tokens": pa.array(lengths, pa.uint32()),
+            "content_hash": pa.Array.from_buffers(pa.binary(16), len(hashes), [None, pa.py_buffer(hashes)]),
+        }
+    )
+    with open_new(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def open_tokens(bin_path: Path, *, dtype: np.dtype, num_tokens: int) -> np.ndarray:
+    """The ids of a shard: a read-only map of the file, shape (num_tokens,). Nothing is read yet.
+
+    Raises FileNotFoundError, or ValueError where the file's size is not what dataset.json says.
+    """
+    check_size(bin_path, num_tokens * dtype.itemsize)
+    return np.memmap(bin_path, dtype=dtype, mode="r", shape=(num_tokens,))
+
+
+def open_document_ends(bin_path: Path, *, num_documents: int) -> np.ndarray:
+    """Where each document of a shard ends, in tokens: a read-only map, uint64, shape (num_documents,)."""
+    check_size(index_path(bin_path), num_documents * 8)
+    return np.memmap(index_path(bin_path), dtype="<u8", mode="r", shape=(num_documents,))
+
+
+def check_size(path: Path, expected_bytes: int) -> None:
+    """Raise where a file is missing or has another size than dataset.json says."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: dataset.json lists it. Copy it again, or rebuild with --replace")
+    found_bytes = path.stat().st_size
+    if found_bytes != expected_bytes:
+        raise ValueError(
+            f"{path} has {found_bytes:,} bytes, dataset.json says {expected_bytes:,}: "
+            "it was cut or changed. Copy it again, or rebuild with --replace"
+        )
+
+
+def write_dataset_json(folder: Path, content: Mapping[str, Any]) -> None:
+    """Finish a dataset. Everything that it lists must be on disk already."""
+    write_json(folder / DATASET_FILE, {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **content})
+
+
+def read_dataset_json(folder: Path | str) -> dict[str, Any]:
+    """What a finished dataset says about itself.
+
+    Raises FileNotFoundError where there is no finished dataset, ValueError where it is of a newer format or damaged.
+    """
+    path = Path(folder) / DATASET_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no finished dataset (no {DATASET_FILE}). Build one: "
+            f"python pipeline/build.py --mix slimpajama:0.7,starcoder:0.3 --out {folder}"
+        )
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
+        raise ValueError(f"{path} is not a tokenmill dataset: its format is not {FORMAT_NAME!r}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {content.get('format_version')}, this program reads {FORMAT_VERSION}: "
+            "update tokenmill"
+        )
+    missing = [key for key in REQUIRED_KEYS if key not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is damaged. Copy it again, or rebuild with --replace")
+    return content

@@ -1,0 +1,98 @@
+"""Files on a local disk: write them whole or not at all, and sum them. Knows no format.
+
+A file that exists under its final name is complete: it was written under a temporary name, synced, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+TEMPORARY_SUFFIX = ".tmp"
+READ_BYTES = 8 << 20
+
+
+@contextlib.contextmanager
+def open_new(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write; it appears at `path` only when the block ends well.
+
+    Raises OSError as the system does (a full disk, a read-only folder); then nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with naming(path), open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let a system error in the block say which file it is about: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, buffers: Iterable[Any]) -> None:
+    """Write bytes-like `buffers` one after the other to `path`, whole or not at all."""
+    with open_new(path) as file:
+        for buffer in buffers:
+            file.write(buffer)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Save an array as numpy does (.npy), whole or not at all. np.save would hide the system's error of a full disk."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    write_file(path, [header.getvalue(), np.ascontiguousarray(array).reshape(-1).view(np.uint8)])
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, its keys in their order, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_file(path, [text.encode(), b"\n"])
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError naming the file where it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): it was not written by this program, or is damaged") from error
+
+
+def checksum_file(path: Path) -> str:
+    """The xxh3-128 of a file, as 32 hex digits (https://github.com/Cyan4973/xxHash, canonical form)."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""The tables of a finished dataset: what came in, what went out, what was dropped and why.
+
+python pipeline/summary.py data/packed
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+if __package__ in (None, ""):  # started as `python pipeline/summary.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.output import BUILD_LOG
+from pipeline.progress import format_bytes, make_console
+from pipeline.shard import read_dataset_json
+
+COLUMNS = ("read", "kept", "excluded", "short", "duplicate_exact", "bad")
+
+
+@dataclass(frozen=True)
+class SummaryArguments:
+    """Print what a finished dataset holds, and what was dropped on the way."""
+
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """The dataset's folder."""
+
+
+def main() -> None:
+    """The command."""
+    arguments = tyro.cli(SummaryArguments)
+    try:
+        content = read_dataset_json(arguments.dataset)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print_summary(make_console(), arguments.dataset, content, seconds=read_build_seconds(arguments.dataset))
+
+
+def read_build_seconds(out: Path) -> float | None:
+    """How long the last build took, by its log; None where the log is gone."""
+    path = out / BUILD_LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    events = [json.loads(line) for line in lines]
+    return next((event["seconds"] for event in reversed(events) if event["event"] == "finished"), None)
+
+
+def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, seconds: float | None) -> None:
+    """Print a dataset's counts, and the speed of its build where its seconds are known."""
+    console.print(documents_table(content["sources"]))
+    console.print(tokens_table(content))
+    for name, source in content["sources"].items():
+        for reason, number in source["bad_reasons"].items():
+            console.print(f"{name}: {number:,} rows {reason}, listed in {out / name / 'drops'}")
+    tokenizer = content["tokenizer"]
+    console.print(
+        f"tokenizer {tokenizer['name']} ({tokenizer['vocab_size']:,} ids), documents framed by "
+        f"{content['document_rule']}, {content['dtype']}, content hash {content['content_hash'][:16]}",
+    )
+    if seconds is not None:
+        num_tokens = sum(source["counts"]["read"]["tokens"] for source in content["sources"].values())
+        num_bytes = sum(source["counts"]["read"]["bytes"] for source in content["sources"].values())
+        console.print(
+            f"built at {num_tokens / seconds:,.0f} tokens/s ({format_bytes(num_bytes / seconds)}/s of text) "
+            f"in {seconds:.1f} s, all stages together"
+        )
+    if content["sample"]:
+        console.print("This is a sample made from text on this computer, not the real corpora.")
+    console.print(f"dataset: {out}")
+
+
+def documents_table(sources: Mapping[str, Any]) -> Table:
+    """Documents by outcome, a row per source."""
+    table = Table(title="documents")
+    table.add_column("source")
+    for column in ("raw files", "text", *COLUMNS):
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, source in sources.items():
+        counts = source["counts"]
+        table.add_row(
+            name,
+            f"{len(source['raw_files']):,}",
+            format_bytes(counts["read"]["bytes"]),
+            *(f"{counts[column]['documents']:,}" for column in COLUMNS),
+        )
+    return table
+
+
+def tokens_table(content: Mapping[str, Any]) -> Table:
+    """Tokens and shards, a row per source and split."""
+    table = Table(title="tokens")
+    table.add_column("source")
+    for column in ("split", "documents", "tokens", "shards", "on disk", "weight"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, source in content["sources"].items():
+        for split, totals in source["splits"].items():
+            weight = f"{content['mix'][name]:.4g}" if split == "train" else ""
+            numbers = (f"{totals['documents']:,}", f"{totals['tokens']:,}", f"{len(totals['shards']):,}")
+            table.add_row(name, split, *numbers, format_bytes(totals["bytes"]), weight)
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Check every claim of a dataset.json again, from the bytes on disk.
+
+    python pipeline/verify.py data/packed
+    python pipeline/verify.py data/packed --raw data/raw --fraction 0.01
+
+With --raw the raw files are read once more and their documents encoded with the reference engine, id for id. Exit
+code 0 where all is as claimed, else 1 with a line for each thing that is wrong, and where. A later check relies on the
+earlier ones, so it waits until they find nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+if __package__ in (None, ""):  # started as `python pipeline/verify.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import tyro
+
+from pipeline.shard import SPLITS, read_dataset_json
+from pipeline.verify_claims import verify_claims, verify_shape
+from pipeline.verify_copies import verify_copies
+from pipeline.verify_drops import verify_drops
+from pipeline.verify_raw import verify_raw_files
+from pipeline.verify_rows import open_rows, verify_rows
+from pipeline.verify_shard import verify_split
+from pipeline.verify_source import claimed_sources
+
+MOST_PROBLEMS = 200  # shown: a seed that is wrong is wrong for every document
+
+Notice = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class VerifyArguments:
+    """Check every claim of a dataset.json again, from the bytes on disk. Exit code 1 where one is wrong."""
+
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """The dataset's folder."""
+    raw: Path | None = None
+    """Folder with the raw files that it was built from: their documents are encoded again and compared."""
+    fraction: float | None = None
+    """Share of the documents to encode again, chosen by --seed. Default: all. Needs --raw."""
+    seed: int = 0
+    """Which documents a --fraction takes."""
+
+
+def main() -> None:
+    """The command."""
+    arguments = tyro.cli(VerifyArguments)
+    num_problems = 0
+    try:
+        check_arguments(arguments)
+        content = read_dataset_json(arguments.dataset)
+        for problem in itertools.islice(find_problems(arguments, content), MOST_PROBLEMS):
+            print(f"WRONG  {problem}", flush=True)
+            num_problems += 1
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if num_problems:
+        stopped = ", and it stopped there" if num_problems == MOST_PROBLEMS else ""
+        sys.exit(f"{arguments.dataset}: {num_problems:,} things are wrong{stopped}")
+    print(summarise(arguments, content))
+
+
+def check_arguments(arguments: VerifyArguments) -> None:
+    """Raise ValueError for a --fraction that makes no sense."""
+    fraction = arguments.fraction
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise ValueError(f"--fraction must be from 0 to 1, found {fraction}")
+    if fraction is not None and arguments.raw is None:
+        raise ValueError("--fraction is a share of the documents to encode again: give --raw, their raw files' folder")
+
+
+def find_problems(arguments: VerifyArguments, content: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong, one text each, with the raw files only where the dataset itself is all right."""
+    num_problems = 0
+    for problem in verify_dataset(arguments.dataset, content, notice=print_notice):
+        num_problems += 1
+        yield problem
+    if arguments.raw is not None and not num_problems:
+        fraction = 1.0 if arguments.fraction is None else arguments.fraction
+        yield from verify_raw_files(
+            arguments.dataset, content, raw=arguments.raw, fraction=fraction, seed=arguments.seed, notice=print_notice
+        )
+
+
+def print_notice(text: str) -> None:
+    """Say how far it is, at once also where the output goes to a file."""
+    print(text, flush=True)
+
+
+def summarise(arguments: VerifyArguments, content: Mapping[str, Any]) -> str:
+    """What was found right, in one line."""
+    splits = [split for source in content["sources"].values() for split in source["splits"].values()]
+    totals = {what: sum(split[what] for split in splits) for what in ("documents", "tokens")}
+    num_shards = sum(len(split["shards"]) for split in splits)
+    checked = (
+        f"{arguments.dataset}: all right: {num_shards:,} shards, {totals['documents']:,} documents, "
+        f"{totals['tokens']:,} tokens"
+    )
+    if arguments.raw is None:
+        return f"{checked} (not compared with the raw files: --raw)"
+    share = "all" if arguments.fraction is None else f"{arguments.fraction:.4g}"
+    return f"{checked}; {share} of the documents encoded again from {arguments.raw}"
+
+
+def verify_dataset(folder: Path, content: Mapping[str, Any], *, notice: Notice | None = None) -> Iterator[str]:
+    """What is wrong, one text each. `notice` is told when a source is done."""
+    problems = list(verify_shape(content))
+    yield from problems
+    if problems:
+        return
+    problems = list(verify_claims(folder, content))
+    yield from problems
+    if set(content["settings"]["source_order"]) != set(content["sources"]):
+        return
+    found_any = bool(problems)
+    for problem in verify_files_of_sources(folder, content, notice=notice or (lambda text: None)):
+        found_any = True
+        yield problem
+    if found_any:
+        return
+    with open_rows(folder, content) as rows:
+        yield from verify_rows(rows)
+    if content["settings"]["dedup"] == "exact":
+        yield from verify_copies(folder, claimed_sources(content))
+
+
+def verify_files_of_sources(folder: Path, content: Mapping[str, Any], *, notice: Notice) -> Iterator[str]:
+    """What is wrong with the shards and drops of each source."""
+    sources = claimed_sources(content)
+    for source in sources:
+        started = time.monotonic()
+        for split in sorted(source.entry["splits"].keys() & set(SPLITS)):  # any other is a false claim already
+            yield from verify_split(folder, source, split, content)
+        yield from verify_drops(folder, source, {other.name: other for other in sources})
+        num_documents = sum(split["documents"] for split in source.entry["splits"].values())
+        seconds = time.monotonic() - started
+        notice(
+            f"shards  {source.name:12} {len(source.shards):>6,} shards  {num_documents:>13,} documents  {seconds:.1f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Compare a dataset with the raw files that it was built from: every row accounted for, the ids encoded again.
+
+The reference engine encodes, document by document; what the build's own engine made must be the same, id for id. Holds
+one batch of a raw file, what the dataset says of its rows (see verify_rows.py), and maps of OPEN_SHARDS shards.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.document_batch import BadRow, DocumentBatch
+from pipeline.ingest import IngestSettings, TaskFile, find_excluded, read_file, text_buffers
+from pipeline.kernels import HASH_SEEDS, hash_documents
+from pipeline.manifest import RawFile, find_subset
+from pipeline.order import derive_key, scramble
+from pipeline.plan import PlannedSource, hash_raw_files
+from pipeline.sample_record import is_sample
+from pipeline.shard import SPLITS, open_document_ends, open_tokens
+from pipeline.token_file import DROP_REASONS
+from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.verify_rows import SourceRows, open_rows, verify_rows
+from pipeline.verify_source import ROW_BITS, ROW_MASK, ClaimedSource
+
+NO_REASON = DROP_REASONS.index("duplicate_exact")  # nothing in a document itself is a reason to drop it
+EXCLUDED_OR_NOT = ("not of an excluded subset", "of an excluded subset")
+OPEN_SHARDS = 200  # two files each; a process may often have 1,024 open
+
+
+def verify_raw_files(
+    folder: Path,
+    content: Mapping[str, Any],
+    *,
+    raw: Path,
+    fraction: float,
+    seed: int,
+    notice: Callable[[str], object] | None = None,
+) -> Iterator[str]:
+    """What in the raw files disagrees with a dataset that is all right in itself, one text each.
+
+    raw: the folder with a folder per source. fraction: the share of documents whose ids are made again, chosen by seed;
+    that each row is accounted for, with the same text, is checked for all. `notice` is told when a source is done.
+    Raises ValueError or OSError for a raw file that is missing or cannot be read.
+    """
+    claims = content["tokenizer"]
+    tokenizer = load_tokenizer(folder / claims["file"], engine="reference", sha256=claims["sha256"])
+    if content["sample"] != is_sample(raw):
+        yield f"{raw}: its sample.json, or that it has none, is not what sample in dataset.json says"
+    with open_rows(folder, content) as rows:
+        yield from verify_rows(rows)
+        for of_source in rows:
+            started = time.monotonic()
+            check = SourceCheck(
+                folder, content, of_source, tokenizer, fraction=fraction, key=derive_key("verify", seed)
+            )
+            yield from check.verify(raw / of_source.source.name)
+            if notice:
+                files, seconds = f"{of_source.source.num_raw_files:>6,} files ", time.monotonic() - started
+                notice(f"raw     {check.source.name:12} {files}  {check.num_rows:>13,} rows       {seconds:.1f} s")
+
+
+class SourceCheck:
+    """Checks the raw files of one source, batch by batch."""
+
+    def __init__(
+        self,
+        folder: Path,
+        content: Mapping[str, Any],
+        rows: SourceRows,
+        tokenizer: Tokenizer,
+        *,
+        fraction: float,
+        key: int,
+    ):
+        self.folder, self.content, self.rows, self.tokenizer = folder, content, rows, tokenizer
+        self.source: ClaimedSource = rows.source
+        self.fraction, self.key = fraction, np.uint64(key)
+        self.dtype = np.dtype(content["dtype"]).newbyteorder("<")
+        self.settings = ingest_settings(self.source, content, tokenizer)
+        self.num_rows = self.num_kept_bytes = 0
+        self.open_shard = functools.lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
+
+    def _open_shard(self, number: int) -> tuple[Path, np.ndarray, np.ndarray]:
+        _, shard = self.source.shards[number]
+        path = self.folder / shard["path"]
+        tokens = open_tokens(path, dtype=self.dtype, num_tokens=shard["tokens"])
+        return path, tokens, open_document_ends(path, num_documents=shard["documents"])
+
+    def verify(self, raw: Path) -> Iterator[str]:
+        """What is wrong with the source's raw files, in the folder `raw`."""
+        paths = self.source.entry["raw_files"]
+        missing = [path for path in paths if not (raw / path).is_file()]
+        if missing:
+            yield f"{raw / missing[0]} is missing, and {len(missing) - 1:,} more raw files: dataset.json lists them"
+            return
+        splits = [SPLITS[index] for index in self.source.file_splits]
+        files = tuple(
+            RawFile(path, split, (raw / path).stat().st_size, find_subset(path, self.source.source))
+            for path, split in zip(paths, splits, strict=True)
+        )
+        planned = PlannedSource(self.source.source, raw, self.settings.exclude, 0.0, files)
+        if hash_raw_files(planned) != self.source.settings["raw_files"][self.source.name]:
+            yield f"{raw}: the raw files are not those of which settings.raw_files holds the digest"
+        for number, file in enumerate(files):
+            yield from self.verify_file(TaskFile(number, str(raw / file.path), file.split, file.subset))
+        claimed = self.source.entry["counts"]["kept"]["bytes"]
+        if self.num_kept_bytes != claimed:
+            found = self.num_kept_bytes
+            yield f"{self.source.name}: the documents kept have {found:,} bytes, dataset.json says {claimed:,}"
+
+    def verify_file(self, file: TaskFile) -> Iterator[str]:
+        """What is wrong with the rows of one raw file. Each row that it has is listed, and no other."""
+        base = file.number << ROW_BITS
+        first = base
+        for batch in read_file(file, self.settings):
+            found = np.union1d(batch.rows, np.array([bad.row for bad in batch.bad_rows], np.uint64))
+            if not len(found):
+                continue
+            last = base + int(found[-1]) + 1
+            kept, dropped = self.rows.kept.read(first, last), self.rows.dropped.read(first, last)
+            first = last
+            self.num_rows += len(found)
+            listed = np.union1d(kept["key"], dropped["key"]) - np.uint64(base)
+            for row in np.setdiff1d(found, listed).tolist():
+                yield f"{file.path} row {row}: neither in a shard nor in drops/"
+            for row in np.setdiff1d(listed, found).tolist():
+                yield f"{file.path} row {row}: in a shard or in drops/, but the file has no such row"
+            yield from self.verify_bad_rows(batch.bad_rows, dropped, file)
+            if len(batch.rows):
+                yield from self.verify_documents(batch, kept, dropped, file)
+        end = base + (1 << ROW_BITS)
+        num_more = self.rows.kept.count(first, end) + self.rows.dropped.count(first, end)
+        if num_more:
+            yield f"{file.path}: ends before row {first - base:,}, but {num_more:,} more rows are in shards or drops/"
+
+    def verify_bad_rows(self, bad_rows: list[BadRow], dropped: np.ndarray, file: TaskFile) -> Iterator[str]:
+        """That each bad row is listed, with its reason and size."""
+        keys = np.array([file.number << ROW_BITS | bad.row for bad in bad_rows], np.uint64)
+        at, is_dropped = look_up(dropped["key"], keys)
+        for index, bad in enumerate(bad_rows):
+            drop = dropped[at[index]] if is_dropped[index] else None
+            reason = "a document" if drop is None else DROP_REASONS[drop["reason"]]
+            if reason != bad.reason:
+                yield f"{file.path} row {bad.row}: {bad.reason}, but the dataset says {reason}"
+            elif drop["num_bytes"] != bad.num_bytes:
+                yield f"{file.path} row {bad.row}: {bad.num_bytes:,} bytes, but drops/ says {drop['num_bytes']:,}"
+
+    def verify_documents(
+        self, batch: DocumentBatch, kept: np.ndarray, dropped: np.ndarray, file: TaskFile
+    ) -> Iterator[str]:
+        """That each document is where the dataset says, with its text and ids, or dropped for the reason given."""
+        documents = describe_documents(batch, self.settings)
+        keys = np.uint64(file.number << ROW_BITS) | batch.rows
+        at, is_kept = look_up(kept["key"], keys)
+        self.num_kept_bytes += int(documents.num_bytes[is_kept].sum())
+        has_text = np.zeros(len(keys), bool)
+        has_text[is_kept] = (kept["content_hash"][at[is_kept]] == documents.hashes[is_kept]).all(axis=1)
+        for index in np.flatnonzero(is_kept & ~has_text):
+            yield f"{file.path} row {batch.rows[index]}: its text is not the one that the dataset holds"
+        for index in np.flatnonzero(is_kept & (documents.reasons != NO_REASON)):
+            yield f"{file.path} row {batch.rows[index]}: kept, but it is {DROP_REASONS[documents.reasons[index]]}"
+        yield from self.verify_drops(documents, keys, dropped, file)
+        chosen = np.flatnonzero(has_text & self.choose(documents.hashes))
+        for index in chosen[np.argsort(kept["shard"][at[chosen]], kind="stable")]:  # each shard's in one go
+            where = f"{file.path} row {batch.rows[index]}"
+            yield from self.verify_ids(batch.texts[int(index)].as_py(), kept[at[index]], where)
+
+    def choose(self, hashes: np.ndarray) -> np.ndarray:
+        """Which documents' ids are made again."""
+        return scramble(hashes[:, 0] ^ self.key) >> np.uint64(11) < np.uint64(self.fraction * 2**53)
+
+    def verify_drops(
+        self, documents: Documents, keys: np.ndarray, dropped: np.ndarray, file: TaskFile
+    ) -> Iterator[str]:
+        """That each dropped document went for the reason that holds, and a duplicate for one with its text."""
+        at, is_dropped = look_up(dropped["key"], keys)
+        copies = self.rows.copies.read(int(keys[0]), int(keys[-1]) + 1)
+        copy_at, has_partner = look_up(copies["key"], keys)
+        for index in np.flatnonzero(is_dropped):
+            drop = dropped[at[index]]
+            reason, expected = DROP_REASONS[drop["reason"]], documents.reasons[index]
+            num_bytes, num_chars = documents.num_bytes[index], documents.num_chars[index]
+            is_copy = has_partner[index] and (copies["content_hash"][copy_at[index]] == documents.hashes[index]).all()
+            problem = None
+            if reason.startswith("bad_"):
+                problem = "it is a document"
+            elif reason == "duplicate_exact" and not is_copy:
+                problem = "its partner has another text"
+            elif reason != DROP_REASONS[expected]:
+                problem = (
+                    f"it has {num_chars:,} characters and is {EXCLUDED_OR_NOT[DROP_REASONS[expected] == 'excluded']}"
+                )
+            elif drop["num_bytes"] != num_bytes:
+                problem = f"with {drop['num_bytes']:,} bytes, and it has {num_bytes:,}"
+            if problem:
+                yield f"{file.path} row {int(keys[index]) & ROW_MASK}: dropped as {reason}, but {problem}"
+
+    def verify_ids(self, text: str, kept: np.void, where: str) -> Iterator[str]:
+        """That a shard holds exactly the ids that the reference engine makes of a text, framed."""
+        path, tokens, ends = self.open_shard(int(kept["shard"]))
+        document = int(kept["document"])
+        found = tokens[int(ends[document - 1]) if document else 0 : int(ends[document])]
+        frame = [self.tokenizer.bos_id] if self.content["document_rule"] == "bos+eos" else []
+        expected = [*frame, *self.tokenizer.encode(text), self.tokenizer.eos_id]
+        if len(found) != len(expected) or not np.array_equal(found, np.array(expected, self.dtype)):
+            same = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found))
+            yield (
+                f"{where}: document {document:,} of {path} has {len(found):,} ids, the reference engine makes "
+                f"{len(expected):,}; they differ from id {same:,} on"
+            )
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What a batch's texts are, an entry each. reasons: why each would be dropped, or NO_REASON."""
+
+    hashes: np.ndarray
+    num_bytes: np.ndarray
+    num_chars: np.ndarray
+    reasons: np.ndarray
+
+
+def describe_documents(batch: DocumentBatch, settings: IngestSettings) -> Documents:
+    """The Documents of a batch."""
+    data, offsets = text_buffers(batch.texts)
+    num_chars = pc.utf8_length(batch.texts).to_numpy(zero_copy_only=False)
+    reasons = np.full(len(batch.rows), NO_REASON)
+    reasons[num_chars < max(settings.min_chars, 1)] = DROP_REASONS.index("short")
+    reasons[find_excluded(batch, settings.exclude)] = DROP_REASONS.index("excluded")
+    return Documents(hash_documents(data, offsets, np.array(HASH_SEEDS)), np.diff(offsets), num_chars, reasons)
+
+
+def ingest_settings(source: ClaimedSource, content: Mapping[str, Any], tokenizer: Tokenizer) -> IngestSettings:
+    """The settings with which the source's raw files are read as its build read them."""
+    settings = content["settings"]
+    return IngestSettings(
+        text_field=source.source.text_field,
+        subset_field=source.source.subset_field,
+        exclude=tuple(settings["exclude"][source.name]),
+        min_chars=settings["min_chars"],
+        valid_fraction=source.valid_fraction,
+        seed=settings["seed"],
+        tokenizer=str(tokenizer.path),
+        tokenizer_sha256=tokenizer.sha256,
+        engine="reference",
+        document_rule=content["document_rule"],
+        dtype=content["dtype"],
+    )
+
+
+def look_up(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each wanted key stands in sorted keys, and whether it does."""
+    if not len(keys):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return at, keys[at] == wanted

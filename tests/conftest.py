@@ -1,0 +1,78 @@
+"""What several test files need: the shared data, a small tokenizer, and the build command run in this process."""
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run: a test that fails fails again. `HYPOTHESIS_PROFILE=explore` draws new ones.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("explore", max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Real tokenizers and texts, which are not part of the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real tokenizers and texts of ../shared/data")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def named_tokenizers(shared_data, monkeypatch):
+    """llama2 and gpt2 by name."""
+    monkeypatch.setenv("TOKENMILL_TOKENIZERS", str(shared_data / "tokenizers"))
+
+
+@pytest.fixture(scope="session")
+def sample_model(tmp_path_factory):
+    """The path of a small SentencePiece model, trained on this repository's own code."""
+    from pipeline.tokenizer_training import train_sample_tokenizer
+
+    texts = [path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "pipeline").glob("*.py"))]
+    path = tmp_path_factory.mktemp("tokenizer") / "small.model"
+    path.write_bytes(train_sample_tokenizer(texts, vocab_size=600))
+    return path
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    error: str
+
+
+@pytest.fixture
+def run_build(capsys, monkeypatch):
+    """The build command as a function of its flags, run in this process."""
+    from pipeline.build import main
+
+    def run(flags, *paths):
+        monkeypatch.setattr("sys.argv", ["build.py", *shlex.split(flags), *map(str, paths)])
+        try:
+            main()
+            code, message = 0, ""
+        except SystemExit as stop:
+            code, message = (0, "") if stop.code is None else (1, str(stop.code))
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err + message)
+
+    return run
+
+
+def write_rows(path, rows):
+    """Write a JSON lines file: each row an object, or bytes as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path

@@ -1,0 +1,167 @@
+"""Reading: every window once per epoch, an order that depends on the seed alone, exact shares, honest boundaries."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from conftest import write_rows
+
+from pipeline.dataset import PackedDataset
+
+SEQ_LEN = 32
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory, sample_model):
+    """A dataset of two sources in several shards each, built by the build's own code."""
+    from rich.console import Console
+
+    from pipeline.build import BuildArguments, build
+
+    folder = tmp_path_factory.mktemp("packed")
+    rng = np.random.default_rng(1)
+    for source, num_documents in (("web", 300), ("code", 120)):
+        rows = [{"text": " ".join(rng.choice(["a", "bc", "def", "\n"], 50))} for _ in range(num_documents)]
+        write_rows(folder / f"raw/{source}/a.jsonl", rows)
+    arguments = BuildArguments(
+        mix="web:0.7,code:0.3", raw=folder / "raw", out=folder / "out", tokenizer=str(sample_model),
+        shard_tokens=3000, valid_fraction=0.05, workers=1,
+    )  # fmt: skip
+    build(arguments, Console(quiet=True))
+    return folder / "out"
+
+
+@pytest.fixture
+def dataset(packed):
+    return PackedDataset(packed, seq_len=SEQ_LEN)
+
+
+def test_one_epoch_of_a_source_visits_every_window_once(dataset):
+    for index, source in enumerate(dataset.sources):
+        num_windows = dataset.num_windows(source)
+        positions = np.flatnonzero(dataset.source_indices(np.arange(10 * len(dataset))) == index)
+        for epoch in range(2):
+            _, windows = dataset.locate(positions[epoch * num_windows : (epoch + 1) * num_windows])
+            assert sorted(windows.tolist()) == list(range(num_windows))
+    assert sum(len(windows.shards) for windows in dataset.windows.values()) > 5
+
+
+def test_epochs_have_different_orders(dataset):
+    num_windows = dataset.num_windows("code")
+    index = dataset.sources.index("code")
+    positions = np.flatnonzero(dataset.source_indices(np.arange(20 * len(dataset))) == index)
+    first, second = (dataset.locate(positions[e * num_windows :][:num_windows])[1].tolist() for e in (0, 1))
+    assert first != second != list(range(num_windows))
+
+
+def test_windows_of_a_shard_cover_it_and_share_one_token(dataset):
+    for source in dataset.sources:
+        windows = dataset.windows[source]
+        for shard in range(len(windows.shards)):
+            tokens = windows.shard_tokens(shard)
+            numbers = range(int(windows.first_windows[shard]), int(windows.first_windows[shard + 1]))
+            inputs = np.concatenate([dataset.window(source, number)[:-1] for number in numbers])
+            assert np.array_equal(inputs, tokens[: len(inputs)])
+            assert dataset.window(source, numbers[-1])[-1] == tokens[len(inputs)]
+            assert len(tokens) - len(inputs) - 1 < SEQ_LEN
+        read = windows.num_windows * SEQ_LEN + len(windows.shards)
+        assert windows.num_unread_tokens == windows.num_tokens - read
+
+
+def test_samples_equal_sample_and_the_view_is_not_a_copy(dataset):
+    positions = [5, 0, 5, len(dataset) + 7, 10**12]
+    batch = dataset.samples(positions)
+    assert batch.dtype == np.uint16
+    assert batch.shape == (5, SEQ_LEN + 1)
+    for row, position in zip(batch, positions, strict=True):
+        assert np.array_equal(row, dataset.sample(position))
+    view = dataset[3]
+    assert isinstance(view.base, np.memmap) or isinstance(view, np.memmap)
+    out = np.zeros((2, SEQ_LEN + 1), np.uint16)
+    assert dataset.samples([1, 2], out=out) is out
+    assert np.array_equal(out[0], dataset[1])
+
+
+def test_the_order_depends_on_seed_and_nothing_else(packed, dataset):
+    positions = np.arange(50)
+    same = PackedDataset(packed, seq_len=SEQ_LEN).samples(positions)
+    assert np.array_equal(dataset.samples(positions), same)
+    one_by_one = np.stack([dataset.sample(int(position)) for position in positions[::-1]])[::-1]
+    assert np.array_equal(one_by_one, same)
+    assert not np.array_equal(PackedDataset(packed, seq_len=SEQ_LEN, seed=1).samples(positions), same)
+
+
+def test_shares_are_exact_at_every_position(dataset):
+    sources = dataset.source_indices(np.arange(2000))
+    for index, weight in enumerate(dataset.weights):
+        counts = np.cumsum(sources == index)
+        assert np.abs(counts - weight * np.arange(1, 2001)).max() < 2
+    assert dict(zip(dataset.sources, dataset.weights, strict=True)) == {"web": 0.7, "code": 0.3}
+
+
+def test_another_mix_changes_shares_without_a_rebuild(packed):
+    dataset = PackedDataset(packed, seq_len=SEQ_LEN, mix={"code": 1.0, "web": 0.0})
+    assert {dataset.sources[index] for index in dataset.source_indices(np.arange(100))} == {"code"}
+
+
+def test_document_ends_are_where_end_of_text_stands(dataset):
+    for position in range(200):
+        inputs = dataset.sample(position)[:-1]
+        ends = np.flatnonzero(inputs == dataset.eos_id) + 1
+        expected = sorted({*ends.tolist(), SEQ_LEN})
+        assert dataset.document_ends(position).tolist() == expected
+
+
+def test_the_length_is_the_first_epoch_of_the_first_source_to_end(dataset):
+    draws = np.bincount(dataset.source_indices(np.arange(len(dataset))), minlength=2)
+    windows = [dataset.num_windows(source) for source in dataset.sources]
+    assert all(draw <= number for draw, number in zip(draws, windows, strict=True))
+    after = np.bincount(dataset.source_indices(np.arange(len(dataset) + 1)), minlength=2)
+    assert any(draw > number for draw, number in zip(after, windows, strict=True))
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+def test_it_travels_to_worker_processes_and_to_other_folders(packed, dataset, tmp_path):
+    dataset.sample(0)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert np.array_equal(again.sample(7), dataset.sample(7))
+    shutil.copytree(packed, tmp_path / "moved")
+    moved = PackedDataset(tmp_path / "moved", seq_len=SEQ_LEN)
+    assert moved.fingerprint == dataset.fingerprint
+    assert np.array_equal(moved.sample(7), dataset.sample(7))
+
+
+def test_validation_is_read_like_train(packed):
+    dataset = PackedDataset(packed, seq_len=SEQ_LEN, split="validation")
+    assert set(dataset.splits) == {"train", "validation"}
+    assert all(dataset.num_windows(source) > 0 for source in dataset.sources)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"split": "test"}, "has no split 'test'"),
+        ({"mix": {"books": 1.0}}, "has no source 'books': it has web, code"),
+        ({"mix": {"web": -1.0}}, "weights must be 0 or more"),
+        ({"mix": {"web": 0.0}}, "weights must be 0 or more"),
+        ({"seq_len": 10**6}, "too few for a window of seq_len 1000000"),
+        ({"seq_len": 0}, "seq_len must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_read_as_asked_is_refused(packed, wrong, expected):
+    with pytest.raises(ValueError, match=expected):
+        PackedDataset(packed, **{"seq_len": SEQ_LEN, **wrong})
+
+
+def test_a_missing_dataset_and_a_cut_shard_are_named(packed, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no finished dataset"):
+        PackedDataset(tmp_path, seq_len=SEQ_LEN)
+    shutil.copytree(packed, tmp_path / "cut")
+    path = tmp_path / "cut/web/train/shard-00000.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"shard-00000\.bin has .* bytes, dataset\.json says"):
+        PackedDataset(tmp_path / "cut", seq_len=SEQ_LEN).samples(range(200))
+    with pytest.raises(IndexError):
+        PackedDataset(packed, seq_len=SEQ_LEN).samples([-1])

@@ -1,0 +1,102 @@
+"""Workers: results are recorded, errors and deaths are named."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from pipeline.jobs import Workers
+
+
+@dataclass(frozen=True)
+class Step:
+    """A task that does as its name says."""
+
+    name: str
+    folder: str = ""
+
+    @property
+    def subject(self):
+        return f"the step {self.name}"
+
+
+def act(step):
+    if step.name == "bad input":
+        raise ValueError("row 3 is wrong")
+    if step.name == "bug":
+        raise KeyError("oops")
+    if step.name == "die" or (step.name == "die once" and not Path(step.folder, "died").exists()):
+        Path(step.folder, "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"name": step.name, "pid": os.getpid()}
+
+
+def run(names, folder, workers):
+    said = []
+    steps = [Step(name, str(folder)) for name in names]
+    with Workers(workers, notice=said.append) as pool:
+        return {task.name: result for task, result in pool.run(act, steps, records=folder / "records")} | {"said": said}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_are_recorded_and_not_made_again(tmp_path, workers):
+    first = run(["a", "b", "c"], tmp_path, workers)
+    assert sorted(first) == ["a", "b", "c", "said"]
+    (tmp_path / "records/b.json").unlink()
+    second = run(["a", "b", "c"], tmp_path, workers)
+    assert second["a"] == first["a"]
+    assert second["b"]["pid"] == os.getpid()  # one task alone needs no worker
+
+
+def test_bad_input_in_a_worker_comes_back_as_its_own_message(tmp_path):
+    with pytest.raises(ValueError, match="^row 3 is wrong$"):
+        run(["a", "bad input", "c"], tmp_path, 2)
+
+
+def test_a_broken_task_is_named_with_its_traceback(tmp_path):
+    with pytest.raises(RuntimeError, match="(?s)task bug .* broke.*KeyError"):
+        run(["a", "bug"], tmp_path, 2)
+
+
+def test_a_task_whose_worker_died_is_tried_once_more(tmp_path):
+    results = run(["a", "die once", "b", "c"], tmp_path, 2)
+    assert {"a", "die once", "b", "c"} <= results.keys()
+    (said,) = results["said"]
+    assert "the worker of task die once (the step die once) died by signal 9" in said
+
+
+def test_a_task_that_kills_two_workers_stops_the_run_with_its_subject(tmp_path):
+    with pytest.raises(RuntimeError, match=r"task die \(the step die\) died by signal 9 .*for the second time"):
+        run(["a", "die", "b"], tmp_path, 2)
+
+
+def test_the_workers_end_with_their_parent(tmp_path):
+    script = (
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from pipeline.jobs import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    workers = Workers(2, notice=print); workers._start(2)\n"
+        "    print(*[process.pid for process in workers.processes.values()], flush=True); time.sleep(60)"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "parent.py"), str(REPOSITORY)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,45 @@
+"""The compiled loops against the libraries and plain Python."""
+
+import numpy as np
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.kernels import HASH_SEEDS, frame_documents, hash_documents, scatter_documents
+
+SEEDS = np.array(HASH_SEEDS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(st.binary(max_size=100), max_size=5), skipped=st.integers(0, 9))
+def test_content_hashes_are_xxh64_with_two_seeds(texts, skipped):
+    data = np.frombuffer(b"x" * skipped + b"".join(texts), np.uint8)
+    offsets = np.cumsum([skipped, *map(len, texts)])
+    hashes = hash_documents(data, offsets, SEEDS)
+    expected = [[xxhash.xxh64_intdigest(text, int(seed)) for seed in SEEDS] for text in texts]
+    assert hashes.tolist() == expected
+
+
+def frame(documents, bos, eos, dtype=np.uint16):
+    ids = np.array([token for document in documents for token in document], np.uint32)
+    offsets = np.cumsum([0, *map(len, documents)])
+    out = np.zeros(len(ids) + len(documents) * (1 + (bos >= 0)), dtype)
+    return frame_documents(ids, offsets, bos, eos, out), out.tolist()
+
+
+def test_documents_are_framed_by_the_rule():
+    assert frame([[5, 6], [], [7]], 1, 2) == (-1, [1, 5, 6, 2, 1, 2, 1, 7, 2])
+    assert frame([[5, 6], [], [7]], -1, 2) == (-1, [5, 6, 2, 2, 7, 2])
+    assert frame([[70_000]], -1, 2, np.uint32) == (-1, [70_000, 2])
+
+
+def test_a_document_that_holds_a_control_id_is_found():
+    assert frame([[5], [6, 2], [2]], -1, 2)[0] == 1
+    assert frame([[5], [6], [1]], 1, 2)[0] == 2
+
+
+def test_documents_are_scattered_to_their_targets():
+    out = np.zeros(6, np.uint16)
+    tokens = np.array([9, 1, 2, 3, 4, 5, 9], np.uint16)
+    scatter_documents(tokens, np.array([1, 4]), np.array([3, 2], np.uint32), np.array([3, 0]), out)
+    assert out.tolist() == [4, 5, 0, 1, 2, 3]

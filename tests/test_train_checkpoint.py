@@ -1,0 +1,157 @@
+"""Checkpoints: found by number, complete or absent, kept or dropped, refused for another run."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import train.checkpoint as checkpoint
+from model.config import named_size
+from model.transformer import Transformer
+from train.checkpoint import (
+    Manifest,
+    find_checkpoints,
+    list_changes,
+    load_weights,
+    read_manifest,
+    refuse_other_run,
+    save_checkpoint,
+)
+from train.config import TrainConfig
+from train.distributed import start_ranks, stop_ranks
+from train.optim import build_optimizer
+
+CONFIG = replace(named_size("demo"), vocab_size=64, hidden_size=24, intermediate_size=32, num_layers=1)
+MANIFEST = Manifest(
+    step=1, position=8, tokens=128, tokens_per_source={"prose": 128}, dataset={"fingerprint": "ab" * 16},
+    mix={"prose": 1.0}, model=CONFIG.__dict__, config=TrainConfig().as_json(), files={},
+)  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    start_ranks("cpu")
+    model = Transformer(CONFIG, attention_backend="sdpa")
+    model.init_weights(0)
+    yield model
+    stop_ranks(in_order=True)
+
+
+def save(run_folder, model, step, keep=2):
+    return save_checkpoint(
+        run_folder,
+        manifest=replace(MANIFEST, step=step),
+        model=model,
+        optimizer=build_optimizer(model, TrainConfig()),
+        keep=keep,
+    )
+
+
+def test_the_newest_checkpoint_is_the_largest_number_and_not_the_last_name(tmp_path):
+    for step in (999_999_999, 1_000_000_000, 5):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text("{}")
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000005", "step-999999999", "step-1000000000"]
+
+
+def test_a_folder_without_a_manifest_and_a_temporary_one_are_no_checkpoints(tmp_path):
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000002.tmp").mkdir()
+    assert find_checkpoints(tmp_path) == []
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path, model):
+    for step in (1, 2, 3):
+        save(tmp_path, model, step)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_save_that_dies_half_way_leaves_the_previous_checkpoint(tmp_path, model, monkeypatch):
+    first = save(tmp_path, model, 1)
+
+    def write_half_and_die(state, checkpoint_id):
+        (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.dcp, "save", write_half_and_die)
+        save(tmp_path, model, 2)
+    assert find_checkpoints(tmp_path) == [first]
+    save(tmp_path, model, 2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_weights_come_back_in_one_process_with_what_the_manifest_says(tmp_path, model):
+    folder = save(tmp_path, model, 7)
+    manifest = read_manifest(folder)
+    assert manifest == replace(MANIFEST, step=7, files=manifest.files)
+    again = Transformer(manifest.model_config, attention_backend="sdpa")
+    load_weights(folder, again)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": MANIFEST.model | {"num_layers": 9}}, "holds a model with num_layers 1, not 9"),
+        ({"dataset": {"fingerprint": "cd" * 16}}, "trained on the dataset abababababababab, and this is cdcd"),
+        ({"config": MANIFEST.config | {"seed": 5}}, "trained with seed 0, not 5"),
+        ({"config": MANIFEST.config | {"document_mask": False}}, "trained with document_mask True, not False"),
+        ({"mix": {"prose": 0.5, "code": 0.5}}, r"trained with the mix {'prose': 1.0}, not {'prose': 0.5, 'code': 0.5}"),
+    ],
+)
+def test_another_run_is_refused_in_one_line(change, message):
+    with pytest.raises(ValueError, match=message):
+        refuse_other_run(MANIFEST, current=replace(MANIFEST, **change), run_folder="runs/demo")
+
+
+def cut_short(folder):
+    shard = folder / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def fill_with_zeros(folder):
+    shard = folder / "__0_0.distcp"
+    shard.write_bytes(bytes(shard.stat().st_size))
+
+
+def rename_a_key(folder):
+    path = folder / "checkpoint.json"
+    path.write_text(path.read_text().replace('"num_layers"', '"layers"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_short, "__0_0.distcp is not the .* bytes that were written"),
+        (
+            lambda folder: (folder / "__0_0.distcp").write_bytes(b""),
+            "__0_0.distcp is not the .* bytes that were written",
+        ),
+        (fill_with_zeros, "__0_0.distcp is not the .* bytes that were written"),
+        (lambda folder: (folder / ".metadata").unlink(), ".metadata is missing"),
+        (lambda folder: (folder / "checkpoint.json").write_text('{"step": '), "checkpoint.json is not JSON"),
+        (lambda folder: (folder / "checkpoint.json").write_text("[]"), "checkpoint.json has no format_version"),
+        (rename_a_key, "checkpoint.json does not have the sha256 that it names"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_with_its_folder_and_file(tmp_path, model, damage, message):
+    folder = save(tmp_path, model, 7)
+    damage(folder)
+    with pytest.raises(ValueError, match=rf"step-00000007 is damaged, {message}.*: delete that folder"):
+        load_weights(folder, model)
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_with_both_numbers(tmp_path, model):
+    folder = save(tmp_path, model, 7)
+    (folder / "checkpoint.json").write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(ValueError, match="has format 1, this code reads 2"):
+        read_manifest(folder)
+
+
+def test_changed_settings_are_listed_but_not_the_text_of_the_mix():
+    current = replace(MANIFEST, config=MANIFEST.config | {"learning_rate": 5e-4, "steps": 9, "mix": "prose:1"})
+    assert list_changes(MANIFEST, current=current) == ["steps 100 -> 9", "learning_rate 0.001 -> 0.0005"]

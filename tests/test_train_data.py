@@ -1,0 +1,125 @@
+"""Reading for training: the same batches at every world size, boundaries of constant shape, ids as stored."""
+
+import numpy as np
+import pytest
+import torch
+from train_fixtures import counting_documents, write_dataset
+
+from pipeline.dataset import PackedDataset
+from train.data import RankReader, arrange_mix, pad_document_ends, parse_mix, rank_positions, shares_of
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    sources = {"prose": counting_documents(40, seed=0), "code": counting_documents(40, seed=1)}
+    return PackedDataset(write_dataset(tmp_path, sources), seq_len=16)
+
+
+def reader_of(dataset, rank=0, world_size=1, has_mask=True):
+    return RankReader(
+        dataset=dataset, samples_per_step=8, micro_batch_size=2, rank=rank, world_size=world_size,
+        has_mask=has_mask, is_pinned=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_ranks_together_read_the_same_global_batch_at_every_world_size(world_size):
+    for step in (0, 1, 7):
+        parts = [
+            rank_positions(step, samples_per_step=8, rank=rank, world_size=world_size) for rank in range(world_size)
+        ]
+        assert np.concatenate(parts).tolist() == list(range(8 * step, 8 * step + 8))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_tokens_of_a_step_do_not_depend_on_the_world_size(dataset, world_size):
+    alone = torch.cat([batch.tokens for batch in reader_of(dataset).read_step(3)])
+    together = torch.cat(
+        [
+            batch.tokens
+            for rank in range(world_size)
+            for batch in reader_of(dataset, rank=rank, world_size=world_size).read_step(3)
+        ]
+    )
+    assert torch.equal(alone, together)
+
+
+def test_ids_stay_as_stored_until_they_are_on_the_device(dataset):
+    batch = reader_of(dataset).read_step(0)[0]
+    assert batch.tokens.dtype == torch.uint16
+    on_device = batch.to(torch.device("cpu"))
+    assert on_device.inputs.dtype == on_device.targets.dtype == torch.int64
+    assert torch.equal(on_device.inputs[:, 1:], on_device.targets[:, :-1])
+    assert on_device.tokens.tolist() == dataset.samples(np.array([0, 1])).tolist()
+
+
+def test_boundaries_follow_each_end_of_text_in_the_inputs(dataset):
+    batch = reader_of(dataset).read_step(2)[1].to(torch.device("cpu"))
+    after_eos = ((batch.inputs.flatten() == dataset.eos_id).nonzero()[:, 0] + 1).tolist()
+    assert sorted(set(batch.cu_seqlens.tolist())) == sorted({0, 16, 32, *after_eos})
+
+
+def test_without_a_mask_there_are_no_boundaries(dataset):
+    assert reader_of(dataset, has_mask=False).read_step(0)[0].cu_seqlens is None
+
+
+def test_boundaries_have_one_length_and_repeat_the_last_end():
+    few = pad_document_ends([np.array([4, 16]), np.array([16])], seq_len=16)
+    assert few.dtype == np.int32 and few.tolist() == [0, 4, 16] + [32] * 14
+
+
+def test_more_documents_than_there_is_room_for_double_the_length():
+    ends = pad_document_ends([np.arange(1, 17), np.arange(1, 17)], seq_len=16)
+    assert len(ends) == 33 and ends.tolist() == list(range(33))
+
+
+def test_reading_ahead_gives_each_step_once_and_in_order(dataset):
+    reader = reader_of(dataset)
+    ahead = [torch.cat([b.tokens for b in batch]) for batch in reader.read_steps(range(2, 5))]
+    assert len(ahead) == 3
+    for step, tokens in zip(range(2, 5), ahead, strict=True):
+        assert torch.equal(tokens, torch.cat([b.tokens for b in reader.read_step(step)]))
+
+
+def test_the_tokens_of_each_source_add_up_to_the_step(dataset):
+    counts = reader_of(dataset).count_tokens(0)
+    assert counts == {"prose": 64, "code": 64}
+
+
+def test_a_mix_is_read():
+    assert parse_mix("slimpajama:0.7, starcoder:0.3") == {"slimpajama": 0.7, "starcoder": 0.3}
+    assert parse_mix(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slimpajama:0.7,starcoder", "'starcoder' is not source:weight"),
+        ("tinyllama", "a mix with a name of its own is known to pipeline/build.py alone"),
+        ("", "'' is not source:weight"),
+        (":1", "':1' is not source:weight"),
+        ("prose:1,", "'' is not source:weight"),
+        ("prose:nan", "'prose:nan' is not source:weight"),
+        ("prose:inf", "'prose:inf' is not source:weight"),
+        ("prose:-1,code:2", "'prose:-1' is not source:weight"),
+        ("prose:1_0", "'prose:1_0' is not source:weight"),
+        ("prose:1,prose:2", "the source 'prose' is there twice"),
+        ("prose:0", "every weight is 0"),
+    ],
+)
+def test_a_bad_mix_is_refused_with_its_part(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_mix(text)
+
+
+def test_however_a_mix_is_written_the_samples_and_shares_are_the_same(dataset):
+    positions = np.arange(20)
+    for mix in ({"code": 3.0, "prose": 3.0}, {"prose": 0.5, "code": 0.5}):
+        arranged = arrange_mix(mix, known=dataset.content["mix"])
+        again = PackedDataset(dataset.path, seq_len=16, mix=arranged)
+        assert again.samples(positions).tolist() == dataset.samples(positions).tolist()
+        assert shares_of(again) == shares_of(dataset) == {"prose": 0.5, "code": 0.5}
+
+
+def test_a_source_at_zero_has_no_share(dataset):
+    assert shares_of(PackedDataset(dataset.path, seq_len=16, mix={"code": 0, "prose": 3})) == {"prose": 1.0}

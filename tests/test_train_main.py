@@ -1,0 +1,330 @@
+"""The trainer as a user runs it: loss, resume, ranks, refusals."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train_fixtures import counting_documents, loss_of_pieces, write_dataset
+
+from model.transformer import Transformer
+from pipeline.dataset import PackedDataset
+from train.checkpoint import find_checkpoints, load_weights, read_manifest
+from train.config import load_recipe
+from train.main import main, read_config
+from train.metrics import read_metrics
+from train.preflight import refuse_cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL_MODEL = [
+    "--recipe", "demo", "--device", "cpu", "--hidden-size", "48", "--intermediate-size", "64", "--num-layers", "2",
+    "--seq-len", "32", "--tokens-per-step", "256", "--micro-batch-size", "4", "--warmup-steps", "2",
+    "--learning-rate", "1e-2", "--log-every", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    sources = {"prose": counting_documents(60, seed=0), "code": counting_documents(60, seed=1)}
+    validation = {"prose": counting_documents(20, seed=2), "code": counting_documents(9, seed=3)}
+    return write_dataset(tmp_path_factory.mktemp("dataset"), sources, validation=validation)
+
+
+def train(data, out, *flags):
+    return main(["--data", str(data), "--out", str(out), *SMALL_MODEL, *flags])
+
+
+BROKEN_DISK = """
+import os, sys
+sys.path[0] = {root!r}
+from pipeline.dataset import PackedDataset
+from train.main import main
+
+def fail(self, positions):
+    raise OSError(5, "Input/output error", "shard-00000.bin")
+
+if os.environ["RANK"] == "1":
+    PackedDataset.samples_with_ends = fail
+sys.exit(main())
+"""
+
+
+def torchrun(data, out, *flags, script=ROOT / "train" / "main.py"):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["--data", str(data), "--out", str(out), *SMALL_MODEL, *flags]
+    return subprocess.run(
+        [*command, str(script), *arguments],
+        cwd="/", env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def weights_of(run_folder):
+    newest = find_checkpoints(run_folder)[-1]
+    model = Transformer(read_manifest(newest).model_config, attention_backend="sdpa")
+    load_weights(newest, model)
+    return list(model.parameters())
+
+
+def keep_only_step(run_folder, step, new_folder):
+    """A run as a kill after its checkpoint at `step` would leave it: later metrics, a half-written line, no more."""
+    shutil.copytree(run_folder, new_folder)
+    for checkpoint in find_checkpoints(new_folder):
+        if read_manifest(checkpoint).step != step:
+            shutil.rmtree(checkpoint)
+    with (new_folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    return new_folder
+
+
+def metric_of(run_folder, name):
+    return [record[name] for record in read_metrics(run_folder / "metrics.jsonl")]
+
+
+def losses_of(run_folder):
+    return metric_of(run_folder, "loss")
+
+
+def validation_by_hand(data, run_folder, *, num_windows):
+    """The mean loss of the first windows in order, each piece of a document run alone, at the newest checkpoint."""
+    newest = find_checkpoints(run_folder)[-1]
+    model = Transformer(read_manifest(newest).model_config, attention_backend="sdpa")
+    load_weights(newest, model)
+    losses = {}
+    for source in ("prose", "code"):
+        dataset = PackedDataset(data, seq_len=32, mix={source: 1}, split="validation")
+        num_read = min(num_windows, dataset.num_windows(source))
+        total = sum(loss_of_pieces(model, dataset, position) for position in range(num_read))
+        losses[source] = float(total.detach()) / (num_read * 32)
+    return losses
+
+
+@pytest.fixture(scope="module")
+def finished_run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(data, out, "--steps", "8", "--checkpoint-every", "3", "--keep-checkpoints", "5") == 0
+    return out
+
+
+def test_the_loss_falls_and_the_metrics_say_what_was_trained_on(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--steps", "40", "--valid-every", "20") == 0
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 41))
+    assert records[0]["loss"] > 4 and records[-1]["loss"] < 0.7 * records[0]["loss"]
+    assert {"step", "loss", "lr", "tokens", "tokens_per_second", "grad_norm", "data_seconds"} <= records[0].keys()
+    assert records[-1]["tokens"] == 40 * 256 == sum(records[-1]["tokens_per_source"].values())
+    assert records[19]["valid_loss"].keys() == {"prose", "code"} and "valid_loss" not in records[20]
+    output = capsys.readouterr().out
+    assert f"first   loss {records[0]['loss']:.4f}" in output and f"last    loss {records[-1]['loss']:.4f}" in output
+
+
+def test_a_source_with_too_little_validation_text_is_left_out_and_named(tmp_path, capsys):
+    sources = {name: counting_documents(60, seed=seed) for seed, name in enumerate(("prose", "code", "verse"))}
+    validation = {"prose": counting_documents(20, seed=3), "code": [[3, 4, 5]]}
+    data = write_dataset(tmp_path / "data", sources, validation=validation)
+    assert train(data, tmp_path / "run", "--steps", "3") == 0
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["valid_loss"].keys() == {"prose"}
+    output = capsys.readouterr().out
+    assert "valid   not on code: 5 validation tokens hold no window of 33" in output
+    assert "valid   not on verse: 0 validation tokens hold no window of 33" in output
+
+
+def test_a_run_folder_holds_its_settings_and_its_tokenizer(finished_run):
+    settings = json.loads((finished_run / "config.json").read_text())
+    assert settings["steps"] == 8 and settings["recipe"] == "demo"
+    assert (finished_run / "tokenizer" / "tokenizer.model").read_bytes() == b"a tokenizer"
+    assert [read_manifest(path).step for path in find_checkpoints(finished_run)] == [3, 6, 8]
+
+
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(data, finished_run, tmp_path):
+    resumed = keep_only_step(finished_run, 3, tmp_path / "resumed")
+    assert train(data, resumed, "--steps", "8") == 0
+    assert losses_of(resumed) == losses_of(finished_run)
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(resumed), weights_of(finished_run), strict=True))
+    manifests = [read_manifest(find_checkpoints(run)[-1]) for run in (resumed, finished_run)]
+    assert manifests[0].tokens_per_source == manifests[1].tokens_per_source
+    assert manifests[0].position == 8 * 8
+
+
+def test_a_finished_run_says_so_and_succeeds(data, finished_run, capsys):
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    assert train(data, finished_run, "--steps", "7") == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
+
+
+def test_another_micro_batch_changes_the_loss_by_rounding_alone(data, finished_run, tmp_path):
+    assert train(data, tmp_path / "run", "--steps", "8", "--micro-batch-size", "2") == 0
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(finished_run), rel=1e-4)
+
+
+def test_two_ranks_train_alike_and_one_rank_goes_on_from_their_checkpoint(data, finished_run, tmp_path):
+    # 9 windows are 3 rounds of 4 at one rank and 2 rounds of 8 at two: each fills up another number of places.
+    flags = ("--steps", "8", "--checkpoint-every", "3", "--keep-checkpoints", "5", "--valid-every", "4",
+             "--valid-windows", "9")  # fmt: skip
+    result = torchrun(data, tmp_path / "two", *flags)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("step 1/8") == 1
+    for metric in ("loss", "grad_norm"):
+        assert metric_of(tmp_path / "two", metric) == pytest.approx(metric_of(finished_run, metric), rel=1e-4)
+    resumed = keep_only_step(tmp_path / "two", 3, tmp_path / "one")
+    assert train(data, resumed, *flags) == 0
+    assert losses_of(resumed) == pytest.approx(losses_of(finished_run), rel=1e-4)
+    for run in ("two", "one"):
+        valid_loss = read_metrics(tmp_path / run / "metrics.jsonl")[-1]["valid_loss"]
+        assert valid_loss == pytest.approx(validation_by_hand(data, tmp_path / run, num_windows=9), rel=1e-4)
+
+
+def test_two_ranks_go_on_from_the_checkpoint_of_one(data, finished_run, tmp_path):
+    resumed = keep_only_step(finished_run, 6, tmp_path / "resumed")
+    result = torchrun(data, resumed, "--steps", "8", "--tie-embeddings", "False")
+    assert result.returncode == 0, result.stderr
+    assert losses_of(resumed) == pytest.approx(losses_of(finished_run), rel=1e-4)
+
+
+def test_without_a_recipe_a_cpu_takes_the_demo_and_names_the_one_for_a_gpu(tmp_path, capsys):
+    data = write_dataset(tmp_path / "data", {"prose": counting_documents(60, seed=0)}, tokenizer="llama2")
+    flags = ["--data", str(data), "--out", str(tmp_path / "run"), *SMALL_MODEL[2:], "--device", "cpu", "--steps", "3"]
+    assert main(flags) == 0
+    assert "recipe demo: there is no GPU; on one this data would take tinyllama-1.1b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--recipe", "litellama-460m"], "has tokenizer sample (abababababab), recipe litellama-460m wants gpt2"),
+        (["--document-rule", "eos"], "has document rule bos+eos, recipe demo wants eos"),
+        (["--recipe", "demos"], "there is no recipe 'demos': did you mean 'demo'"),
+        (["--micro-batch-size", "3"], "tokens_per_step 256 is not a multiple"),
+        (["--mix", "prose:1,verse:1"], "has no source 'verse'"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_a_failure(data, tmp_path, capsys, flags, message):
+    assert train(data, tmp_path / "run", *flags) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_large_model_on_a_cpu_says_how_long_it_would_take_and_goes_on_only_when_asked():
+    config = load_recipe("tinyllama-1.1b")
+    shape = config.model_config(32_000)
+    with pytest.raises(ValueError, match=r"1,100M parameters and needs a GPU.* about [\d,]+ years.*--device cpu"):
+        refuse_cpu(config, shape, device_type="cpu")
+    refuse_cpu(replace(config, device="cpu"), shape, device_type="cpu")
+    refuse_cpu(config, shape, device_type="cuda")
+
+
+def test_a_missing_dataset_names_the_build_command(tmp_path, capsys):
+    assert train(tmp_path / "nowhere", tmp_path / "run") == 1
+    assert "python pipeline/build.py" in capsys.readouterr().err
+
+
+def test_a_run_folder_of_another_dataset_is_refused(finished_run, tmp_path, capsys):
+    other = write_dataset(tmp_path / "data", {"prose": counting_documents(60, seed=9), "code": [[3] * 200]})
+    assert train(other, finished_run, "--steps", "9") == 1
+    assert "was trained on the dataset" in capsys.readouterr().err
+
+
+def test_another_mix_is_refused_and_the_same_one_is_taken_however_it_is_given(data, finished_run, tmp_path, capsys):
+    for mix in ("prose:3,code:1", "prose:1"):
+        assert train(data, finished_run, "--steps", "9", "--mix", mix) == 1
+        assert "was trained with the mix {'prose': 0.5, 'code': 0.5}, not" in capsys.readouterr().err
+    resumed = keep_only_step(finished_run, 6, tmp_path / "resumed")
+    assert train(data, resumed, "--steps", "8", "--mix", "code:2,prose:2") == 0
+    assert losses_of(resumed) == losses_of(finished_run)
+
+
+def test_a_resumed_run_names_each_changed_setting(data, finished_run, tmp_path, capsys):
+    resumed = keep_only_step(finished_run, 6, tmp_path / "resumed")
+    flags = ("--steps", "8", "--checkpoint-every", "3", "--keep-checkpoints", "5")
+    assert train(data, resumed, *flags, "--learning-rate", "5e-3", "--grad-clip", "2") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed")]
+    assert "changed learning_rate 0.01 -> 0.005" in lines and "changed grad_clip 1.0 -> 2.0" in lines
+    assert len(lines) == 3  # and out
+
+
+def test_a_changed_document_mask_is_refused(data, finished_run, capsys):
+    assert train(data, finished_run, "--steps", "9", "--document-mask", "off") == 1
+    assert "was trained with document_mask True, not False" in capsys.readouterr().err
+
+
+def test_without_a_damaged_checkpoint_the_one_before_it_is_used(data, finished_run, tmp_path, capsys):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(finished_run, resumed)
+    shutil.rmtree(find_checkpoints(resumed)[-1])
+    damaged = find_checkpoints(resumed)[-1]
+    (damaged / "__0_0.distcp").write_bytes(b"")
+    assert train(data, resumed, "--steps", "8") == 1
+    error = capsys.readouterr().err
+    assert str(damaged) in error and "delete that folder" in error and error.count("\n") == 1
+    shutil.rmtree(damaged)
+    assert train(data, resumed, "--steps", "8") == 0
+    assert losses_of(resumed) == losses_of(finished_run)
+
+
+def test_a_run_says_how_often_it_reads_each_source_and_what_it_never_reads(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--steps", "20", "--mix", "prose:3,code:1") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("source")]
+    dataset = PackedDataset(data, seq_len=32)
+    prose, code = (dataset.windows[source] for source in ("prose", "code"))
+    assert lines == [  # 20 steps of 8 samples, 120 of prose and 40 of code
+        f"source  prose  share 0.75  {prose.num_windows} windows  {120 / prose.num_windows:.2f} epochs, so text is"
+        f" repeated  {prose.num_unread_tokens} tokens in tails not read",
+        f"source  code  share 0.25  {code.num_windows} windows  {40 / code.num_windows:.2f} epochs"
+        f"  {code.num_unread_tokens} tokens in tails not read",
+    ]
+    assert 40 < code.num_windows < 120 and prose.num_windows < 120
+
+
+def test_a_recipes_device_counts_unless_a_flag_says_otherwise(tmp_path):
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('device = "cpu"\nmodel = "3b"\n')
+    config, device_type = read_config(["--recipe", str(recipe)])
+    assert (config.device, device_type) == ("cpu", "cpu")
+    config, device_type = read_config(["--recipe", str(recipe), "--device", "auto"])
+    assert config.device == "auto"
+    recipe.write_text('device = "cuda"\n')
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="torch sees no GPU here"):
+            read_config(["--recipe", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [(["--help"], ["0.004", "warmup"]), (["--recipe", "tinyllama-1.1b", "-h"], ["0.0004", "1430512", "2097152"])],
+)
+def test_help_shows_the_values_of_the_recipe(flags, values, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert all(f"{value}" in output for value in values)
+
+
+def test_threads_that_the_user_chose_are_left_alone(data, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert train(data, tmp_path / "run", "--steps", "3", "--valid-every", "0") == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_that_one_rank_meets_alone_is_printed_with_its_rank(data, tmp_path):
+    script = tmp_path / "train_with_a_broken_disk.py"
+    script.write_text(BROKEN_DISK.format(root=str(ROOT)))
+    result = torchrun(data, tmp_path / "run", "--steps", "8", script=script)
+    assert result.returncode != 0
+    assert result.stderr.count("error: [Errno 5]") == result.stderr.count("[rank 1] error: [Errno 5]") == 1
+
+
+def test_an_error_that_all_ranks_meet_is_printed_once(data, tmp_path):
+    result = torchrun(data, tmp_path / "run", "--steps", "8", "--learning-rate", "1e30", "--log-every", "4")
+    assert result.returncode != 0
+    assert result.stderr.count("error: the loss or its gradient is not finite at step") == 1
+    assert find_checkpoints(tmp_path / "run") == []

@@ -1,0 +1,182 @@
+"""Updates: equal to those of plain PyTorch, and never applied where a number is not finite."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from train_fixtures import counting_documents, loss_of_pieces, write_dataset
+
+import train.main
+from model.transformer import Transformer
+from pipeline.dataset import PackedDataset
+from train.checkpoint import find_checkpoints, load_weights, read_manifest
+from train.config import TrainConfig
+from train.distributed import start_ranks, stop_ranks
+from train.metrics import read_metrics
+from train.optim import build_optimizer, clip_gradients, update_weights
+
+# Epsilon is near the clipped gradients, so that their scale tells in the update.
+FLAGS = [
+    "--recipe",
+    "demo",
+    "--device",
+    "cpu",
+    "--hidden-size",
+    "24",
+    "--intermediate-size",
+    "32",
+    "--num-layers",
+    "2",
+    "--seq-len",
+    "32",
+    "--tokens-per-step",
+    "128",
+    "--micro-batch-size",
+    "2",
+    "--steps",
+    "4",
+    "--warmup-steps",
+    "2",
+    "--learning-rate",
+    "1e-2",
+    "--min-lr-fraction",
+    "0.1",
+    "--weight-decay",
+    "0.5",
+    "--adam-eps",
+    "1e-3",
+    "--grad-clip",
+    "0.1",
+    "--valid-every",
+    "0",
+    "--seed",
+    "3",
+]
+LEARNING_RATES = [0.005, 0.01, 0.0055, 0.001]
+"""Half the peak, the peak, halfway between peak and minimum, the minimum."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    sources = {"prose": counting_documents(60, seed=0), "code": counting_documents(60, seed=1)}
+    return write_dataset(tmp_path_factory.mktemp("dataset"), sources)
+
+
+def run(data, out, *flags):
+    return train.main.main(["--data", str(data), "--out", str(out), *FLAGS, *flags])
+
+
+def plain_updates(data, model_config):
+    """Losses, gradient norms and final weights of the same four steps in float64, with nothing of train/."""
+    model = Transformer(model_config, attention_backend="sdpa")
+    model.init_weights(3)
+    model = model.double()
+    weights = list(model.parameters())
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim == 2], "weight_decay": 0.5},
+        {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-3)
+    dataset = PackedDataset(data, seq_len=32, seed=3)
+    losses, norms = [], []
+    for step, learning_rate in enumerate(LEARNING_RATES):
+        loss = sum(loss_of_pieces(model, dataset, position) for position in range(4 * step, 4 * step + 4)) / 128
+        optimizer.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float(weight.grad.square().sum()) for weight in weights))
+        for weight in weights:
+            weight.grad *= min(1.0, 0.1 / norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        norms.append(norm)
+    return losses, norms, weights
+
+
+def test_updates_equal_those_of_plain_pytorch(data, tmp_path):
+    assert run(data, tmp_path / "run") == 0
+    newest = find_checkpoints(tmp_path / "run")[-1]
+    model = Transformer(read_manifest(newest).model_config, attention_backend="sdpa")
+    load_weights(newest, model)
+    losses, norms, weights = plain_updates(data, model.config)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert min(norms) > 1  # so that all are clipped
+    assert [record["lr"] for record in records] == pytest.approx(LEARNING_RATES)
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-4)
+    for ours, plain in zip(model.parameters(), weights, strict=True):
+        torch.testing.assert_close(ours.double(), plain, atol=1e-5, rtol=0)
+
+
+def break_a_number(monkeypatch, what, *, at_call):
+    """Make the loss, or a gradient alone, infinite at one step."""
+    calls = iter(range(1, 100))
+
+    def is_now(name):
+        return what == name and next(calls) == at_call
+
+    def sum_over_ranks(loss):
+        return loss + math.inf if is_now("loss") else loss
+
+    def clip(model, max_norm):
+        if is_now("gradient"):
+            model.norm.weight.grad[0] = math.nan
+        return clip_gradients(model, max_norm)
+
+    monkeypatch.setattr(train.main, "sum_over_ranks", sum_over_ranks)
+    monkeypatch.setattr(train.main, "clip_gradients", clip)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_ends_the_run_before_it_is_logged_or_saved(data, tmp_path, monkeypatch, capsys, what):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        break_a_number(patch, what, at_call=3)
+        assert run(data, out, "--checkpoint-every", "1") == 1
+    error = capsys.readouterr().err
+    assert "error: the loss or its gradient is not finite at step 3, and that was not saved" in error
+    assert "--learning-rate below 0.01 goes on from" in error and "step-00000002" in error and error.count("\n") == 1
+    assert [path.name for path in find_checkpoints(out)] == ["step-00000001", "step-00000002"]
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["step"] for line in lines] == [1, 2]
+    assert run(data, out, "--learning-rate", "5e-3") == 0
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 4
+
+
+def test_the_first_step_that_was_not_finite_is_named_where_it_is_found_later(data, tmp_path, monkeypatch, capsys):
+    break_a_number(monkeypatch, "gradient", at_call=2)
+    assert run(data, tmp_path / "run", "--checkpoint-every", "3", "--log-every", "4") == 1
+    assert "is not finite at step 2, and that was not saved" in (error := capsys.readouterr().err)
+    assert "starts again, since nothing was saved yet" in error
+    assert find_checkpoints(tmp_path / "run") == []
+
+
+def test_weights_that_an_update_made_infinite_are_not_saved(data, tmp_path, capsys):
+    assert run(data, tmp_path / "run", "--steps", "1", "--warmup-steps", "0", "--learning-rate", "1e40",
+               "--min-lr-fraction", "1") == 1  # fmt: skip
+    assert "the weights are not finite after step 1" in capsys.readouterr().err
+    assert find_checkpoints(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_skipped_update_changes_neither_weights_nor_moments(is_sharded):
+    start_ranks("cpu")
+    try:
+        model = torch.nn.Linear(4, 3)
+        if is_sharded:
+            fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = build_optimizer(model, TrainConfig())
+        states = []
+        for factor, is_skipped in ((1.0, False), (math.nan, True), (1.0, False)):
+            (model(torch.ones(2, 4)).sum() * factor).backward()
+            update_weights(optimizer, is_skipped=torch.tensor(is_skipped))
+            states.append(copy.deepcopy([model.state_dict(), optimizer.state_dict()["state"]]))
+    finally:
+        stop_ranks(in_order=True)
+    after_first, after_skipped, after_third = map(str, states)
+    assert after_first == after_skipped != after_third

@@ -1,0 +1,91 @@
+"""Small datasets for the trainer's tests, written with the pipeline's own writer."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.transformer import Transformer
+from pipeline.dataset import PackedDataset
+from pipeline.shard import shard_name, token_dtype, write_dataset_json, write_shard
+
+BOS, EOS = 1, 2
+
+
+def write_dataset(
+    folder: Path,
+    sources: Mapping[str, list[list[int]]],
+    *,
+    vocab_size: int = 64,
+    document_rule: str = "bos+eos",
+    tokenizer: str = "sample",
+    validation: Mapping[str, list[list[int]]] | None = None,
+) -> Path:
+    """A finished dataset of these documents per source, equal weights; ids from 3 on are text. Returns its folder."""
+    listed = {}
+    for source, documents in sources.items():
+        splits = {"train": [documents]}
+        if validation and source in validation:
+            splits["validation"] = [validation[source]]
+        listed[source] = {
+            "splits": {
+                split: {"shards": [_write(folder, source, split, shard, vocab_size, document_rule) for shard in shards]}
+                for split, shards in splits.items()
+            }
+        }
+    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer" / "tokenizer.model").write_bytes(b"a tokenizer")
+    write_dataset_json(
+        folder,
+        {
+            "tokenizer": {
+                "name": tokenizer, "sha256": "ab" * 32, "file": "tokenizer/tokenizer.model",
+                "vocab_size": vocab_size, "bos_id": BOS, "eos_id": EOS,
+            },
+            "dtype": token_dtype(vocab_size).name,
+            "document_rule": document_rule,
+            "content_hash": f"{crc32(repr(sources).encode()):032x}",
+            "mix": dict.fromkeys(sources, 1.0 / len(sources)),
+            "sources": listed,
+        },
+    )  # fmt: skip
+    return folder
+
+
+def counting_documents(num_documents: int, *, seed: int, vocab_size: int = 64) -> list[list[int]]:
+    """Documents of 5 to 40 ids that count upwards from a random start: easy to learn."""
+    generator = np.random.default_rng(seed)
+    documents = []
+    for _ in range(num_documents):
+        start, length = int(generator.integers(0, vocab_size - 3)), int(generator.integers(5, 40))
+        documents.append([3 + (start + i) % (vocab_size - 3) for i in range(length)])
+    return documents
+
+
+def loss_of_pieces(model: Transformer, dataset: PackedDataset, position: int) -> torch.Tensor:
+    """The loss of a sample summed over its targets, each piece of a document run through the model alone."""
+    tokens = torch.from_numpy(dataset.sample(position).astype(np.int64))
+    ends = [0, *dataset.document_ends(position).tolist()]
+    return sum(
+        F.cross_entropy(model(tokens[None, start:end])[0], tokens[start + 1 : end + 1], reduction="sum")
+        for start, end in pairwise(ends)
+    )
+
+
+def _write(
+    folder: Path, source: str, split: str, documents: list[list[int]], vocab_size: int, document_rule: str
+) -> dict:
+    """Write one shard and return its entry."""
+    framed = [[BOS] * (document_rule == "bos+eos") + document + [EOS] for document in documents]
+    lengths = np.array([len(document) for document in framed], dtype=np.int64)
+    ids = np.array([token for document in framed for token in document], dtype=token_dtype(vocab_size))
+    columns = {
+        "raw_file": np.zeros(len(framed), dtype=np.uint32),
+        "row": np.arange(len(framed), dtype=np.uint64),
+        "content_hash": np.zeros(len(framed), dtype="V16"),
+    }
+    return write_shard(folder, shard_name(source, split, 0), ids=ids, lengths=lengths, documents=columns).__dict__

@@ -1,0 +1,1 @@
+"""Train a model from packed shards: torchrun train/main.py."""

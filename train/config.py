@@ -1,0 +1,239 @@
+"""All settings of a training run: defaults < recipe (TOML) < flags. Reads recipes; touches no data and no device."""
+
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
+
+from model.config import ModelConfig, named_size, nearest
+
+RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
+VOCABULARY_MULTIPLE = 64
+"""The embedding's rows are padded to this: full tiles for matrix kernels. 50,257 becomes GPT-2's usual 50,304."""
+
+OnOff = Annotated[
+    bool,
+    tyro.conf.FlagConversionOff,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{on,off}",
+        instance_from_str=lambda words: words[0] == "on",
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: ["on" if value else "off"],
+        choices=("on", "off"),
+    ),
+]
+"""A bool that is written on or off as a flag, true or false in a recipe."""
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path as text"}
+"""What a recipe's value may be, in words, by its field's type."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. A recipe sets what it names; flags come last."""
+
+    data: Path = Path("data/packed")
+    """The dataset: a folder that pipeline/build.py finished."""
+    recipe: str | None = None
+    """A recipe's name, or a TOML file. Default: by the device and the dataset's tokenizer."""
+    out: Path | None = None
+    """The run's folder: config, metrics, checkpoints. Default: runs/<recipe>."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is a GPU."""
+
+    tokenizer: str = "any"
+    """The tokenizer that the data must have, by name or sha256, or any."""
+    document_rule: Literal["bos+eos", "eos", "any"] = "any"
+    """What must frame each document in the data, or any."""
+    mix: str | None = None
+    """Share of the tokens per source, such as slimpajama:0.7,starcoder:0.3. Default: the dataset's own."""
+
+    model: str = "demo"
+    """A named size; model/config.py has the list. The vocabulary is the dataset's, padded to a multiple of 64; a
+    seq_len above the size's longest window lengthens that."""
+    hidden_size: int | None = None
+    """Instead of the named size's width."""
+    intermediate_size: int | None = None
+    """Instead of the named size's SwiGLU width."""
+    num_layers: int | None = None
+    """Instead of the named size's number of blocks."""
+    num_heads: int | None = None
+    """Instead of the named size's query heads."""
+    num_kv_heads: int | None = None
+    """Instead of the named size's key and value heads."""
+    norm_eps: float | None = None
+    """Instead of the named size's RMSNorm epsilon."""
+    rope_base: float | None = None
+    """Instead of the named size's rotary base."""
+    tie_embeddings: bool | None = None
+    """Instead of the named size's choice of one matrix for embedding and head."""
+
+    seq_len: int = 256
+    """Inputs per window."""
+    tokens_per_step: int = 4096
+    """Tokens of one optimizer update, over all ranks; gradient accumulation follows from it."""
+    micro_batch_size: int = 8
+    """Windows of one forward and backward on one rank. Changes memory and speed, not the result."""
+    steps: int = 100
+    """Optimizer updates of the whole run; the schedule ends here."""
+
+    learning_rate: float = 1e-3
+    """The peak, reached at the end of the warmup."""
+    min_lr_fraction: float = 0.1
+    """The last step's learning rate as a fraction of the peak."""
+    warmup_steps: int = 0
+    """Steps of linear warmup; fewer than steps."""
+    weight_decay: float = 0.1
+    """AdamW's decay; of matrices only, never of norms."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon."""
+    grad_clip: float = 1.0
+    """Gradients are scaled down to this norm."""
+    seed: int = 0
+    """Fixes the first weights and the order of the data."""
+
+    document_mask: OnOff = True
+    """On: documents that share a window do not attend to each other."""
+    attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
+    """The attention backend: the flash-attn package, torch's own, the reference; auto takes the best present."""
+
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    valid_every: int = 1000
+    """Steps between validation losses; there is one at the end too. 0: never."""
+    valid_windows: int = 256
+    """Windows of each source's validation split that are read, at most."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; there is one at the end too."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The model's shape for a tokenizer of `vocab_size` ids. Raises ValueError for an impossible one."""
+        size = named_size(self.model)
+        names = [field.name for field in fields(ModelConfig) if hasattr(self, field.name)]
+        overrides = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        padded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        longest = max(size.max_seq_len, self.seq_len)  # rotary positions are computed for any length
+        return replace(size, vocab_size=padded, max_seq_len=longest, **overrides)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer update, over all ranks."""
+        return self.tokens_per_step // self.seq_len
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches of one rank in one step. Raises ValueError, with numbers that work, if it is not whole."""
+        unit = self.seq_len * self.micro_batch_size * world_size
+        if self.tokens_per_step % unit == 0:
+            return self.tokens_per_step // unit
+        below = self.tokens_per_step // unit * unit
+        working = " or ".join(f"{number:,}" for number in (below, below + unit) if number)
+        raise ValueError(
+            f"tokens_per_step {self.tokens_per_step:,} is not a multiple of seq_len {self.seq_len} x micro_batch_size"
+            f" {self.micro_batch_size} x {world_size} ranks = {unit:,}: use --tokens-per-step {working},"
+            " or another --micro-batch-size"
+        )
+
+    def check(self) -> None:
+        """Raises ValueError for the first setting that no run can have."""
+        positive = ("seq_len", "tokens_per_step", "micro_batch_size", "steps", "learning_rate", "log_every")
+        for name in (*positive, "checkpoint_every", "keep_checkpoints", "valid_windows", "grad_clip", "adam_eps"):
+            if not 0 < getattr(self, name) < math.inf:  # not a number fails too
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("valid_every", "warmup_steps", "weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if not 0 <= self.min_lr_fraction <= 1:
+            raise ValueError(f"min_lr_fraction must be from 0 to 1, not {self.min_lr_fraction}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and less than 1, not {self.betas}")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps:,} must be fewer than steps {self.steps:,}, or the peak is never"
+                " left: use a smaller --warmup-steps or a larger --steps"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the code, sorted."""
+    return sorted(path.stem for path in RECIPES_FOLDER.glob("*.toml"))
+
+
+def load_recipe(recipe: str) -> TrainConfig:
+    """The settings of a recipe, given by name or as a TOML file.
+
+    Raises ValueError for an unknown recipe or field, with the nearest name, and for a value of another type.
+    """
+    path = Path(recipe) if recipe.endswith(".toml") else RECIPES_FOLDER / f"{recipe}.toml"
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {recipe!r}: {nearest(recipe, recipe_names())}")
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also bytes that are not UTF-8
+        raise ValueError(f"recipe {path} is not TOML: {error}") from error
+    kinds = get_type_hints(TrainConfig)
+    for name, value in settings.items():
+        if name not in kinds:
+            raise ValueError(f"recipe {path} has an unknown field {name!r}: {nearest(name, kinds)}")
+        try:
+            settings[name] = _convert(value, kinds[name])
+        except TypeError:
+            raise ValueError(f"recipe {path}: {name} must be {_describe(kinds[name])}, not {value!r}") from None
+    return TrainConfig(**{**settings, "recipe": recipe})
+
+
+def read_flags(arguments: Sequence[str], *, defaults: TrainConfig, speaks: bool) -> TrainConfig:
+    """The settings after flags. An unknown flag ends the program with tyro's message, on the rank that speaks."""
+    return tyro.cli(
+        TrainConfig,
+        args=list(arguments),
+        default=defaults,
+        description="Train a Llama-family model from packed shards.",
+        console_outputs=speaks,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the settings as JSON, by rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(config.as_json(), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """A TOML value as a field's type; a whole number may stand for a fraction. Raises TypeError if it cannot be."""
+    members = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return _convert(value, members[0])  # the other is None, which TOML does not have
+    if get_origin(kind) is Literal and value in members:
+        return value
+    if get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(members):
+        return tuple(_convert(part, member) for part, member in zip(value, members, strict=True))
+    if type(value) in {float: (float, int), Path: (str,)}.get(kind, (kind,)):
+        return kind(value)
+    raise TypeError
+
+
+def _describe(kind: Any) -> str:
+    """A field's type in words."""
+    members = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, members))}"
+    if get_origin(kind) is tuple:
+        return f"a list of {len(members)}, each {_describe(members[0])}"
+    return KINDS[kind if not members else members[0]]

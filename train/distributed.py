@@ -1,0 +1,136 @@
+"""Ranks and devices: join the group that torchrun made, shard the model over it, leave it in order."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+
+class AlikeError(ValueError):
+    """An error that all ranks meet at the same place, so that rank 0 alone need say it."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where this process stands: its rank among world_size, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0 only."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+def resolve_device(wanted: str) -> str:
+    """Either "cpu" or "cuda". Raises ValueError if CUDA is wanted and absent."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def rank_from_environment() -> int:
+    """The rank that torchrun gave this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size_from_environment() -> int:
+    """The number of ranks that torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_ranks(device_type: str) -> Placement:
+    """Join the process group: NCCL for CUDA, gloo for the CPU. Without torchrun, a group of one.
+
+    The threads of a CPU rank are OMP_NUM_THREADS, which torchrun sets to 1 for several ranks where the user did not.
+    """
+    rank, world_size = rank_from_environment(), world_size_from_environment()
+    device = torch.device("cpu")
+    if device_type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    # gloo beside NCCL, for the objects that checkpoints exchange: over NCCL they would need memory of a full GPU.
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    if world_size > 1:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return Placement(rank=rank, world_size=world_size, device=device)
+
+
+def print_error(error: Exception) -> None:
+    """One line on stderr: from every rank that meets an error of its own, from rank 0 alone where all meet it.
+
+    Before the ranks have joined, all of them check the same settings and data.
+    """
+    rank = rank_from_environment()
+    is_own = dist.is_initialized() and not isinstance(error, AlikeError)
+    if rank == 0 or is_own:
+        print(f"[rank {rank}] error: {error}" if rank else f"error: {error}", file=sys.stderr)
+
+
+def stop_ranks(*, in_order: bool) -> None:
+    """Leave the process group. In order: once all ranks have come this far, so that none loses its partner."""
+    if not dist.is_initialized():
+        return
+    if in_order:
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def build_model(config: ModelConfig, *, attention_backend: str, seed: int, placement: Placement) -> Transformer:
+    """The model with its first weights, sharded over the ranks. The weights are the same at every world size.
+
+    On CUDA the blocks compute in bfloat16 from float32 weights, and gradients are summed in float32. One CPU process
+    has nothing to shard.
+    """
+    with torch.device("meta"):
+        model = Transformer(config, attention_backend=attention_backend)
+    if placement.world_size > 1 or placement.device.type == "cuda":
+        _shard(model, placement)
+    model.to_empty(device=placement.device)
+    model.init_weights(seed, write=_write_part)
+    return model
+
+
+def _shard(model: Transformer, placement: Placement) -> None:
+    """FSDP2: each block a unit, embedding, norm and head with the root. Gradients are summed, not averaged."""
+    mesh = init_device_mesh(placement.device.type, (placement.world_size,))
+    compute = torch.bfloat16 if placement.device.type == "cuda" else torch.float32
+    # Inputs are not cast, so that the rotary tables stay float32.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is divided by the tokens of the whole step, so the ranks' gradients add up to the mean.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _write_part(parameter: Tensor, full_weight: Tensor) -> None:
+    """Copy a full weight into a parameter, or this rank's part of it into a sharded one, without communication."""
+    if isinstance(parameter, DTensor):
+        full_weight = full_weight.to(parameter.device)
+        full_weight = distribute_tensor(full_weight, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(full_weight)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, on each."""
+    dist.all_reduce(values)
+    return values

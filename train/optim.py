@@ -1,0 +1,64 @@
+"""AdamW and its learning rate."""
+
+import math
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from train.config import TrainConfig
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of the update that makes `step` updates complete: 1 is the first, config.steps the last.
+
+    Linear to the peak at warmup_steps, then half a cosine to the peak times min_lr_fraction at the last step.
+    """
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * (config.min_lr_fraction + (1.0 - config.min_lr_fraction) * cosine)
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the model's weights; only matrices decay."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    norms = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": norms, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """The rate of the next update, for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """The norm of all gradients over all ranks, before they are scaled down to max_norm: a scalar on the device."""
+    return _whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+
+
+def update_weights(optimizer: torch.optim.AdamW, *, is_skipped: torch.Tensor) -> None:
+    """One update from the gradients, which are then dropped. Nothing changes where `is_skipped` (a bool scalar).
+
+    The flag stays on the device, so the host does not wait: fused AdamW leaves all as it is where found_inf is 1.
+    """
+    optimizer.found_inf = is_skipped.float()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def weight_norm(model: nn.Module) -> float:
+    """The norm of all weights over all ranks; the host waits for it."""
+    # Not of parameters(): after a validation those of a sharded root are still in one piece, and the rest is not.
+    return _whole(nn.utils.get_total_norm(model.state_dict().values())).item()
+
+
+def _whole(scalar: torch.Tensor) -> torch.Tensor:
+    """A scalar over all ranks as a plain tensor."""
+    return scalar.full_tensor() if isinstance(scalar, DTensor) else scalar

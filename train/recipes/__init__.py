@@ -1,0 +1,1 @@
+"""Recipes: one TOML of TrainConfig fields per published or own set of hyper-parameters."""
