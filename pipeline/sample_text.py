@@ -154,9 +154,12 @@ def list_packages(installation: Installation) -> Iterator[tuple[str, str, Path]]
         if name == OWN_NAME:
             continue
         repository = find_repository(distribution.metadata.get_all("Project-URL", []), name=name)
-        for file in distribution.files or []:
-            if ".." not in file.parts:  # console commands lie outside, and hold the path of this computer's Python
-                yield repository, file.as_posix(), Path(str(distribution.locate_file(file)))
+        for listed in distribution.files or []:
+            file = Path(str(distribution.locate_file(listed)))
+            # Console commands lie outside, and hold the path of this computer's Python. Some versions of
+            # importlib.metadata, its backport too where another package has loaded it, leave out what is not there.
+            if ".." not in listed.parts and file.is_file():
+                yield repository, listed.as_posix(), file
 
 
 def find_repository(links: list[str], *, name: str) -> str:

@@ -350,7 +350,6 @@ FALSE_CLAIMS = {
     "sample": (claim("sample", {"a": 1}), "sample.files is missing"),
     "sample of others": (claim("sample", {"files": []}), "raw file notes/train/n.jsonl is not of the sample"),
     "no sources": (claim("sources", {}), "sources is empty"),
-    "licence": (claim("sources", "web", "licence", "MIT"), "licence of source web is 'MIT', the manifest says ''"),
     "source name": (lambda folder, content: content["sources"].update({"../x": content["sources"]["web"]}), "name '../x'"),
     "raw_files gone": (claim("sources", "web", "raw_files", []), "comes from raw file 0 of 0"),
     "raw_files order": (claim("sources", "web", "raw_files", ["b.jsonl", "a.jsonl"]), "not in the order of their paths"),
