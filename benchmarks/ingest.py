@@ -134,11 +134,11 @@ def measure(kind: str, paths: list[Path], num_bytes: int, tokenizer: Tokenizer, 
     )
     tasks = [
         IngestTask(
-            f"part-{number}", kind, (TaskFile(number, str(path), "train", None),), 0, settings, str(folder / "w")
+            f"part-{number}", kind, (TaskFile(number, str(path), "train", None),), 0, settings, str(folder / "w"), ""
         )
         for number, path in enumerate(paths)
     ]
-    whole = IngestTask("whole", kind, tuple(task.files[0] for task in tasks), 0, settings, str(folder / "whole"))
+    whole = IngestTask("whole", kind, tuple(task.files[0] for task in tasks), 0, settings, str(folder / "whole"), "")
     run_ingest(tasks[0])
     seconds, profile = time_profiled(lambda: run_ingest(whole))
     per_document = peer_speed(paths, tokenizer)
@@ -184,7 +184,7 @@ def two_workers_ratio(tasks: list[IngestTask], folder: Path) -> float:
 
 def change_folder(task: IngestTask, folder: Path) -> IngestTask:
     """The same task, writing elsewhere."""
-    return IngestTask(task.name, task.source, task.files, task.size_bytes, task.settings, str(folder))
+    return IngestTask(task.name, task.source, task.files, task.size_bytes, task.settings, str(folder), "")
 
 
 def peer_speed(paths: list[Path], tokenizer: Tokenizer) -> float:

@@ -60,6 +60,7 @@ class DedupTask:
     first_bucket: int
     last_bucket: int
     folder: str
+    fingerprint: str  # of all raw files
 
     @property
     def subject(self) -> str:
@@ -76,13 +77,19 @@ class DedupTask:
         """Tokens kept: int64, shape (sources, splits, buckets)."""
         return Path(self.folder) / f"{self.name}.histogram.npy"
 
+    def list_outputs(self, _: Any) -> list[Path]:
+        """Both files."""
+        return [self.duplicates_path, self.histogram_path]
 
-def plan_dedup(stretches: tuple[Stretch, ...], *, method: str, num_sources: int, folder: Path) -> list[DedupTask]:
+
+def plan_dedup(
+    stretches: tuple[Stretch, ...], *, method: str, num_sources: int, folder: Path, fingerprint: str
+) -> list[DedupTask]:
     """The ranges of places to work on, each small enough for memory."""
     num_documents = sum(stretch.last - stretch.first for stretch in stretches)
     num_tasks = min(NUM_BUCKETS, max(1, -(-num_documents // DOCUMENTS_PER_TASK)))
     return [
-        DedupTask(f"places-{number:05d}", method, num_sources, stretches, first, last, str(folder))
+        DedupTask(f"places-{number:05d}", method, num_sources, stretches, first, last, str(folder), fingerprint)
         for number, (first, last) in enumerate(split_buckets(num_tasks))
     ]
 

@@ -44,11 +44,16 @@ class DropsTask:
     dropped_path: str  # indices of dropped documents in the task's table, for pack
     out: str  # the dataset's folder
     table_name: str  # of the parquet file, relative to it
+    fingerprint: str  # of all raw files
 
     @property
     def subject(self) -> str:
         """What it writes, for a person."""
         return self.table_name
+
+    def list_outputs(self, result: dict[str, Any] | None) -> list[Path]:
+        """The indices, and the table if there is one."""
+        return [Path(self.dropped_path), *([Path(self.out) / self.table_name] if result else [])]
 
 
 @dataclass(frozen=True)

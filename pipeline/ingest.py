@@ -23,7 +23,7 @@ from pipeline.kernels import HASH_SEEDS, frame_documents, hash_documents
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
 from pipeline.storage import TEMPORARY_SUFFIX, sync_folder
-from pipeline.token_file import DOCUMENT, IngestRecord, TokenFile
+from pipeline.token_file import DOCUMENT, WORK_FILES, IngestRecord, TokenFile
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
 SMALLEST_BATCH_BYTES = 1 << 20
@@ -66,6 +66,7 @@ class IngestTask:
     size_bytes: int
     settings: IngestSettings
     folder: str
+    fingerprint: str  # of its raw files
 
     @property
     def subject(self) -> str:
@@ -77,6 +78,10 @@ class IngestTask:
     def num_files(self) -> int:
         """How many raw files the task reads."""
         return len(self.files)
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The work files."""
+        return [Path(self.folder) / name for name in WORK_FILES]
 
 
 def run_ingest(task: IngestTask) -> dict[str, Any]:

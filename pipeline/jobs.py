@@ -1,8 +1,11 @@
 """Run tasks in worker processes, and remember which are finished. Knows nothing of what they do.
 
-Workers are started with `spawn` (no state of the parent leaks in) and take one task at a time. A worker that dies is
-noticed at once and named with its task; a task that raises stops the run. A finished task leaves a record, its result
-as JSON, written last: the next run takes the record and does not repeat the task.
+A finished task leaves a record as JSON, written last: its result, the sizes of the files it wrote and a fingerprint of
+what it read. The next run takes the result and does not repeat the task, unless a file of its own is gone or cut, or
+what it reads is no longer the same.
+
+Local workers are started with `spawn` (no state of the parent leaks in) and take one task at a time. A worker that dies
+is noticed at once and named with its task; a task that raises stops the run.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import os
 import signal
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +29,7 @@ from typing import Any, Protocol
 from pipeline.storage import read_json, write_json
 
 USER_ERRORS = (ValueError, OSError)
+REPEATS_SHOWN = 3
 KEPT = "What was finished is kept"
 ADVICE = {
     errno.ENOSPC: f". {KEPT}: free some space, or start anew with --work on another disk, and run the command again",
@@ -34,7 +39,7 @@ ADVICE = {
 
 
 class Task(Protocol):
-    """Anything with a name that can be pickled."""
+    """Anything with these that can be pickled."""
 
     @property
     def name(self) -> str:
@@ -44,15 +49,59 @@ class Task(Protocol):
     def subject(self) -> str:
         """What it works on, for a person."""
 
+    @property
+    def fingerprint(self) -> str:
+        """What it reads from outside of the build: a record of another fingerprint is not taken up."""
 
-class Workers:
+    def list_outputs(self, result: Any) -> list[Path]:
+        """The files that it leaves, in a fixed order."""
+
+
+class Executor(ABC):
+    """Runs tasks somewhere, and keeps their records."""
+
+    def __init__(self, *, notice: Callable[[str], None]):
+        self.notice = notice
+
+    @abstractmethod
+    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Any]]:
+        """Each job's task and result, in the order in which they finish. Raises as `run` says."""
+
+    def run(
+        self, function: Callable[[Any], Any], tasks: Sequence[Task], *, records: Path
+    ) -> Iterator[tuple[Task, Any]]:
+        """Each task with function(task), in the order in which they finish; those with a record in `records` first.
+
+        function must be importable by name, its result JSON. A worker that dies is replaced, its task tried once more.
+        Raises ValueError with the task's own message where it met bad input or a full disk, RuntimeError where two
+        workers died of a task, or it broke.
+        """
+        jobs = [Job(function, task, records / f"{task.name}.json") for task in tasks]
+        unfinished, repeated = [], []
+        for job in jobs:
+            record = job.read_record()
+            reason = job.find_reason_to_repeat(record) if record else None
+            if reason:
+                repeated.append(f"task {job.task.name} ({job.task.subject}): {reason}")
+            if record and not reason:
+                yield job.task, record["result"]
+            else:
+                unfinished.append(job)
+        if repeated:
+            more = f", and {len(repeated) - REPEATS_SHOWN:,} more" if len(repeated) > REPEATS_SHOWN else ""
+            self.notice(f"done again: {'; '.join(repeated[:REPEATS_SHOWN])}{more}")
+        yield from self.execute(unfinished)
+
+
+class Workers(Executor):
     """Worker processes, started when there is first work for two, kept until the end of the `with` block.
 
     With one worker the tasks run in this process.
     """
 
     def __init__(self, num_workers: int, *, notice: Callable[[str], None]):
-        self.num_workers, self.notice = num_workers, notice
+        super().__init__(notice=notice)
+        self.num_workers = num_workers
         self.processes: dict[Connection, BaseProcess] = {}
 
     def __enter__(self) -> Workers:
@@ -65,31 +114,15 @@ class Workers:
         for process in self.processes.values():
             process.join()
 
-    def run(
-        self, function: Callable[[Any], Any], tasks: Sequence[Task], *, records: Path
-    ) -> Iterator[tuple[Task, Any]]:
-        """Each task with function(task), in the order in which they finish; those with a record in `records` first.
-
-        function must be importable by name, its result JSON. A worker that dies is replaced, its task tried once more.
-        Raises ValueError with the task's own message where it met bad input or a full disk, RuntimeError where two
-        workers died of a task, or it broke.
-        """
-        unfinished = []
-        for task in tasks:
-            if record_path(records, task).is_file():
-                yield task, read_json(record_path(records, task))
-            else:
-                unfinished.append(Job(function, task, record_path(records, task)))
-        if self.num_workers == 1 or len(unfinished) <= 1:
-            for job in unfinished:
+    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Any]]:
+        """Each job's task and result, in the order in which they finish."""
+        if self.num_workers == 1 or len(jobs) <= 1:
+            for job in jobs:
                 yield job.task, job.run()
             return
-        self._start(min(self.num_workers, len(unfinished)))
-        yield from self._run_jobs(deque(unfinished))
-
-    def _start(self, num_workers: int) -> None:
-        while len(self.processes) < num_workers:
+        while len(self.processes) < min(self.num_workers, len(jobs)):
             self._start_one()
+        yield from self._run_jobs(deque(jobs))
 
     def _start_one(self) -> Connection:
         context = multiprocessing.get_context("spawn")
@@ -124,21 +157,21 @@ class Workers:
             connection.send(job)
 
     def _bury(self, connection: Connection, job: Job) -> Job:
-        """The job of a dead worker, to be tried again; raises RuntimeError where it has been."""
+        """The job of a dead worker, to be tried again."""
         process = self.processes.pop(connection)
         process.join()
         how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
         hint = " (the system kills what takes too much memory: try fewer --workers)" if process.exitcode == -9 else ""
-        what = f"the worker of task {job.task.name} ({job.task.subject}) died by {how}{hint}"
-        if job.has_died:
-            raise RuntimeError(f"{what}, for the second time. {KEPT}: run the command again")
-        self.notice(f"{what}; trying the task once more")
-        return replace(job, has_died=True)
+        return try_again(job, f"died by {how}{hint}", notice=self.notice)
 
 
-def record_path(records: Path, task: Task) -> Path:
-    """Where the record of a finished task is."""
-    return records / f"{task.name}.json"
+def try_again(job: Job, how: str, *, notice: Callable[[str], None]) -> Job:
+    """The job of a dead worker, to be tried once more; raises RuntimeError where it has been."""
+    what = f"the worker of task {job.task.name} ({job.task.subject}) {how}"
+    if job.has_died:
+        raise RuntimeError(f"{what}, for the second time. {KEPT}: run the command again")
+    notice(f"{what}; trying the task once more")
+    return replace(job, has_died=True)
 
 
 @dataclass(frozen=True)
@@ -153,8 +186,24 @@ class Job:
     def run(self) -> Any:
         """The function's result. Its record is written last: a task that has one is finished."""
         result = self.function(self.task)
-        write_json(self.record, result)
+        sizes = [path.stat().st_size for path in self.task.list_outputs(result)]
+        write_json(self.record, {"fingerprint": self.task.fingerprint, "output_bytes": sizes, "result": result})
         return result
+
+    def read_record(self) -> dict[str, Any] | None:
+        """The record of the finished task, or None."""
+        return read_json(self.record) if self.record.is_file() else None
+
+    def find_reason_to_repeat(self, record: dict[str, Any]) -> str | None:
+        """Why a finished task must be done again, or None."""
+        if record["fingerprint"] != self.task.fingerprint:
+            return "what it reads has changed"
+        for path, size in zip(self.task.list_outputs(record["result"]), record["output_bytes"], strict=True):
+            if not path.is_file():
+                return f"{path} is gone"
+            if path.stat().st_size != size:
+                return f"{path} has {path.stat().st_size:,} bytes, not the {size:,} that it was written with"
+        return None
 
 
 def check_outcome(outcome: str, value: Any, job: Job) -> Any:

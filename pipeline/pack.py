@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.kernels import scatter_documents
-from pipeline.shard import shard_name, write_shard
+from pipeline.shard import list_shard_files, shard_name, write_shard
 from pipeline.token_file import DOCUMENT, sort_documents, starts_of
 from pipeline.work import NUM_BUCKETS, Stretch
 
@@ -37,11 +37,16 @@ class PackTask:
     stretches: tuple[PackStretch, ...]
     dtype: str
     out: str
+    fingerprint: str  # of all raw files
 
     @property
     def subject(self) -> str:
         """What it writes, for a person."""
         return self.shard
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The shard's files."""
+        return list_shard_files(Path(self.out) / self.shard)
 
 
 def plan_shards(histogram: np.ndarray, *, shard_tokens: int) -> list[tuple[int, int]]:
@@ -63,11 +68,12 @@ def plan_pack(
     stretches: tuple[PackStretch, ...],
     dtype: str,
     out: Path,
+    fingerprint: str,
 ) -> list[PackTask]:
     """The shards of one source and split, numbered in the order of their places."""
     names = [f"{source}-{split}-{number:05d}" for number in range(len(borders))]
     return [
-        PackTask(name, shard_name(source, split, number), first, last, stretches, dtype, str(out))
+        PackTask(name, shard_name(source, split, number), first, last, stretches, dtype, str(out), fingerprint)
         for number, (name, (first, last)) in enumerate(zip(names, borders, strict=True))
     ]
 

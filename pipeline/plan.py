@@ -5,9 +5,10 @@ The settings and what they are compared by are plain JSON: they stand in work/pl
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ class PlannedSource:
     def name(self) -> str:
         """The source's name."""
         return self.source.name
+
+    @functools.cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """A digest of each raw file: of its path, split, size and sampled content."""
+        entries = [
+            [file.path, file.split, file.size_bytes, sample_checksum(self.folder / file.path)] for file in self.files
+        ]
+        return tuple(hash_texts(map(json.dumps, entry)) for entry in entries)
 
     @property
     def size_bytes(self) -> int:
@@ -72,17 +81,13 @@ def describe_settings(
         **vars(settings),
         "source_order": [source.name for source in sources],
         "exclude": {source.name: list(source.exclude) for source in sources},
-        "raw_files": {source.name: hash_raw_files(source) if source.files else None for source in sources},
+        "raw_files": {source.name: hash_texts(source.fingerprints) if source.files else None for source in sources},
     }
 
 
-def hash_raw_files(source: PlannedSource) -> str:
-    """A digest of the paths, splits, sizes and sampled contents of a source's raw files."""
-    digest = hashlib.sha256()
-    for file in source.files:
-        entry = [file.path, file.split, file.size_bytes, sample_checksum(source.folder / file.path)]
-        digest.update(json.dumps(entry).encode())
-    return digest.hexdigest()
+def hash_texts(texts: Iterable[str]) -> str:
+    """One digest of several texts, none of which holds a line feed."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def sample_checksum(path: Path) -> str:
@@ -146,7 +151,8 @@ def plan_ingest(
         for number, group in enumerate(group_files(source, task_bytes)):
             name = f"{source.name}-{number:05d}"
             size_bytes = sum(source.files[file.number].size_bytes for file in group)
-            tasks.append(IngestTask(name, source.name, group, size_bytes, chosen, str(folder / name)))
+            fingerprint = hash_texts(f"{file.number} {source.fingerprints[file.number]}" for file in group)
+            tasks.append(IngestTask(name, source.name, group, size_bytes, chosen, str(folder / name), fingerprint))
     return tasks
 
 

@@ -81,6 +81,11 @@ def documents_path(bin_path: Path) -> Path:
     return bin_path.with_suffix(".docs.parquet")
 
 
+def list_shard_files(bin_path: Path) -> list[Path]:
+    """The four files of a shard."""
+    return [bin_path, index_path(bin_path), megatron_path(bin_path), documents_path(bin_path)]
+
+
 def write_shard(
     folder: Path, name: str, *, ids: np.ndarray, lengths: np.ndarray, documents: Mapping[str, np.ndarray]
 ) -> Shard:

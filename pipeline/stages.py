@@ -20,7 +20,7 @@ from pipeline.drops import DropsTask, run_drops
 from pipeline.ingest import IngestTask, run_ingest
 from pipeline.jobs import Workers
 from pipeline.pack import PackStretch, plan_pack, plan_shards, run_pack
-from pipeline.plan import PlannedSource
+from pipeline.plan import PlannedSource, hash_texts
 from pipeline.progress import StageProgress
 from pipeline.shard import SPLITS
 from pipeline.token_file import DROP_REASONS
@@ -49,6 +49,11 @@ class Ingested:
 
     tasks: list[IngestTask]
     records: list[dict[str, Any]]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all raw files: what the later stages read follows from it."""
+        return hash_texts(task.fingerprint for task in self.tasks)
 
     def count(self, source: str) -> dict[str, Counter[str]]:
         """Documents and bytes of a source by outcome."""
@@ -116,7 +121,7 @@ def check_bad_rows(
     if num_bad <= max_bad_fraction * documents["read"] / max(share_read, 1e-9):
         return
     for number, task in enumerate(finished):
-        run_drops(plan_drops(task, number, duplicates_paths=(), source_names=(), shop=shop))
+        run_drops(plan_drops(task, number, duplicates_paths=(), source_names=(), shop=shop, fingerprint=""))
     listed = ", ".join(f"{documents[reason]:,} {reason}" for reason in BAD_REASONS if documents[reason])
     raise ValueError(
         f"source {source.name}: {num_bad:,} of {documents['read']:,} rows are bad ({listed}), more than "
@@ -176,7 +181,9 @@ def dedup(ingested: Ingested, source_names: list[str], *, method: str, shop: Wor
     """Decide which documents stay."""
     folder = shop.work / "dedup"
     stretches = ingested.stretches(source_names)
-    tasks = plan_dedup(stretches, method=method, num_sources=len(source_names), folder=folder)
+    tasks = plan_dedup(
+        stretches, method=method, num_sources=len(source_names), folder=folder, fingerprint=ingested.fingerprint
+    )
     records: dict[str, dict[str, Any]] = {}
     with StageProgress(shop.console, "dedup", unit="ranges", total=len(tasks)) as progress:
         for task, record in shop.workers.run(run_dedup, tasks, records=shop.records("dedup")):
@@ -201,7 +208,14 @@ def write_drops(
     """Write every document that is not kept; returns the files of each source."""
     paths = tuple(str(part.duplicates_path) for part in deduplicated.tasks)
     tasks = [
-        plan_drops(task, number, duplicates_paths=paths, source_names=tuple(source_names), shop=shop)
+        plan_drops(
+            task,
+            number,
+            duplicates_paths=paths,
+            source_names=tuple(source_names),
+            shop=shop,
+            fingerprint=ingested.fingerprint,
+        )
         for number, task in enumerate(ingested.tasks)
     ]
     files: dict[str, dict[str, Any] | None] = {}
@@ -216,7 +230,13 @@ def write_drops(
 
 
 def plan_drops(
-    task: IngestTask, number: int, *, duplicates_paths: tuple[str, ...], source_names: tuple[str, ...], shop: Workshop
+    task: IngestTask,
+    number: int,
+    *,
+    duplicates_paths: tuple[str, ...],
+    source_names: tuple[str, ...],
+    shop: Workshop,
+    fingerprint: str,
 ) -> DropsTask:
     """The task that lists what an ingest task, the plan's `number`, did not keep."""
     return DropsTask(
@@ -228,6 +248,7 @@ def plan_drops(
         dropped_path=str(dropped_path(task, shop)),
         out=str(shop.out),
         table_name=f"{task.source}/drops/drops-{task.name.rpartition('-')[2]}.parquet",
+        fingerprint=fingerprint,
     )
 
 
@@ -256,7 +277,9 @@ def pack(
                 for stretch in stretches
                 if (stretch.source, stretch.split) == (number, split)
             )
-            plans[source, split] = plan_pack(source, split, borders, stretches=chosen, dtype=dtype, out=shop.out)
+            plans[source, split] = plan_pack(
+                source, split, borders, stretches=chosen, dtype=dtype, out=shop.out, fingerprint=ingested.fingerprint
+            )
     tasks = [task for plan in plans.values() for task in plan]
     shards: dict[str, dict[str, Any]] = {}
     with StageProgress(shop.console, "pack", unit="shards", total=len(tasks)) as progress:

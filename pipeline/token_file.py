@@ -23,6 +23,7 @@ from pipeline.kernels import scatter_documents
 from pipeline.shard import SPLITS
 from pipeline.storage import naming, write_array
 
+WORK_FILES = ("tokens.bin", "documents.npy", "drops.npy")
 RUN_TOKENS = 1 << 26
 
 DOCUMENT = np.dtype(

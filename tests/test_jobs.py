@@ -25,6 +25,13 @@ class Step:
     def subject(self):
         return f"the step {self.name}"
 
+    @property
+    def fingerprint(self):
+        return Path(self.folder, "input").read_text() if Path(self.folder, "input").exists() else ""
+
+    def list_outputs(self, result):
+        return [Path(self.folder, f"{self.name}.out")]
+
 
 def act(step):
     if step.name == "bad input":
@@ -34,6 +41,7 @@ def act(step):
     if step.name == "die" or (step.name == "die once" and not Path(step.folder, "died").exists()):
         Path(step.folder, "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    Path(step.folder, f"{step.name}.out").write_text("done")
     return {"name": step.name, "pid": os.getpid()}
 
 
@@ -52,6 +60,27 @@ def test_results_are_recorded_and_not_made_again(tmp_path, workers):
     second = run(["a", "b", "c"], tmp_path, workers)
     assert second["a"] == first["a"]
     assert second["b"]["pid"] == os.getpid()  # one task alone needs no worker
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_whose_file_is_gone_or_cut_is_done_again_and_that_is_said(tmp_path, workers):
+    first = run(["a", "b", "c"], tmp_path, workers)
+    (tmp_path / "a.out").unlink()
+    (tmp_path / "c.out").write_text("do")
+    second = run(["a", "b", "c"], tmp_path, workers)
+    assert second["b"] == first["b"]
+    assert [(tmp_path / name).read_text() for name in ("a.out", "c.out")] == ["done", "done"]
+    assert len(second["said"]) == 1 and "a.out is gone" in second["said"][0]
+    assert "c.out has 2 bytes, not the 4" in second["said"][0]
+    assert run(["a", "b", "c"], tmp_path, workers)["said"] == []
+
+
+def test_tasks_whose_input_has_changed_are_done_again(tmp_path):
+    run(["a", "b", "c", "d"], tmp_path, 1)
+    (tmp_path / "input").write_text("other")
+    said = run(["a", "b", "c", "d"], tmp_path, 1)["said"]
+    assert len(said) == 1 and "what it reads has changed" in said[0] and "and 1 more" in said[0]
+    assert run(["a", "b", "c", "d"], tmp_path, 1)["said"] == []
 
 
 def test_bad_input_in_a_worker_comes_back_as_its_own_message(tmp_path):
