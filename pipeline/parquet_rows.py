@@ -54,6 +54,12 @@ def split_row_groups(path: Path, part_bytes: int) -> list[Part]:
     return split_weighted([group_bytes(metadata, group) for group in range(metadata.num_row_groups)], part_bytes)
 
 
+def rows_before_group(path: Path, group: int) -> int:
+    """How many rows a parquet file has before a row group."""
+    metadata = pq.read_metadata(path)
+    return sum(metadata.row_group(number).num_rows for number in range(group))
+
+
 def group_bytes(metadata: pq.FileMetaData, group: int) -> int:
     """How much of the file a row group takes."""
     columns = metadata.row_group(group)

@@ -168,6 +168,33 @@ def check_size(path: Path, expected_bytes: int) -> None:
         )
 
 
+def find_lost_files(folder: Path, content: Mapping[str, Any]) -> list[str]:
+    """Which files of a finished dataset are gone or cut, by their sizes alone; one text each."""
+    lost = []
+    for source in content["sources"].values():
+        lost += [
+            f"{folder / file['path']} is gone" for file in source["drops"] if not (folder / file["path"]).is_file()
+        ]
+        for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
+            for path, size in zip(list_shard_files(folder / shard["path"]), list_sizes(shard), strict=True):
+                if not path.is_file():
+                    lost.append(f"{path} is gone")
+                elif size is not None and path.stat().st_size != size:
+                    lost.append(f"{path} has {path.stat().st_size:,} bytes, not {size:,}")
+    return lost
+
+
+def list_sizes(shard: Mapping[str, Any]) -> list[int | None]:
+    """The bytes of a shard's files, in the order of list_shard_files; None: not known."""
+    documents = shard["documents"]
+    return [
+        shard["bytes"],
+        8 * documents,
+        MEGATRON_HEADER.size + 4 * documents + 8 * documents + 8 * (documents + 1),
+        None,
+    ]
+
+
 def write_dataset_json(folder: Path, content: Mapping[str, Any]) -> None:
     """Finish a dataset. Everything that it lists must be on disk already."""
     write_json(folder / DATASET_FILE, {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **content})

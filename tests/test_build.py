@@ -126,7 +126,9 @@ def test_small_memory_runs_and_small_dedup_ranges_give_the_same_bytes(
     raw, tmp_path, sample_model, run_build, monkeypatch
 ):
     run_build(flags(raw, tmp_path / "one", sample_model, "--workers 1"))
-    monkeypatch.setattr("pipeline.token_file.RUN_TOKENS", 500)
+    monkeypatch.setattr("pipeline.token_file.RUN_BYTES", 1000)
+    monkeypatch.setattr("pipeline.token_file.WRITE_BYTES", 300)
+    monkeypatch.setattr("pipeline.pack.READ_BYTES", 400)
     monkeypatch.setattr("pipeline.dedup.DOCUMENTS_PER_TASK", 20)
     monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 512)
     run_build(flags(raw, tmp_path / "two", sample_model, "--workers 1"))
@@ -199,7 +201,7 @@ def test_a_dataset_that_is_not_the_expected_one_is_not_finished(raw, tmp_path, s
 def test_work_files_stay_where_that_is_asked_for(raw, tmp_path, sample_model, run_build):
     for _ in range(2):
         assert run_build(flags(raw, tmp_path / "out", sample_model, "--keep-work")).code == 0
-        assert (tmp_path / "out/work/ingest/web-00000/tokens.bin").exists()
+        assert (tmp_path / "out/work/ingest/web-00000/tokens-0.bin").exists()
     run_build(flags(raw, tmp_path / "out", sample_model))
     assert not (tmp_path / "out/work").exists()
 
@@ -247,7 +249,7 @@ def test_replace_does_not_take_another_json_for_a_dataset(raw, tmp_path, sample_
 
 def test_replace_leaves_anothers_work_and_the_tokenizer_that_it_needs(raw, tmp_path, sample_model, run_build):
     (tmp_path / "work").mkdir()
-    (tmp_path / "work/plan.json").write_text('{"settings": {}, "out": "/elsewhere", "tokenizer_files": []}')
+    (tmp_path / "work/plan.json").write_text('{"datasets": {}, "out": "/elsewhere", "tokenizer_files": {}}')
     outcome = run_build(flags(raw, tmp_path / "out", sample_model, f"--work {tmp_path}/work --replace"))
     assert "belongs to the build of /elsewhere" in outcome.error
     assert (tmp_path / "work/plan.json").exists()
@@ -268,7 +270,7 @@ def test_the_work_folder_must_be_its_own(raw, tmp_path, sample_model, run_build,
 
 
 def test_a_second_build_in_the_same_folder_refuses_and_names_the_first(raw, tmp_path, sample_model, run_build):
-    from pipeline.output import Folders
+    from pipeline.folders import Folders
 
     folders = Folders(tmp_path / "out", tmp_path / "out/work")
     with folders.locked():
@@ -394,7 +396,7 @@ def test_more_bad_rows_than_allowed_stop_the_build_and_fewer_are_listed(tmp_path
 
 
 def test_a_source_of_bad_rows_alone_is_stopped_before_all_of_it_is_read(tmp_path, sample_model, run_build, monkeypatch):
-    monkeypatch.setattr("pipeline.plan.SMALLEST_TASK_BYTES", 1)
+    monkeypatch.setattr("pipeline.ingest_plan.SMALLEST_TASK_BYTES", 1)
     for number in range(5):
         write_rows(tmp_path / f"raw/web/{number}.jsonl", [b"{"] * 10)
     outcome = run_build(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} --workers 1")
