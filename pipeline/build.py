@@ -26,14 +26,14 @@ from pipeline.arguments import BuildArguments, check_arguments
 from pipeline.finish import Built, describe_sources, hash_content
 from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
 from pipeline.ingest_checks import BadRows, check_sources
-from pipeline.ingest_plan import plan_ingest
+from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.jobs import Workers, describe
 from pipeline.limit import select
 from pipeline.mix import Mix, parse_mix
 from pipeline.output import check_finished, claim, clear_leftovers, is_finished, make_plan, reopen
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_recipe
 from pipeline.progress import BuildLog, make_console
-from pipeline.removal import remove_build, remove_work
+from pipeline.removal import remove_build, remove_unlisted, remove_work
 from pipeline.sample import is_sample, make_sample
 from pipeline.shard import find_lost_files, token_dtype, write_dataset_json
 from pipeline.summary import print_summary
@@ -194,6 +194,7 @@ def build_datasets(
         shop = stages.Workshop(folders.work, workers, console, log)
         contents = run_stages(arguments, settings, sources, datasets, folders, shop)
     refuse_unexpected(arguments.expect, contents)  # before dataset.json: what is not as expected is not finished
+    remove_unlisted(folders, contents)
     for name, content in contents.items():
         write_dataset_json(folders.out / name, content)
     if not arguments.keep_work:
@@ -239,7 +240,7 @@ def run_stages(
             out=out,
             notice=notice,
         )
-        drops = stages.write_drops(ingested, deduplicated, selection, shop=shop)
+        drops = stages.write_drops(ingested, deduplicated, selection, groups=group_for_drops(sources), shop=shop)
         shards = stages.pack(ingested, deduplicated.kept, selection, shard_tokens=settings.shard_tokens, shop=shop)
         built = Built(selection, shards, drops)
         described = describe_sources(sources, ingested=ingested, deduplicated=deduplicated, built=built)

@@ -73,7 +73,7 @@ def count_outcomes(
     for what in ("documents", "bytes", "tokens"):
         counts["kept"][what] -= counts["beyond_tokens"][what]
     counts["read"] = {**{what: read[what]["read"] for what in read}, "tokens": ingested.num_tokens(name, tokenizer)}
-    check_balance(name, counts)
+    check_balance(name, counts, built.shards[name])
     return counts
 
 
@@ -88,8 +88,12 @@ def count_beyond(name: str, kept: dict[str, int], source: int, built: Built) -> 
     return beyond
 
 
-def check_balance(name: str, counts: dict[str, dict[str, int]]) -> None:
+def check_balance(name: str, counts: dict[str, dict[str, int]], shards: dict[str, list[dict[str, Any]]]) -> None:
     """Raise where a document went missing or appeared: then this program is wrong, and must not finish."""
+    for what in ("documents", "tokens"):
+        packed = sum(shard[what] for split in shards.values() for shard in split)
+        if packed != counts["kept"][what]:
+            raise RuntimeError(f"source {name}: {counts['kept'][what]:,} {what} to keep, but {packed:,} in shards")
     for what in ("documents", "bytes", "tokens"):
         total = sum(counts[outcome][what] for outcome in OUTCOMES)
         if counts["read"][what] != total:

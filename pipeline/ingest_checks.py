@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.document_batch import BAD_REASONS
 from pipeline.documents import count_rows_before
-from pipeline.drops import DropsTask, run_drops
+from pipeline.drops import DropsTask, Ingest, run_drops
 from pipeline.ingest import IngestTask
 from pipeline.plan import PlannedSource
 from pipeline.stages import Ingested
@@ -59,12 +59,12 @@ def list_bad_rows(task: IngestTask, out: Path) -> DropsTask:
     """The task that lists what ingest alone dropped, while other tasks may be unfinished."""
     return DropsTask(
         name=task.name,
-        number=0,
-        ingest_folder=task.folder,
-        first_row=find_first_row(task),
+        source=task.source,
+        first_file=task.files[0].number,
+        last_file=task.files[-1].number + 1,
+        ingests=(Ingest(0, task.folder, find_first_row(task)),),
         num_tokenizers=len(task.settings.encode),
         duplicates_paths=(),
-        limited=(),
         source_names=(),
         out=str(out),
         table_name=f"{task.source}/drops/drops-{task.name.rpartition('-')[2]}.parquet",

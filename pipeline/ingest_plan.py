@@ -109,6 +109,24 @@ def load_groups(sources: tuple[PlannedSource, ...], path: Path) -> dict[str, lis
     return groups
 
 
+def group_for_drops(sources: tuple[PlannedSource, ...]) -> dict[str, list[tuple[int, int]]]:
+    """The raw files of each source, from number to number, that share a list of drops: by their sizes of now alone.
+
+    Not the ingest tasks, which an earlier run may have planned when a file had another size.
+    """
+    task_bytes = choose_task_bytes(sources)
+    groups = {}
+    for source in sources:
+        edges, weight = [0], 0
+        for number, file in enumerate(source.files, start=1):
+            weight += weigh(file.path, file.size_bytes)
+            if weight >= task_bytes or number == len(source.files):
+                edges.append(number)
+                weight = 0
+        groups[source.name] = list(zip(edges[:-1], edges[1:], strict=True))
+    return groups
+
+
 def choose_task_bytes(sources: tuple[PlannedSource, ...]) -> int:
     """How much a task weighs: small builds, too, have work for many hands."""
     total = sum(weigh(file.path, file.size_bytes) for source in sources for file in source.files)

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.folders import (
     BUILD_LOG,
@@ -26,6 +27,7 @@ from pipeline.folders import (
 )
 from pipeline.manifest import SOURCE_NAME
 from pipeline.shard import DATASET_FILE, SPLITS, read_dataset_json
+from pipeline.shard import list_files as list_dataset_files
 from pipeline.storage import TEMPORARY_SUFFIX
 
 SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})/shard-\d{{5,}}\.(bin|bin\.index|idx|docs\.parquet)")
@@ -96,6 +98,18 @@ def is_of_dataset(path: Path, parts: DatasetParts) -> bool:
     if top == TOKENIZER_FOLDER:
         return below in parts.tokenizer_files
     return top in parts.sources and bool(SHARD_FILE.fullmatch(below) or DROPS_FILE.fullmatch(below))
+
+
+def remove_unlisted(folders: Folders, contents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Remove shards and drops that the datasets about to be finished do not have: of a run with other raw files."""
+    for name, content in contents.items():
+        folder = folders.out / name
+        listed = {path for path, _ in list_dataset_files(folder, content)}
+        for source in content["sources"]:
+            for path in [path for path in list_files(folder / source) if path not in listed]:
+                below = path.relative_to(folder / source).as_posix()
+                if SHARD_FILE.fullmatch(below) or DROPS_FILE.fullmatch(below):
+                    path.unlink()
 
 
 def is_work_file(path: Path) -> bool:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pipeline.dedup import plan_dedup, run_dedup
 from pipeline.document_batch import BAD_REASONS
-from pipeline.drops import DropsTask, Limited, run_drops
+from pipeline.drops import DropsTask, Ingest, run_drops
 from pipeline.ingest import IngestTask, run_ingest
 from pipeline.jobs import Executor
 from pipeline.limit import Selection
@@ -194,45 +194,61 @@ def add_counts(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_drops(
-    ingested: Ingested, deduplicated: Deduplicated, selection: Selection, *, shop: Workshop
+    ingested: Ingested,
+    deduplicated: Deduplicated,
+    selection: Selection,
+    *,
+    groups: Mapping[str, list[tuple[int, int]]],
+    shop: Workshop,
 ) -> dict[str, list[dict[str, Any]]]:
-    """List every document that is not kept; returns the result of each of a source's tasks."""
+    """List every document that is not kept; returns the results of each source's tasks.
+
+    groups: by source, the first and last number of the raw files that share a list.
+    """
+    ingests = describe_ingests(ingested, selection)
     tasks = [
-        make_drops_task(task, number, ingested, selection, duplicates_paths=deduplicated.duplicates_paths)
-        for number, task in enumerate(ingested.tasks)
+        DropsTask(
+            name=f"{source}-{number:05d}",
+            source=source,
+            first_file=first,
+            last_file=last,
+            ingests=tuple(
+                ingest
+                for task, ingest in zip(ingested.tasks, ingests, strict=True)
+                if task.source == source and any(first <= file.number < last for file in task.files)
+            ),
+            num_tokenizers=ingested.num_tokenizers,
+            duplicates_paths=deduplicated.duplicates_paths,
+            source_names=tuple(ingested.source_names),
+            out=str(selection.out),
+            table_name=f"{source}/drops/drops-{number:05d}.parquet",
+            fingerprint=ingested.fingerprint,
+        )
+        for source in ingested.source_names
+        for number, (first, last) in enumerate(groups[source])
     ]
 
-    def describe(_: Any, result: dict[str, Any]) -> tuple[str, Done]:
-        return ALL_SOURCES, Done(dropped=result["file"]["documents"] if result["file"] else 0)
+    def describe(task: DropsTask, result: dict[str, Any]) -> tuple[str, Done]:
+        num_dropped = result["file"]["documents"] if result["file"] else 0
+        return task.source, Done(units=task.num_files, weight=task.num_files, dropped=num_dropped)
 
-    totals = {ALL_SOURCES: (len(tasks), len(tasks))}
-    done = shop.run("drops", run_drops, tasks, unit="tasks", describe=describe, totals=totals, folder=selection.folder)
-    return {
-        source: [done[task.name] for task in ingested.tasks if task.source == source]
-        for source in ingested.source_names
-    }
+    totals = add_totals((task.source, task.num_files, task.num_files) for task in tasks)
+    done = shop.run("drops", run_drops, tasks, unit="files", describe=describe, totals=totals, folder=selection.folder)
+    return {source: [done[task.name] for task in tasks if task.source == source] for source in ingested.source_names}
 
 
-def make_drops_task(
-    task: IngestTask, number: int, ingested: Ingested, selection: Selection, *, duplicates_paths: tuple[str, ...]
-) -> DropsTask:
-    """The task that lists what an ingest task, the plan's `number`, did not keep."""
-    limit = selection.limits[ingested.source_names.index(task.source)]
-    stretches = [] if limit is None else [stretch for stretch in ingested.stretches if stretch.task == number]
-    limited = [Limited(one, limit.place) for one in stretches if SPLITS.index(one.split) in limit.splits]
-    return DropsTask(
-        name=task.name,
-        number=number,
-        ingest_folder=task.folder,
-        first_row=ingested.first_rows[number],
-        num_tokenizers=ingested.num_tokenizers,
-        duplicates_paths=duplicates_paths,
-        limited=tuple(limited),
-        source_names=tuple(ingested.source_names),
-        out=str(selection.out),
-        table_name=f"{task.source}/drops/drops-{task.name.rpartition('-')[2]}.parquet",
-        fingerprint=ingested.fingerprint,
-    )
+def describe_ingests(ingested: Ingested, selection: Selection) -> list[Ingest]:
+    """Each ingest task as the drops stage sees it."""
+    limits: dict[int, list[tuple[Stretch, int]]] = {}
+    for stretch in ingested.stretches:
+        limit = selection.limits[stretch.source]
+        if limit and SPLITS.index(stretch.split) in limit.splits:
+            limits.setdefault(stretch.task, []).append((stretch, limit.place))
+    parts = zip(ingested.tasks, ingested.first_rows, strict=True)
+    return [
+        Ingest(number, task.folder, first_row, tuple(limits.get(number, ())))
+        for number, (task, first_row) in enumerate(parts)
+    ]
 
 
 def pack(

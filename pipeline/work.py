@@ -110,8 +110,10 @@ class KeptDocuments:
         slices = []
         for path, edge, end in zip(self.paths, self.edges, ends, strict=True):
             first, last = max(first_bucket, edge), min(last_bucket, end)
-            if first < last and counts[first:last].any():
-                slices.append(KeptSlice(path, int(positions[first]), int(positions[last - 1] + counts[last - 1])))
+            filled = np.flatnonzero(counts[first:last])
+            if len(filled):
+                stop = first + int(filled[-1])
+                slices.append(KeptSlice(path, int(positions[first]), int(positions[stop] + counts[stop])))
         return tuple(slices)
 
 

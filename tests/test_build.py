@@ -8,66 +8,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from build_fixtures import flags, hashes, read_drops, read_shards
 from conftest import REPOSITORY, write_rows
 
 from pipeline.dataset import read_dataset_json
-from pipeline.shard import open_document_ends, open_tokens
 from pipeline.tokenizer import load_tokenizer
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """Two sources: 300 and 40 documents in several files, with exact duplicates, empty and bad rows."""
-    rng = np.random.default_rng(0)
-    words = ["mill", "token", "stone", "\u00e9t\u00e9", "x = 1\n", "  ", "<s>", "</s>", "\U0001f600"]
-
-    def text():
-        return " ".join(rng.choice(words, rng.integers(1, 60)))
-
-    for number in range(5):
-        rows = [{"text": text()} for _ in range(60)]
-        write_rows(tmp_path / f"raw/web/part-{number}.jsonl", rows)
-    web = (tmp_path / "raw/web/part-0.jsonl").read_bytes().splitlines()
-    rows = [{"text": text(), "id": i} for i in range(40)] + [web[3], web[3], web[9], {"text": ""}, b'{"text": null}']
-    write_rows(tmp_path / "raw/notes/n.jsonl", rows)
-    return tmp_path / "raw"
-
-
-def flags(raw, out, model, more=""):
-    return f"--mix web:3,notes:1 --raw {raw} --out {out} --tokenizer {model} --max-bad-fraction 0.1 {more}"
-
-
-def hashes(folder):
-    """The bytes of every file of a dataset but the log."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "build-log.jsonl")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def read_shards(out):
-    """(source, split, raw_file, row) -> the ids of the document."""
-    content = read_dataset_json(out)
-    documents = {}
-    for name, source in content["sources"].items():
-        for split_name, split in source["splits"].items():
-            for shard in split["shards"]:
-                path = out / shard["path"]
-                tokens = open_tokens(path, dtype=np.dtype(content["dtype"]), num_tokens=shard["tokens"])
-                ends = open_document_ends(path, num_documents=shard["documents"]).tolist()
-                table = pq.read_table(path.with_suffix(".docs.parquet")).to_pylist()
-                for start, end, row in zip([0, *ends[:-1]], ends, table, strict=True):
-                    documents[name, split_name, row["raw_file"], row["row"]] = tokens[start:end].tolist()
-    return content, documents
-
-
-def read_drops(out, content):
-    rows = []
-    for name, source in content["sources"].items():
-        for file in source["drops"]:
-            rows += [{"source": name, **row} for row in pq.read_table(out / file["path"]).to_pylist()]
-    return rows
 
 
 def test_every_row_is_in_a_shard_or_in_drops_with_its_ids(raw, tmp_path, sample_model, run_build):
