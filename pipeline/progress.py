@@ -94,7 +94,8 @@ class StageProgress:
             disable=not console.is_terminal,
         )
         self.lines = {
-            source: self.live.add_task(source, total=max(1, weight), note="") for source, (_, weight) in totals.items()
+            source: self.live.add_task(source, total=max(1, weight), note=self.note(source))
+            for source, (_, weight) in totals.items()
         }
 
     def __enter__(self) -> StageProgress:
