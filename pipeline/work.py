@@ -44,7 +44,8 @@ class Stretch:
 
     def find_place(self, table: np.ndarray, place: int) -> int:
         """The index of the stretch's first document at `place` or behind, in its task's table."""
-        return bisect.bisect_left(range(self.last), place, lo=self.first, key=lambda index: int(table["place"][index]))
+        places = table["place"]
+        return bisect.bisect_left(range(self.last), place, lo=self.first, key=lambda index: int(places[index]))
 
 
 def kept_dtype(num_tokenizers: int) -> np.dtype:
