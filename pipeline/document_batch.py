@@ -33,13 +33,15 @@ class DocumentBatch:
     """Some documents of one raw file, in row order, and the bad rows found between them.
 
     texts: Arrow string array, no nulls. rows: uint64, one per text. subsets: Arrow string array, one per text, null
-    where a row names none; None where no subset was asked for.
+    where a row names none; None where no subset was asked for. num_rows: how many rows of the file the batch covers,
+    blank lines too; those of all batches add up to the file's.
     """
 
     texts: pa.Array
     rows: np.ndarray
     subsets: pa.Array | None = None
     bad_rows: list[BadRow] = field(default_factory=list)
+    num_rows: int = 0
 
 
 def as_text(texts: pa.Array) -> pa.Array | None:
@@ -57,7 +59,7 @@ def split_good_from_bad(texts: pa.Array, *, first_row: int, subsets: pa.Array | 
     rows = np.arange(first_row, first_row + len(texts), dtype=np.uint64)
     strings = as_text(texts)
     if strings is not None:
-        return DocumentBatch(strings, rows, subsets)
+        return DocumentBatch(strings, rows, subsets, num_rows=len(texts))
     bad_rows = []
     for index in find_suspects(texts):
         text = texts[index].as_py()
@@ -68,7 +70,7 @@ def split_good_from_bad(texts: pa.Array, *, first_row: int, subsets: pa.Array | 
     is_good = pa.array(is_good)
     kept_subsets = None if subsets is None else subsets.filter(is_good)
     good_rows = rows[is_good.to_numpy(zero_copy_only=False)]
-    return DocumentBatch(texts.filter(is_good).cast(pa.string()), good_rows, kept_subsets, bad_rows)
+    return DocumentBatch(texts.filter(is_good).cast(pa.string()), good_rows, kept_subsets, bad_rows, len(texts))
 
 
 def find_suspects(texts: pa.Array) -> list[int]:

@@ -10,62 +10,108 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.document_batch import DocumentBatch, split_good_from_bad
-from pipeline.json_lines import LineFields, Lines, find_subsets, parse_lines
+from pipeline.file_parts import WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
+from pipeline.json_lines import LineFields, Lines, parse_lines
+from pipeline.parquet_rows import read_parquet, split_row_groups
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE_BYTES = 256 << 20  # a line takes up to nine times its size in memory
-ROWS_PER_PARQUET_BATCH = 65_536
 
 COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
 LINE_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
-def read_documents(path: Path, *, text_field: str, subset_field: str | None = None) -> Iterator[DocumentBatch]:
-    """The documents of one raw file, batch by batch, in bounded memory.
+def read_documents(
+    path: Path, *, text_field: str, subset_field: str | None = None, part: Part = WHOLE
+) -> Iterator[DocumentBatch]:
+    """The documents of one raw file or of a part of it, batch by batch, in bounded memory.
 
     subset_field: where a row names its subset, such as "meta.redpajama_set_name"; None leaves it unread.
+    part: as split_file gives it. Rows count from 0 at the part's first row; the `num_rows` of its batches add up to
+    the rows it has, so whoever knows the parts before can tell a row's number in the file.
     Raises ValueError with the file's name and row where the file cannot be read to its end (cut short, not what its
     ending says, no text column); OSError where the system refuses.
     """
     fields = LineFields(text_field, subset_field)
-    compression = COMPRESSIONS.get(path.suffix)
-    kind = Path(path.stem).suffix if compression else path.suffix
+    kind, compression = find_kind(path)
+    assert part == WHOLE or is_divisible(path), f"{path} has no parts"
     if kind in LINE_SUFFIXES:
-        return read_json_lines(path, compression=compression, fields=fields)
+        return read_json_lines(path, compression=compression, fields=fields, part=part)
     if kind == ".txt":
         return read_text_file(path, compression=compression)
     if kind == ".parquet":
-        return read_parquet(path, fields=fields)
+        return read_parquet(path, fields=fields, part=part)
     raise ValueError(f"{path}: no reader for this ending (jsonl, json, ndjson or txt, each also .zst or .gz; parquet)")
 
 
-def read_json_lines(path: Path, *, compression: str | None, fields: LineFields) -> Iterator[DocumentBatch]:
-    """The documents of a JSON lines file."""
+def find_kind(path: Path) -> tuple[str, str | None]:
+    """The ending that says what is in a file, and its compression."""
+    compression = COMPRESSIONS.get(path.suffix)
+    return (Path(path.stem).suffix if compression else path.suffix), compression
+
+
+def is_divisible(path: Path) -> bool:
+    """Whether a file may be read in parts: a compressed one is read from its start, a text file is one document."""
+    kind, compression = find_kind(path)
+    return kind == ".parquet" or (kind in LINE_SUFFIXES and compression is None)
+
+
+def split_file(path: Path, size_bytes: int, part_bytes: int) -> list[Part]:
+    """The parts of about `part_bytes` that a raw file of this size is to be read in, in its order; the last is open.
+
+    They follow from the size alone, and for parquet from its footer, which is opened only if the file is larger than
+    a part. Raises ValueError where that footer cannot be read.
+    """
+    if size_bytes <= part_bytes or not is_divisible(path):
+        return [WHOLE]
+    return split_row_groups(path, part_bytes) if path.suffix == ".parquet" else split_evenly(size_bytes, part_bytes)
+
+
+def read_json_lines(
+    path: Path, *, compression: str | None, fields: LineFields, part: Part = WHOLE
+) -> Iterator[DocumentBatch]:
+    """The documents of a JSON lines file, or of the lines that start in a part of it."""
+    start, end = find_lines(path, part)
     row = 0
     try:
-        for block in read_blocks(path, compression=compression):
+        for block in read_blocks(path, compression=compression, start=start, end=end):
             lines = Lines.cut(block, first_row=row)
             yield parse_lines(lines, fields=fields)
             row += len(lines.starts)
     except LongLineError:
-        raise ValueError(
-            f"{path}: row {row} is longer than {LONGEST_LINE_BYTES >> 20} MiB, but a document per line is expected. "
-            "Split the file, or remove it to build without it"
-        ) from None
+        raise long_line(path, count_line_feeds(path, start) + row) from None
 
 
-class LongLineError(Exception):
-    """A line does not end within LONGEST_LINE_BYTES."""
+def find_lines(path: Path, part: Part) -> tuple[int, int | None]:
+    """The bytes of the lines that start in a part: from which on, and until which (None: the file's end)."""
+    if part == WHOLE:
+        return 0, None
+    edges: list[int | None] = []
+    with path.open("rb") as file:
+        for edge in (part.start, part.end):
+            try:
+                edges.append(edge and find_line_start(file, edge, longest_line_bytes=LONGEST_LINE_BYTES))
+            except LongLineError:
+                raise long_line(path, count_line_feeds(path, edge)) from None
+    return edges[0], edges[1]
 
 
-def read_blocks(path: Path, *, compression: str | None) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, in blocks that end with a line; a longer line makes its block longer."""
+def long_line(path: Path, row: int) -> ValueError:
+    """The error for a line beyond LONGEST_LINE_BYTES."""
+    return ValueError(
+        f"{path}: row {row} is longer than {LONGEST_LINE_BYTES >> 20} MiB, but a document per line is expected. "
+        "Split the file, or remove it to build without it"
+    )
+
+
+def read_blocks(path: Path, *, compression: str | None, start: int, end: int | None) -> Iterator[bytes]:
+    """The bytes start to end of a file, decompressed, in blocks that end with a line; a longer line makes its block
+    longer. Raises LongLineError."""
     pieces: list[bytes] = []
     num_bytes = 0
-    for chunk in read_chunks(path, compression=compression):
+    for chunk in read_chunks(path, compression=compression, start=start, end=end):
         cut = chunk.rfind(b"\n") + 1
         if cut:
             yield b"".join([*pieces, chunk[:cut]])
@@ -78,11 +124,11 @@ def read_blocks(path: Path, *, compression: str | None) -> Iterator[bytes]:
         yield b"".join(pieces)
 
 
-def read_chunks(path: Path, *, compression: str | None) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, in pieces of BLOCK_BYTES at most."""
+def read_chunks(path: Path, *, compression: str | None, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file, decompressed, in pieces of BLOCK_BYTES at most. start and end: of a plain file."""
     with pa.OSFile(str(path)) as file:
         if compression is None:
-            yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+            yield from read_stretch(file, start, end)
             return
         if file.size() == 0:
             raise ValueError(f"{path} is empty, not {compression}: fetch it again, or remove it to build without it")
@@ -91,6 +137,14 @@ def read_chunks(path: Path, *, compression: str | None) -> Iterator[bytes]:
                 yield from iter(lambda: stream.read(BLOCK_BYTES), b"")
             except OSError as error:
                 raise unreadable(path, compression, error) from error
+
+
+def read_stretch(file: pa.NativeFile, start: int, end: int | None) -> Iterator[bytes]:
+    """The bytes start to end of an open file (None: to its end), in pieces of BLOCK_BYTES at most."""
+    file.seek(start)
+    while chunk := file.read(BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - start)):
+        start += len(chunk)
+        yield chunk
 
 
 def unreadable(path: Path, compression: str, error: OSError) -> ValueError:
@@ -122,56 +176,3 @@ def read_text_file(path: Path, *, compression: str | None) -> Iterator[DocumentB
                 "Split the file, or turn it into JSON lines"
             )
     yield split_good_from_bad(pa.array([b"".join(pieces)], pa.binary()), first_row=0)
-
-
-def read_parquet(path: Path, *, fields: LineFields) -> Iterator[DocumentBatch]:
-    """The documents of a parquet file."""
-    row = 0
-    with pa.OSFile(str(path)) as raw:
-        try:
-            file = pq.ParquetFile(raw)
-            columns = parquet_columns(path, file.schema_arrow, fields)
-            num_rows = rows_per_batch(file.metadata)
-            for batch in file.iter_batches(batch_size=num_rows, columns=columns, use_threads=False):
-                subsets = None if fields.subset is None else find_subsets(batch, fields.subset)
-                yield split_good_from_bad(text_column(batch, fields.text), first_row=row, subsets=subsets)
-                row += len(batch)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{path} is cut short or not parquet, at row {row}: {error}. "
-                "Fetch it again, or remove it to build without its documents"
-            ) from error
-
-
-def parquet_columns(path: Path, schema: pa.Schema, fields: LineFields) -> list[str]:
-    """The columns to read. Raises ValueError where the text column is missing or holds no text."""
-    if fields.text not in schema.names:
-        raise ValueError(f"{path} has no column {fields.text!r}: it has {', '.join(schema.names)}")
-    if schema.names.count(fields.text) > 1:
-        raise ValueError(f"{path} has more than one column {fields.text!r}")
-    text_type = schema.field(fields.text).type
-    if pa.types.is_dictionary(text_type):
-        text_type = text_type.value_type
-    if not (pa.types.is_binary(text_type) or pa.types.is_large_binary(text_type) or is_string(text_type)):
-        raise ValueError(f"{path}: column {fields.text!r} holds {text_type}, not text")
-    top = [] if fields.subset is None else [fields.subset.split(".")[0]]
-    return [fields.text, *(name for name in top if name in schema.names)]
-
-
-def is_string(arrow_type: pa.DataType) -> bool:
-    """Whether a column of this type holds text."""
-    return pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
-
-
-def rows_per_batch(metadata: pq.FileMetaData) -> int:
-    """How many rows make about BLOCK_BYTES, from the file's own totals."""
-    total_bytes = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    return max(1, min(ROWS_PER_PARQUET_BATCH, BLOCK_BYTES * metadata.num_rows // max(total_bytes, 1)))
-
-
-def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """A column of text as a binary array."""
-    column = batch.column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.binary())

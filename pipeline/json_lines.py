@@ -12,7 +12,7 @@ line's end unseen; each line holds at least one value, and as many rows as lines
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -98,8 +98,9 @@ def skip_spaces(data: np.ndarray, positions: np.ndarray, *, until: np.ndarray, s
 
 
 def parse_lines(lines: Lines, *, fields: LineFields) -> DocumentBatch:
-    """The documents of some lines."""
-    return join_batches(parse_part(lines, fields) if len(lines.starts) else [], fields)
+    """The documents of some lines, each of which is a row."""
+    batch = join_batches(parse_part(lines, fields) if len(lines.starts) else [], fields)
+    return replace(batch, num_rows=len(lines.starts))
 
 
 def parse_part(lines: Lines, fields: LineFields) -> list[DocumentBatch]:
@@ -194,7 +195,8 @@ def parse_alone(line: Lines, *, fields: LineFields) -> DocumentBatch:
             return join_batches([], fields)
         reason = "bad_json"
     if reason is not None:
-        return join_batches([], fields, bad_rows=[BadRow(line.first_row, reason, len(line.block))])
+        num_bytes = int(line.ends[0])  # without its line feed, which the last line of a block still has
+        return join_batches([], fields, bad_rows=[BadRow(line.first_row, reason, num_bytes)])
     subsets = None
     if fields.subset is not None:
         subsets = pa.array([find_subset(value, fields.subset)], pa.string())

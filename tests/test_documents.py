@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import documents
+from pipeline.document_batch import BadRow
 from pipeline.documents import read_documents
 from pipeline.json_lines import LineFields, Lines, parse_lines
 
@@ -83,6 +84,12 @@ def test_blank_lines_and_two_objects_in_a_line_do_not_shift_rows(tmp_path):
     # A value over two lines and two values in one.
     data = b'{"text":"a"}{"text":"b"}\n{"text":\n"c"}\n'
     assert read_all(write(tmp_path / "b.jsonl", data)) == ({}, [(0, "bad_json"), (1, "bad_json"), (2, "bad_json")])
+
+
+@pytest.mark.parametrize("data", [b"{", b"{\n", b"{\n\n", b'{\n{"text":""}'])
+def test_a_bad_lines_size_is_without_its_line_feed(tmp_path, data):
+    first = next(read_documents(write(tmp_path / "a.jsonl", data), text_field="text"))
+    assert first.bad_rows == [BadRow(0, "bad_json", 1)]
 
 
 def test_a_blank_line_beside_a_bad_one_is_no_row(tmp_path):
