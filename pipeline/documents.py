@@ -14,10 +14,11 @@ import pyarrow as pa
 from pipeline.document_batch import DocumentBatch, split_good_from_bad
 from pipeline.file_parts import WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
 from pipeline.json_lines import LineFields, Lines, parse_lines
+from pipeline.json_long_line import one_text
 from pipeline.parquet_rows import read_parquet, rows_before_group, split_row_groups
 
 BLOCK_BYTES = 8 << 20
-LONGEST_LINE_BYTES = 256 << 20  # a line takes up to nine times its size in memory
+LONGEST_LINE_BYTES = 256 << 20  # a line and its text stand in memory together
 
 COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
 LINE_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -84,9 +85,11 @@ def read_json_lines(
     row = 0
     try:
         for block in read_blocks(path, compression=compression, start=start, end=end):
-            lines = Lines.cut(block, first_row=row)
-            yield parse_lines(lines, fields=fields)
-            row += len(lines.starts)
+            batch = parse_lines(Lines.cut(block, first_row=row), fields=fields)
+            row += batch.num_rows
+            del block
+            yield batch
+            del batch  # a huge text goes before the next line comes
     except LongLineError:
         raise long_line(path, count_line_feeds(path, start) + row) from None
 
@@ -113,22 +116,21 @@ def long_line(path: Path, row: int) -> ValueError:
     )
 
 
-def read_blocks(path: Path, *, compression: str | None, start: int, end: int | None) -> Iterator[bytes]:
+def read_blocks(path: Path, *, compression: str | None, start: int, end: int | None) -> Iterator[bytearray]:
     """The bytes start to end of a file, decompressed, in blocks that end with a line; a longer line makes its block
     longer. Raises LongLineError."""
-    pieces: list[bytes] = []
-    num_bytes = 0
+    block = bytearray()
     for chunk in read_chunks(path, compression=compression, start=start, end=end):
         cut = chunk.rfind(b"\n") + 1
         if cut:
-            yield b"".join([*pieces, chunk[:cut]])
-            pieces, num_bytes = [], 0
-        pieces.append(chunk[cut:])
-        num_bytes += len(pieces[-1])
-        if num_bytes > LONGEST_LINE_BYTES:
+            block += memoryview(chunk)[:cut]
+            whole, block = [block], bytearray()
+            yield whole.pop()  # so that a long line is not held here while its text is worked on
+        block += memoryview(chunk)[cut:]
+        if len(block) > LONGEST_LINE_BYTES:
             raise LongLineError
-    if num_bytes:
-        yield b"".join(pieces)
+    if block:
+        yield block
 
 
 def read_chunks(path: Path, *, compression: str | None, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -173,13 +175,12 @@ def unreadable(path: Path, compression: str, error: OSError) -> ValueError:
 
 def read_text_file(path: Path, *, compression: str | None) -> Iterator[DocumentBatch]:
     """A text file as one document, row 0."""
-    pieces, num_bytes = [], 0
+    text = bytearray()
     for chunk in read_chunks(path, compression=compression):
-        pieces.append(chunk)
-        num_bytes += len(chunk)
-        if num_bytes > LONGEST_LINE_BYTES:
+        text += chunk
+        if len(text) > LONGEST_LINE_BYTES:
             raise ValueError(
                 f"{path}: row 0 is longer than {LONGEST_LINE_BYTES >> 20} MiB, and a text file is one document. "
                 "Split the file, or turn it into JSON lines"
             )
-    yield split_good_from_bad(pa.array([b"".join(pieces)], pa.binary()), first_row=0)
+    yield split_good_from_bad(one_text(text).cast(pa.binary()), first_row=0)

@@ -20,10 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from pipeline.document_batch import BadRow, DocumentBatch, as_text
+from pipeline.json_long_line import cut_texts_out, one_text
 
 NEWLINE, OPEN, CLOSE = b"\n{}"
 IS_SPACE = np.isin(np.arange(256), list(b" \t\r"))
 MOST_SPACES = 16  # at either end of a line; one with more is read by itself
+LONG_BYTES = 16 << 20  # a line from here on is parsed in a way that takes little memory
+FEED_SEARCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,21 @@ class LineFields:
 class Lines:
     """A block cut into lines: line i is block[starts[i]:ends[i]], without its line feed."""
 
-    block: bytes
+    block: memoryview
     starts: np.ndarray
     ends: np.ndarray
     first_row: int
 
     @classmethod
-    def cut(cls, block: bytes, *, first_row: int) -> Lines:
+    def cut(cls, block: bytes | bytearray, *, first_row: int) -> Lines:
         """The lines of a block; the last may lack its line feed. first_row: the number of the first in its file."""
-        feeds = np.flatnonzero(np.frombuffer(block, np.uint8) == NEWLINE)
+        feeds = find_line_feeds(np.frombuffer(block, np.uint8))
         ends = feeds if block.endswith(b"\n") or not block else np.append(feeds, len(block))
         starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
-        return cls(block, starts, ends, first_row)
+        return cls(memoryview(block), starts, ends, first_row)
 
     def part(self, first: int, last: int) -> Lines:
-        """Some of the lines, as a block of their own."""
+        """Some of the lines, as a block of their own, which is a view of this one."""
         start, end = int(self.starts[first]), int(self.ends[last - 1])
         return Lines(
             self.block[start:end],
@@ -82,6 +85,13 @@ class Lines:
         filled = np.flatnonzero(lasts >= starts)
         is_object = (data[starts[filled]] == OPEN) & (data[lasts[filled]] == CLOSE)
         return filled if is_object.all() else None
+
+
+def find_line_feeds(data: np.ndarray) -> np.ndarray:
+    """Where the line feeds of a block are: int64. In stretches, since what numpy compares takes memory once more."""
+    stretches = range(0, len(data), FEED_SEARCH_BYTES)
+    found = [np.flatnonzero(data[start : start + FEED_SEARCH_BYTES] == NEWLINE) + start for start in stretches]
+    return np.concatenate([np.empty(0, np.int64), *found])
 
 
 def skip_spaces(data: np.ndarray, positions: np.ndarray, *, until: np.ndarray, step: int) -> np.ndarray:
@@ -104,14 +114,39 @@ def parse_lines(lines: Lines, *, fields: LineFields) -> DocumentBatch:
 
 
 def parse_part(lines: Lines, fields: LineFields) -> list[DocumentBatch]:
-    """The lines in one go if they allow it, else each half by itself."""
-    batch = parse_together(lines, fields)
+    """The lines in one go if they allow it, else each half by itself; long lines by themselves."""
+    is_long = len(lines.block) >= LONG_BYTES
+    if len(lines.starts) == 1:
+        return [(parse_long if is_long else parse_short)(lines, fields=fields)]
+    batch = None if is_long else parse_together(lines, fields)
     if batch is not None:
         return [batch]
-    if len(lines.starts) == 1:
-        return [parse_alone(lines, fields=fields)]
     middle = len(lines.starts) // 2
     return parse_part(lines.part(0, middle), fields) + parse_part(lines.part(middle, len(lines.starts)), fields)
+
+
+def parse_short(line: Lines, *, fields: LineFields) -> DocumentBatch:
+    """One line, by the first parser that says what it is."""
+    batch = parse_together(line, fields)
+    return parse_alone(line, fields=fields) if batch is None else batch
+
+
+def parse_long(line: Lines, *, fields: LineFields) -> DocumentBatch:
+    """One line, as parse_short, but in little more memory than the line and its text take."""
+    num_bytes = int(line.ends[0])
+    if not is_utf8(line.block):
+        return join_batches([], fields, bad_rows=[BadRow(line.first_row, "bad_utf8", num_bytes)])
+    short = cut_texts_out(line.block, fields.text)
+    left = Lines.cut(short.line, first_row=line.first_row) if short.texts else line
+    batch = parse_short(left, fields=fields)
+    if batch.bad_rows:
+        return replace(batch, bad_rows=[batch.bad_rows[0]._replace(num_bytes=num_bytes)])
+    placeholder = batch.texts[0].as_py() if len(batch.texts) else None
+    if placeholder not in short.texts:
+        return batch
+    if short.texts[placeholder] is None:
+        return join_batches([], fields, bad_rows=[BadRow(line.first_row, "bad_surrogate", num_bytes)])
+    return replace(batch, texts=one_text(short.texts[placeholder]))
 
 
 def parse_together(lines: Lines, fields: LineFields) -> DocumentBatch | None:
@@ -124,7 +159,8 @@ def parse_together(lines: Lines, fields: LineFields) -> DocumentBatch | None:
     table = read_table(lines.block, fields)
     if table is None or len(table) != len(filled):
         return None
-    texts = table.column(fields.text).combine_chunks()
+    chunks = table.column(fields.text).chunks
+    texts = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     subsets = None if fields.subset is None else find_subsets(table, fields.subset)
     rows = (filled + lines.first_row).astype(np.uint64)
     if not texts.null_count:
@@ -138,13 +174,13 @@ def parse_together(lines: Lines, fields: LineFields) -> DocumentBatch | None:
     return DocumentBatch(texts.drop_null(), kept_rows, kept_subsets, bad_rows)
 
 
-def is_utf8(block: bytes) -> bool:
+def is_utf8(block: memoryview) -> bool:
     """Whether the bytes are UTF-8, checked in place."""
     offsets = pa.array([0, len(block)], pa.int32()).buffers()[1]
     return as_text(pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(block)])) is not None
 
 
-def read_table(block: bytes, fields: LineFields) -> pa.Table | None:
+def read_table(block: memoryview, fields: LineFields) -> pa.Table | None:
     """The block as a table of the text and subset columns, or None where pyarrow.json rejects it."""
     read_options = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
     for schema in fields.schemas():
@@ -186,12 +222,12 @@ def find_in_texts(texts: pa.Array, subset_field: str) -> pa.Array:
 def parse_alone(line: Lines, *, fields: LineFields) -> DocumentBatch:
     """One line by the json module: a document, a bad row, or nothing for a blank line."""
     try:
-        value = json.loads(line.block.decode("utf-8-sig"))
+        value = json.loads(str(line.block, "utf-8-sig"))
         reason = find_fault(value, fields.text)
     except UnicodeDecodeError:
         reason = "bad_utf8"
     except (ValueError, RecursionError):
-        if not line.block.strip():
+        if not bytes(line.block).strip():
             return join_batches([], fields)
         reason = "bad_json"
     if reason is not None:

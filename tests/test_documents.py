@@ -178,6 +178,20 @@ def test_parquet_text_may_be_of_any_string_type(tmp_path, kind):
     assert read_all(path) == ({0: "x", 1: "y", 2: "x"}, [])
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_batch_of_parquet_rows_is_bounded_in_bytes_whatever_the_average(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("pipeline.parquet_rows.BATCH_BYTES", 5000)
+    texts = [str(number) for number in range(3000)] + ["x" * 4999] * 6 + ["y" * 20_000] * 6 + ["end"]
+    subsets = [str(number % 3) for number in range(len(texts))]
+    table = pa.table({"meta": pa.array(subsets).dictionary_encode(), "text": pa.array(texts).cast(kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    batches = list(read_documents(tmp_path / "a.parquet", text_field="text", subset_field="meta"))
+    assert [text for batch in batches for text in batch.texts.to_pylist()] == texts
+    assert [subset for batch in batches for subset in batch.subsets.to_pylist()] == subsets
+    assert max(batch.texts.nbytes for batch in batches) < 5000 + 4 * 20_100
+    assert len(batches) < 30
+
+
 def test_a_parquet_file_without_the_text_column_is_refused(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"body": ["a"], "text": [1]}), path)
