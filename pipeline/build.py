@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from pipeline import prepare, stages
 from pipeline.finish import describe_sources, hash_content
-from pipeline.jobs import Workers, describe
+from pipeline.jobs import Executor, Workers, describe
 from pipeline.mix import Mix, parse_mix
 from pipeline.output import (
     BUILD_LOG,
@@ -34,10 +35,12 @@ from pipeline.output import (
     claim,
     is_finished,
     remove_build,
+    remove_temporary_files,
     remove_work,
 )
 from pipeline.plan import BuildSettings, PlannedSource, describe_settings, hash_recipe, plan_ingest
 from pipeline.progress import BuildLog, make_console
+from pipeline.ray_jobs import RayWorkers, import_ray
 from pipeline.sample import is_sample, make_sample
 from pipeline.shard import token_dtype, write_dataset_json
 from pipeline.summary import print_summary
@@ -64,7 +67,11 @@ class BuildArguments:
     dedup: Literal["none", "exact"] = "exact"
     """exact: of documents with the same text one stays, over all sources and splits."""
     workers: int = os.cpu_count() or 1
-    """Worker processes. The output does not depend on it."""
+    """Worker processes of --executor local. The output does not depend on it."""
+    executor: Literal["local", "ray"] = "local"
+    """Where tasks run: in worker processes here, or on the CPUs of a Ray cluster that shares this storage."""
+    ray_address: str = "auto"
+    """HOST:PORT of the cluster's head. auto: $RAY_ADDRESS, or the cluster that this machine is part of."""
     seed: int = 0
     """Decides the order of documents."""
     shard_tokens: int = 1 << 28
@@ -142,7 +149,8 @@ def build(arguments: BuildArguments, console: Console) -> None:
             console.print(f"going on with the unfinished build in {folders.work}")
         content = build_dataset(arguments, settings, sources, tokenizer, folders, described, console)
     seconds = time.monotonic() - started
-    BuildLog(folders.out / BUILD_LOG).write("finished", seconds=round(seconds, 3), workers=arguments.workers)
+    how = {"executor": arguments.executor, "workers": arguments.workers}
+    BuildLog(folders.out / BUILD_LOG).write("finished", seconds=round(seconds, 3), **how)
     print_summary(console, folders.out, content, seconds=seconds)
 
 
@@ -170,7 +178,7 @@ def build_dataset(
     """Build in folders that are ready and ours; returns what dataset.json says."""
     tokenizer = tokenizer or prepare.train_tokenizer(sources, folders.work, engine=arguments.engine)
     tokenizer = prepare.keep_tokenizer(tokenizer, folders.work)
-    with Workers(arguments.workers, notice=partial(print_notice, console)) as workers:
+    with choose_executor(arguments, notice=partial(print_notice, console)) as workers:
         shop = stages.Workshop(folders.out, folders.work, workers, console)
         content = run_stages(arguments, settings, sources, tokenizer, shop)
     content = {
@@ -180,10 +188,18 @@ def build_dataset(
         "sample": is_sample(arguments.raw_folder),
     }
     refuse_unexpected(arguments.expect, content)  # before dataset.json: what is not as expected is not finished
+    remove_temporary_files(folders)  # of workers that died: their tasks were done again under other names
     write_dataset_json(folders.out, content)
     if not arguments.keep_work:
         remove_work(folders)
     return content
+
+
+def choose_executor(arguments: BuildArguments, *, notice: Callable[[str], None]) -> Executor:
+    """Where the tasks run: nothing else of the build depends on it."""
+    if arguments.executor == "ray":
+        return RayWorkers(arguments.ray_address, notice=notice)
+    return Workers(arguments.workers, notice=notice)
 
 
 def refuse_unexpected(expected: str | None, content: dict[str, Any]) -> None:
@@ -196,7 +212,9 @@ def refuse_unexpected(expected: str | None, content: dict[str, Any]) -> None:
 
 
 def check_arguments(arguments: BuildArguments) -> None:
-    """Raise ValueError for a number that makes no sense."""
+    """Raise ValueError for a number that makes no sense, or an executor that is not installed."""
+    if arguments.executor == "ray":
+        import_ray()
     infinity = float("inf")
     limits = {
         "workers": (1, infinity),

@@ -232,7 +232,7 @@ def is_temporary(name: str, finals: tuple[str, ...]) -> bool:
 
 
 def remove_temporary_files(folders: Folders) -> None:
-    """Remove what killed workers left half-written. Nobody else works here: the lock is ours."""
+    """Remove what killed workers left half-written. Nobody else works here: the lock is ours, our workers are idle."""
     for folder in {folders.out, folders.work}:
         for path in [path for path in folder.rglob(f"*{TEMPORARY_SUFFIX}") if path.exists()]:
             if path.is_dir():

@@ -18,7 +18,7 @@ from pipeline.dedup import DedupTask, plan_dedup, run_dedup
 from pipeline.document_batch import BAD_REASONS
 from pipeline.drops import DropsTask, run_drops
 from pipeline.ingest import IngestTask, run_ingest
-from pipeline.jobs import Workers
+from pipeline.jobs import Executor
 from pipeline.pack import PackStretch, plan_pack, plan_shards, run_pack
 from pipeline.plan import PlannedSource, hash_texts
 from pipeline.progress import StageProgress
@@ -35,7 +35,7 @@ class Workshop:
 
     out: Path
     work: Path
-    workers: Workers
+    workers: Executor
     console: Console
 
     def records(self, stage: str) -> Path:
