@@ -29,7 +29,11 @@ class BuildArguments:
     dedup: Literal["none", "exact"] = "exact"
     """exact: of documents with the same text one stays, over all sources and splits."""
     workers: int = os.cpu_count() or 1
-    """Worker processes. The output does not depend on it."""
+    """Worker processes of --executor local. The output does not depend on it."""
+    executor: Literal["local", "ray"] = "local"
+    """Where tasks run: in worker processes here, or on the CPUs of a Ray cluster that shares this storage."""
+    ray_address: str = "auto"
+    """HOST:PORT of the cluster's head. auto: $RAY_ADDRESS, or the cluster that this machine is part of."""
     seed: int = 0
     """Decides the order of documents."""
     shard_tokens: int = 1 << 28

@@ -27,13 +27,14 @@ from pipeline.finish import Built, describe_sources, hash_content
 from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
 from pipeline.ingest_checks import BadRows, check_sources
 from pipeline.ingest_plan import group_for_drops, plan_ingest
-from pipeline.jobs import Workers, describe
+from pipeline.jobs import Executor, Workers, describe
 from pipeline.limit import select
 from pipeline.mix import Mix, parse_mix
 from pipeline.output import check_finished, claim, clear_leftovers, is_finished, make_plan, reopen
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_recipe
 from pipeline.progress import BuildLog, make_console
-from pipeline.removal import remove_build, remove_unlisted, remove_work
+from pipeline.ray_jobs import RayWorkers, import_ray
+from pipeline.removal import remove_build, remove_temporary_files, remove_unlisted, remove_work
 from pipeline.sample import is_sample, make_sample
 from pipeline.shard import find_lost_files, token_dtype, write_dataset_json
 from pipeline.summary import print_summary
@@ -57,6 +58,8 @@ def build(arguments: BuildArguments, console: Console) -> None:
     notice = partial(print_notice, console)
     started = time.monotonic()
     check_arguments(arguments)
+    if arguments.executor == "ray":
+        import_ray()  # before any work
     mix = parse_mix(arguments.mix)
     for text in mix.notices:
         notice(text)
@@ -84,7 +87,8 @@ def build(arguments: BuildArguments, console: Console) -> None:
             console.print(f"going on with the unfinished build in {folders.work}")
         contents = build_datasets(arguments, settings, sources, datasets, folders, console)
     seconds = time.monotonic() - started
-    BuildLog(folders.out / BUILD_LOG).write("finished", seconds=round(seconds, 3), workers=arguments.workers)
+    how = {"executor": arguments.executor, "workers": arguments.workers}
+    BuildLog(folders.out / BUILD_LOG).write("finished", seconds=round(seconds, 3), **how)
     for name, content in contents.items():
         print_summary(console, folders.out / name, content, seconds=seconds)
 
@@ -190,16 +194,24 @@ def build_datasets(
         for one in datasets
     ]
     log = BuildLog(folders.out / BUILD_LOG)
-    with Workers(arguments.workers, notice=notice) as workers:
+    with choose_executor(arguments, notice=notice) as workers:
         shop = stages.Workshop(folders.work, workers, console, log)
         contents = run_stages(arguments, settings, sources, datasets, folders, shop)
     refuse_unexpected(arguments.expect, contents)  # before dataset.json: what is not as expected is not finished
+    remove_temporary_files(folders)  # of workers that died: their tasks were done again under other names
     remove_unlisted(folders, contents)
     for name, content in contents.items():
         write_dataset_json(folders.out / name, content)
     if not arguments.keep_work:
         remove_work(folders)
     return contents
+
+
+def choose_executor(arguments: BuildArguments, *, notice: prepare.Notice) -> Executor:
+    """Where the tasks run: nothing else of the build depends on it."""
+    if arguments.executor == "ray":
+        return RayWorkers(arguments.ray_address, notice=notice)
+    return Workers(arguments.workers, notice=notice)
 
 
 def refuse_unexpected(expected: str | None, contents: dict[str, dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from pipeline.file_parts import WHOLE, Part
 from pipeline.kernels import HASH_SEEDS, frame_documents, hash_documents
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
-from pipeline.storage import TEMPORARY_SUFFIX, sync_folder
+from pipeline.storage import name_temporary, sync_folder
 from pipeline.token_file import IngestRecord, TokenFile, document_dtype, list_work_files
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
@@ -99,8 +99,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
     Raises ValueError naming the raw file where one cannot be read; OSError where the disk refuses.
     """
     final = Path(task.folder)
-    temporary = final.with_name(f"{final.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = name_temporary(final)
     temporary.mkdir(parents=True)
     try:
         record = write_task(task, temporary)

@@ -14,6 +14,7 @@ from build_fixtures import flags, hashes, read_drops, read_shards
 from conftest import REPOSITORY, write_rows
 
 from pipeline.dataset import read_dataset_json
+from pipeline.storage import name_temporary
 from pipeline.tokenizer import load_tokenizer
 
 
@@ -263,6 +264,33 @@ def test_an_unfinished_build_goes_on_and_repeats_only_what_is_missing(
     assert "unfinished build with other settings: seed is 0 there, 3 here" in other.error
     assert run_build(flags(raw, out, sample_model, "--workers 1")).code == 0
     assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_what_a_dead_worker_left_half_written_is_not_in_the_dataset(
+    raw, tmp_path, sample_model, run_build, monkeypatch
+):
+    from pipeline.stages import run_pack
+
+    def die_and_try_again(task):
+        half = name_temporary(tmp_path / "out" / task.shard)
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(b"half")
+        return run_pack(task)
+
+    run_build(flags(raw, tmp_path / "whole", sample_model, "--workers 1"))
+    monkeypatch.setattr("pipeline.stages.run_pack", die_and_try_again)
+    assert run_build(flags(raw, tmp_path / "out", sample_model, "--workers 1")).code == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_replace_removes_what_a_killed_build_left_half_written(raw, tmp_path, sample_model, run_build):
+    run_build(flags(raw, tmp_path / "out", sample_model))
+    half = [name_temporary(tmp_path / "out/web/train/shard-00009.bin") for _ in range(2)]
+    assert half[0] != half[1]  # in one process too: another machine may have a process of the same number
+    for path in half:
+        path.touch()
+    assert run_build(flags(raw, tmp_path / "out", sample_model, "--replace")).code == 0
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_killed_at_any_point_the_rerun_equals_one_run(raw, tmp_path, sample_model, run_build):
