@@ -283,13 +283,14 @@ def plan_pack(
     documents = selection.documents[cell]
     borders = plan_shards(selection.tokens[cell], documents, shard_tokens=shard_tokens)
     encode = ingested.tasks[0].settings.encode[selection.tokenizer]
+    folders = tuple(task.folder for task in ingested.tasks)
     return [
         PackTask(
             name=f"{source}-{split}-{number:05d}",
             source=source,
             shard=shard_name(source, split, number),
             documents=kept.find(*cell, first, last, counts=documents),
-            folders=tuple(task.folder for task in ingested.tasks),
+            folders=folders,
             tokenizer=selection.tokenizer,
             num_tokenizers=ingested.num_tokenizers,
             dtype=encode.dtype,
