@@ -87,9 +87,12 @@ class BuildProcess:
     def wait_until(self, condition):
         """Wait for a condition or the build's end; returns whether the build still runs."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while self.is_running and not condition():
-            assert time.monotonic() < deadline
-            time.sleep(POLL_SECONDS)
+        while self.is_running:
+            began = time.monotonic()
+            if condition():
+                break
+            assert began < deadline
+            time.sleep(max(POLL_SECONDS, 2 * (time.monotonic() - began)))  # leave the processor to the build
         return self.is_running
 
     def list_processes(self):
