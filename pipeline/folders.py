@@ -52,13 +52,14 @@ class Folders:
         with contextlib.ExitStack() as stack:
             for folder in dict.fromkeys((self.out, self.out if self.work == self.out / WORK_FOLDER else self.work)):
                 folder.mkdir(parents=True, exist_ok=True)
-                stack.callback(remove_empty_folders, folder)
                 descriptor = os.open(folder, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise ValueError(f"another build is at work in {folder}{self._name_holder()}") from None
+                # Done before the lock is given up, and never without it: another build may have just made a folder.
+                stack.callback(remove_empty_folders, folder)
             yield
 
     def _name_holder(self) -> str:

@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -104,7 +105,7 @@ class Executor(ABC):
 class Workers(Executor):
     """Worker processes, started when there is first work for two, kept until the end of the `with` block.
 
-    With one worker the tasks run in this process.
+    With one worker the tasks run in this process, and so does one task alone before there are workers.
     """
 
     def __init__(self, num_workers: int, *, notice: Callable[[str], None]):
@@ -124,7 +125,7 @@ class Workers(Executor):
 
     def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Any]]:
         """Each job's task and result, in the order in which they finish."""
-        if self.num_workers == 1 or len(jobs) <= 1:
+        if self.num_workers == 1 or (len(jobs) <= 1 and not self.processes):
             for job in jobs:
                 yield job.task, job.run()
             return
@@ -136,7 +137,8 @@ class Workers(Executor):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=serve_jobs, args=(theirs,), daemon=True)
-        process.start()
+        with holding_back_ctrl_c():
+            process.start()
         theirs.close()
         self.processes[ours] = process
         return ours
@@ -150,7 +152,7 @@ class Workers(Executor):
                 job = busy.pop(connection)
                 try:
                     outcome, value = connection.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # OSError: it died halfway through its answer
                     waiting.appendleft(self._bury(connection, job))
                     self._hand_out(self._start_one(), waiting, busy)
                     continue
@@ -233,9 +235,22 @@ def check_outcome(outcome: str, value: Any, job: Job) -> Any:
     raise RuntimeError(f"task {job.task.name} ({job.task.subject}) broke:\n{value}")
 
 
+@contextlib.contextmanager
+def holding_back_ctrl_c() -> Iterator[None]:
+    """Let processes that start in the block never notice Ctrl-C: it reaches the whole group, but the parent decides.
+
+    They inherit the mask, so that they are deaf while they still import. Here Ctrl-C arrives when the block ends.
+    """
+    resource_tracker.ensure_running()  # would lift the mask where it is first started within the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def serve_jobs(connection: Connection) -> None:
     """A worker's life: take a job, answer, until the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=die_with_parent, daemon=True).start()
     while True:
         try:

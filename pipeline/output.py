@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.folders import BUILD_LOG, HOLDER_FILE, PLAN_FILE, Folders, list_files, refuse_foreign
 from pipeline.plan import find_differences
-from pipeline.removal import remove_temporary_files, remove_work
+from pipeline.removal import is_temporary, remove_temporary_files, remove_work
 from pipeline.shard import DATASET_FILE, read_dataset_json
-from pipeline.storage import TEMPORARY_SUFFIX, write_json
+from pipeline.storage import write_json
 
 
 def is_finished(folders: Folders) -> bool:
@@ -81,7 +81,7 @@ def claim(folders: Folders, plan: Mapping[str, Any], *, notice: Callable[[str], 
             same_files = {**there["datasets"][name], "raw_files": described["raw_files"]}
             refuse_differences(what, same_files, described)
         say_changed_files(there, plan, notice=notice)
-        remove_temporary_files(folders)
+    remove_temporary_files(folders)
     if there != plan:
         write_json(folders.work / PLAN_FILE, plan)
     folders.write_holder()
@@ -100,4 +100,4 @@ def say_changed_files(there: Mapping[str, Any], here: Mapping[str, Any], *, noti
 
 def is_of_every_build(name: str) -> bool:
     """Whether a file may lie in a folder where no build is planned: what an aborted start leaves."""
-    return name in (BUILD_LOG, HOLDER_FILE) or name.endswith(TEMPORARY_SUFFIX)
+    return name in (BUILD_LOG, HOLDER_FILE) or is_temporary(name, (PLAN_FILE,))

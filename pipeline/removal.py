@@ -31,6 +31,7 @@ from pipeline.shard import list_files as list_dataset_files
 from pipeline.storage import TEMPORARY_SUFFIX
 
 SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})/shard-\d{{5,}}\.(bin|bin\.index|idx|docs\.parquet)")
+TEMPORARY_NAME = re.compile(rf"\.\d+{re.escape(TEMPORARY_SUFFIX)}$")
 DROPS_FILE = re.compile(r"drops/drops-\d{5,}\.parquet")
 
 
@@ -94,7 +95,7 @@ def is_of_dataset(path: Path, parts: DatasetParts) -> bool:
     top, *rest = path.parts
     if not rest:
         return top in (DATASET_FILE, BUILD_LOG) or is_temporary(top, (DATASET_FILE,))
-    below = re.sub(rf"(\.\d+)?{re.escape(TEMPORARY_SUFFIX)}$", "", "/".join(rest))
+    below = TEMPORARY_NAME.sub("", "/".join(rest))
     if top == TOKENIZER_FOLDER:
         return below in parts.tokenizer_files
     return top in parts.sources and bool(SHARD_FILE.fullmatch(below) or DROPS_FILE.fullmatch(below))
@@ -122,17 +123,17 @@ def is_work_file(path: Path) -> bool:
 
 def is_temporary(name: str, finals: tuple[str, ...]) -> bool:
     """Whether a name is the temporary one of a file while it is written."""
-    return name.endswith(TEMPORARY_SUFFIX) and name.startswith(finals)
+    return name.startswith(finals) and bool(TEMPORARY_NAME.search(name))
 
 
 def remove_temporary_files(folders: Folders) -> None:
-    """Remove what killed workers left half-written. Nobody else works here: the lock is ours."""
+    """Remove what killed workers left half-written. Nobody else works here: the lock is ours, our workers are idle."""
     for folder in {folders.out, folders.work}:
-        for path in [path for path in folder.rglob(f"*{TEMPORARY_SUFFIX}") if path.exists()]:
+        for path in [path for path in folder.rglob(f"*{TEMPORARY_SUFFIX}") if TEMPORARY_NAME.search(path.name)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)  # it lay in a folder that was temporary itself
 
 
 def remove_work(folders: Folders) -> None:

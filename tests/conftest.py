@@ -95,3 +95,11 @@ def raw(tmp_path):
     rows = [{"text": text(), "id": i} for i in range(40)] + [web[3], web[3], web[9], {"text": ""}, b'{"text": null}']
     write_rows(tmp_path / "raw/notes/n.jsonl", rows)
     return tmp_path / "raw"
+
+
+@pytest.fixture(scope="session")
+def many_raw_files(tmp_path_factory):
+    """Raw files that make several tasks of each stage, for builds that are killed."""
+    from build_process import write_many_raw_files
+
+    return write_many_raw_files(tmp_path_factory.mktemp("many"))

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from build_fixtures import flags, hashes, read_drops, read_shards
-from conftest import REPOSITORY, write_rows
+from conftest import write_rows
 
 from pipeline.dataset import read_dataset_json
 from pipeline.storage import name_temporary
@@ -291,21 +290,6 @@ def test_replace_removes_what_a_killed_build_left_half_written(raw, tmp_path, sa
         path.touch()
     assert run_build(flags(raw, tmp_path / "out", sample_model, "--replace")).code == 0
     assert not list((tmp_path / "out").rglob("*.tmp"))
-
-
-def test_killed_at_any_point_the_rerun_equals_one_run(raw, tmp_path, sample_model, run_build):
-    run_build(flags(raw, tmp_path / "whole", sample_model))
-    command = [sys.executable, str(REPOSITORY / "pipeline/build.py")]
-    arguments = flags(raw, tmp_path / "out", sample_model, "--workers 2").split()
-    for seconds in (1.2, 1.8, 2.2):
-        process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    assert run_build(flags(raw, tmp_path / "out", sample_model)).code == 0
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
