@@ -1,11 +1,7 @@
 """What a build finds when it starts: another build, files that are gone, cut or changed, and folders it may not use."""
 
-import errno
-import os
-from pathlib import Path
 
-import pytest
-from build_fixtures import flags, hashes
+from build_fixtures import flags
 
 from pipeline.folders import Folders
 
