@@ -1,12 +1,12 @@
 """How fast ingest is: raw bytes -> token file, per core, beside what people do today.
 
-    python benchmarks/ingest.py --megabytes 100 --tokenizers gpt2 llama2
-    python benchmarks/ingest.py --corpus my/prose/*.txt
+    python benchmarks/ingest.py
+    python benchmarks/ingest.py --megabytes 20 --tokenizers gpt2 --corpus my/prose/*.txt --json figures.json
 
-The text is real and never repeated: what this Python installation carries, or the files given. Each figure is MB of
-text per second of one process, everything included: unpack, parse, check, hash, tokenise, sort, write. The peer reads
-the same file in TinyLlama's way: zstandard + json + the tokenizer's own library, document by document. Warm: each was
-run on a part of the text before. Prints tables and writes the figures as JSON with --json.
+The text is real and never repeated (corpus.py). Our figure is that of one process over all of it, everything included:
+unpack, parse, check, hash, tokenise, sort, write. The peers (peers.py) read a part of the same text in the same run.
+Everything is warmed up on other text first. Ratios are of CPU time, since another program on the machine slows the
+clock for one and not for the other; the clock is printed beside it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import pstats
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,19 @@ if __package__ in (None, ""):  # started as `python benchmarks/ingest.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import tyro
-import zstandard
 from rich.table import Table
 
+from benchmarks.corpus import Corpus, read_code, read_prose, write_corpus
+from benchmarks.peers import PeerSpeed, measure_peers, measure_signatures
+from benchmarks.stopwatch import Speed, Stopwatch
 from pipeline.ingest import IngestSettings, IngestTask, TaskFile, run_ingest
 from pipeline.jobs import Workers
 from pipeline.progress import format_bytes, make_console
-from pipeline.sample_text import Reader, list_places, this_installation
 from pipeline.shard import token_dtype
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
-PEER_BYTES = 20_000_000  # the peers are slow; a part is enough
-NUM_PARTS = 4
+ENOUGH_BYTES = 100_000_000  # less than this is warned about
+REPEATS = 3
 
 # Where the time of one ingest task goes: the functions whose own and inner time make each part.
 PARTS = {
@@ -54,71 +54,89 @@ PARTS = {
 
 @dataclass(frozen=True)
 class BenchmarkFlags:
-    """Measure ingest on one core and on two."""
+    """Measure ingest on one core and on two, and other systems on the same text."""
 
     megabytes: float = 100
     """MB of text of each kind, at most."""
     corpus: tuple[Path, ...] = ()
-    """Text files to take the prose from, instead of this installation's."""
+    """Text files to take the prose from, instead of this machine's."""
     tokenizers: tuple[str, ...] = ("gpt2", "llama2")
     """Names or paths."""
+    dolma: str | None = None
+    """The dolma command, where it is not on the path; its requirements do not fit into one environment with ours."""
     json: Path | None = None
     """Where to write the figures."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What came of one kind of text with one tokenizer."""
+
+    kind: str
+    tokenizer: str
+    text_bytes: int
+    num_documents: int
+    num_batches: int
+    num_calls: int  # of functions by Python code, while all documents were ingested
+    ingest: Speed
+    two_workers_ratio: float
+    parts: dict[str, float]
+    peers: list[PeerSpeed]
 
 
 def main() -> None:
     """The command."""
     flags = tyro.cli(BenchmarkFlags)
     console = make_console()
+    tokenizers = [load_tokenizer(name, notice=console.print) for name in flags.tokenizers]
     folder = Path(tempfile.mkdtemp(prefix="tokenmill-benchmark-"))
     figures = []
     try:
-        for kind, texts in (("prose", prose_texts(flags)), ("code", code_texts())):
-            paths, num_bytes = write_corpus(texts, folder / kind, megabytes=flags.megabytes)
-            console.print(f"{kind}: {format_bytes(num_bytes)} of text, none of it twice")
-            for name in flags.tokenizers:
-                figures.append(measure(kind, paths, num_bytes, load_tokenizer(name), folder))
-                console.print(where_time_goes(figures[-1]))
+        for kind, texts in (("prose", read_prose(flags.corpus)), ("code", read_code())):
+            corpus = write_corpus(kind, texts, folder / kind, num_bytes=int(flags.megabytes * 1e6))
+            console.print(describe_corpus(corpus))
+            signatures = measure_signatures(corpus, folder)
+            for tokenizer in tokenizers:
+                ours = measure_ingest(corpus, tokenizer, folder)
+                peers = measure_peers(corpus, tokenizer, signatures, folder, dolma=flags.dolma)
+                figures.append(replace(ours, peers=peers))
+                console.print(tabulate_parts(ours))
     finally:
         shutil.rmtree(folder)
-    console.print(speeds(figures))
+    console.print(tabulate_speeds(figures))
     if flags.json:
-        flags.json.write_text(json.dumps(figures, indent=1) + "\n")
+        flags.json.write_text(json.dumps([asdict(each) for each in figures], indent=1) + "\n")
 
 
-def prose_texts(flags: BenchmarkFlags) -> Iterator[str]:
-    """The files given, cut at blank lines into documents; or the prose of this installation."""
-    if flags.corpus:
-        for path in flags.corpus:
-            yield from path.read_text(encoding="utf-8").split("\n\n\n")
-    else:
-        yield from (text.text for text in Reader().read_all(list_places(this_installation())[0]))
+def describe_corpus(corpus: Corpus) -> str:
+    """How much text there is, and whether that is enough."""
+    size = f"{corpus.kind}: {format_bytes(corpus.num_bytes)} of text, none of it twice"
+    little = corpus.num_bytes < ENOUGH_BYTES
+    return f"{size}; less than {format_bytes(ENOUGH_BYTES)}, so figures are rough" if little else size
 
 
-def code_texts() -> Iterator[str]:
-    """The code of this installation."""
-    yield from (text.text for text in Reader().read_all(list_places(this_installation())[1]))
+def measure_ingest(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Figures:
+    """Our own figures, without the peers'."""
+    run_ingest(make_task("warm", (corpus.warm,), tokenizer, folder))
+    whole = make_task("whole", corpus.parts, tokenizer, folder)
+    speed, profile, record = time_profiled(lambda: run_ingest(whole), num_bytes=corpus.num_bytes)
+    total = max(figures[3] for figures in profile.stats.values())
+    return Figures(
+        kind=corpus.kind,
+        tokenizer=tokenizer.name,
+        text_bytes=corpus.num_bytes,
+        num_documents=record["documents"]["read"],
+        num_batches=num_calls_of(profile, "encode_documents"),
+        num_calls=profile.total_calls,
+        ingest=speed,
+        two_workers_ratio=measure_two_workers(corpus, tokenizer, folder),
+        parts={part: share_of(profile, names) / total for part, names in PARTS.items()},
+        peers=[],
+    )
 
 
-def write_corpus(texts: Iterator[str], folder: Path, *, megabytes: float) -> tuple[list[Path], int]:
-    """JSON lines, packed with zstd as SlimPajama's are, in NUM_PARTS files; and the bytes of text in them."""
-    folder.mkdir()
-    paths = [folder / f"part-{number}.jsonl.zst" for number in range(NUM_PARTS)]
-    left = megabytes * 1_000_000
-    files = [zstandard.ZstdCompressor(level=3).stream_writer(path.open("wb")) for path in paths]
-    for number, text in enumerate(texts):
-        size = len(text.encode())
-        if size > left:
-            break
-        left -= size
-        files[number % NUM_PARTS].write(json.dumps({"text": text}).encode() + b"\n")
-    for file in files:
-        file.close()
-    return paths, int(megabytes * 1_000_000 - left)
-
-
-def measure(kind: str, paths: list[Path], num_bytes: int, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """The figures of one kind of text with one tokenizer."""
+def make_task(name: str, paths: tuple[Path, ...], tokenizer: Tokenizer, folder: Path) -> IngestTask:
+    """An ingest task as a build makes it, over some files of the corpus."""
     settings = IngestSettings(
         text_field="text",
         subset_field=None,
@@ -132,35 +150,16 @@ def measure(kind: str, paths: list[Path], num_bytes: int, tokenizer: Tokenizer, 
         document_rule=tokenizer.document_rule,
         dtype=token_dtype(tokenizer.vocab_size).str,
     )
-    tasks = [
-        IngestTask(
-            f"part-{number}", kind, (TaskFile(number, str(path), "train", None),), 0, settings, str(folder / "w"), ""
-        )
-        for number, path in enumerate(paths)
-    ]
-    whole = IngestTask("whole", kind, tuple(task.files[0] for task in tasks), 0, settings, str(folder / "whole"), "")
-    run_ingest(tasks[0])
-    seconds, profile = time_profiled(lambda: run_ingest(whole))
-    per_document = peer_speed(paths, tokenizer)
-    ours = num_bytes / seconds / 1e6
-    return {
-        "kind": kind,
-        "tokenizer": tokenizer.name,
-        "text_bytes": num_bytes,
-        "ingest_mb_s": ours,
-        "library_per_document_mb_s": per_document,
-        "ratio": ours / per_document,
-        "two_workers_ratio": two_workers_ratio(tasks, folder),
-        "parts": {part: share_of(profile, names) / seconds for part, names in PARTS.items()},
-    }
+    files = tuple(TaskFile(number, str(path), "train", None) for number, path in enumerate(paths))
+    return IngestTask(name, "benchmark", files, 0, settings, str(folder / "ingest" / name), "")
 
 
-def time_profiled(run: Callable[[], Any]) -> tuple[float, pstats.Stats]:
-    """Seconds of one run, and where they went. A few thousand calls: the profile costs nothing here."""
+def time_profiled(run: Callable[[], Any], *, num_bytes: int) -> tuple[Speed, pstats.Stats, Any]:
+    """The speed of one run, where its time went, and its result. A few thousand calls: the profile costs nothing."""
     profile = cProfile.Profile()
-    started = time.perf_counter()
-    profile.runcall(run)
-    return time.perf_counter() - started, pstats.Stats(profile, stream=io.StringIO())
+    watch = Stopwatch()
+    result = profile.runcall(run)
+    return watch.speed(num_bytes), pstats.Stats(profile, stream=io.StringIO()), result
 
 
 def share_of(profile: pstats.Stats, names: tuple[str, ...]) -> float:
@@ -168,66 +167,64 @@ def share_of(profile: pstats.Stats, names: tuple[str, ...]) -> float:
     return max(figures[3] for (_, _, name), figures in profile.stats.items() if name in names)
 
 
-def two_workers_ratio(tasks: list[IngestTask], folder: Path) -> float:
-    """How many times the speed of one worker two have, start-up left out."""
-    seconds = []
-    for number in (1, 2):
-        with Workers(number, notice=print) as workers:
-            warm = [change_folder(task, folder / f"warm-{number}-{task.name}") for task in tasks[:number]]
-            list(workers.run(run_ingest, warm, records=folder / f"records-warm-{number}"))
-            moved = [change_folder(task, folder / f"run-{number}-{task.name}") for task in tasks]
-            started = time.perf_counter()
-            list(workers.run(run_ingest, moved, records=folder / f"records-{number}"))
-            seconds.append(time.perf_counter() - started)
-    return seconds[0] / seconds[1]
+def num_calls_of(profile: pstats.Stats, function: str) -> int:
+    """How often the functions of this name were called, whichever was called most."""
+    return max(figures[1] for (_, _, name), figures in profile.stats.items() if name == function)
 
 
-def change_folder(task: IngestTask, folder: Path) -> IngestTask:
-    """The same task, writing elsewhere."""
-    return IngestTask(task.name, task.source, task.files, task.size_bytes, task.settings, str(folder), "")
+def measure_two_workers(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> float:
+    """How many times the speed of one worker two have, start-up left out. Of REPEATS the best, taken in turns."""
+    with Workers(1, notice=print) as one, Workers(2, notice=print) as two:
+        time_workers(two, (corpus.warm,) * 2, tokenizer, folder)
+        rounds = [[time_workers(each, corpus.parts, tokenizer, folder) for each in (one, two)] for _ in range(REPEATS)]
+    seconds_of_one, seconds_of_two = map(min, zip(*rounds, strict=True))
+    return seconds_of_one / seconds_of_two
 
 
-def peer_speed(paths: list[Path], tokenizer: Tokenizer) -> float:
-    """MB/s of the way most scripts go: json and the tokenizer's own library, one document after the other."""
-    reference = load_tokenizer(tokenizer.path, engine="reference", sha256=tokenizer.sha256)
-    num_bytes = 0
-    started = time.perf_counter()
-    with zstandard.open(paths[0], "rt", encoding="utf-8") as lines:
-        for line in lines:
-            text = json.loads(line)["text"]
-            reference.encode(text)
-            num_bytes += len(text.encode())
-            if num_bytes > PEER_BYTES:
-                break
-    return num_bytes / (time.perf_counter() - started) / 1e6
+def time_workers(workers: Workers, paths: tuple[Path, ...], tokenizer: Tokenizer, folder: Path) -> float:
+    """Seconds that workers take for a task of each file."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    tasks = [make_task(f"part-{number}", (path,), tokenizer, place) for number, path in enumerate(paths)]
+    watch = Stopwatch()
+    list(workers.run(run_ingest, tasks, records=place / "records"))
+    seconds, _ = watch.read()
+    shutil.rmtree(place)
+    return seconds
 
 
-def where_time_goes(figure: dict[str, Any]) -> Table:
-    """The parts of one ingest."""
-    table = Table(title=f"{figure['kind']}, {figure['tokenizer']}: where the time goes")
+def tabulate_parts(figures: Figures) -> Table:
+    """Where the time of one ingest went."""
+    num_calls = figures.num_calls // figures.num_batches  # most are awkward's, around one call of gigatoken
+    caption = f"{figures.num_documents:,} documents in {figures.num_batches} batches; {num_calls:,} calls a batch"
+    table = Table(title=f"{figures.kind}, {figures.tokenizer}: where the time goes", caption=caption)
     table.add_column("part")
     table.add_column("share", justify="right")
-    for part, share in figure["parts"].items():
+    for part, share in figures.parts.items():
         table.add_row(part, f"{share:.1%}")
-    table.add_row("the rest", f"{1 - sum(figure['parts'].values()):.1%}")
+    table.add_row("the rest", f"{1 - sum(figures.parts.values()):.1%}")
     return table
 
 
-def speeds(figures: list[dict[str, Any]]) -> Table:
-    """All figures."""
-    table = Table(title="MB of text per second, one process")
-    for column in ("text", "tokenizer", "ingest", "its library, per document", "ratio", "two workers"):
-        table.add_column(column, justify="left" if column in ("text", "tokenizer") else "right")
-    for figure in figures:
-        table.add_row(
-            figure["kind"],
-            figure["tokenizer"],
-            f"{figure['ingest_mb_s']:.1f}",
-            f"{figure['library_per_document_mb_s']:.2f}",
-            f"{figure['ratio']:.1f}x",
-            f"{figure['two_workers_ratio']:.2f}x",
-        )
+def tabulate_speeds(figures: list[Figures]) -> Table:
+    """Our speeds and the peers', and how many times a peer's speed ours is."""
+    table = Table(title="MB of text per second, one process each")
+    for column in ("text", "tokenizer", "system", "by the clock", "by CPU time", "ours is"):
+        table.add_column(column, justify="left" if column in ("text", "tokenizer", "system") else "right")
+    for each in figures:
+        ours = (f"{each.ingest.mb_s:.1f}", f"{each.ingest.mb_cpu_s:.1f}", "")
+        table.add_row(each.kind, each.tokenizer, "tokenmill ingest", *ours)
+        table.add_row("", "", "  two workers", "", "", f"{each.two_workers_ratio:.2f}x one")
+        for peer in each.peers:
+            table.add_row("", "", peer.name, *describe_peer(peer, each.ingest))
+        table.add_section()
     return table
+
+
+def describe_peer(peer: PeerSpeed, ours: Speed) -> tuple[str, ...]:
+    """The last cells of a peer's row."""
+    if peer.speed is None:
+        return "", "", peer.note
+    return f"{peer.speed.mb_s:.2f}", f"{peer.speed.mb_cpu_s:.2f}", f"{ours.times(peer.speed):.1f}x"
 
 
 if __name__ == "__main__":
