@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.corpus import Corpus, read_code, read_prose, write_corpus
 from benchmarks.peers import PeerSpeed, measure_peers, measure_signatures
 from benchmarks.stopwatch import Speed, Stopwatch
-from pipeline.ingest import IngestSettings, IngestTask, TaskFile, run_ingest
+from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, run_ingest
 from pipeline.jobs import Workers
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import token_dtype
@@ -48,7 +48,7 @@ PARTS = {
     "hash": ("hash_documents",),
     "tokenise": ("encode_documents",),
     "frame": ("frame_documents",),
-    "sort and write": ("_write_run", "_finish"),
+    "sort and write": ("_write_run",),
 }
 
 
@@ -144,11 +144,15 @@ def make_task(name: str, paths: tuple[Path, ...], tokenizer: Tokenizer, folder: 
         min_chars=1,
         valid_fraction=0.005,
         seed=0,
-        tokenizer=str(tokenizer.path),
-        tokenizer_sha256=tokenizer.sha256,
-        engine="fast",
-        document_rule=tokenizer.document_rule,
-        dtype=token_dtype(tokenizer.vocab_size).str,
+        encode=(
+            EncodeSettings(
+                tokenizer=str(tokenizer.path),
+                sha256=tokenizer.sha256,
+                engine="fast",
+                document_rule=tokenizer.document_rule,
+                dtype=token_dtype(tokenizer.vocab_size).str,
+            ),
+        ),
     )
     files = tuple(TaskFile(number, str(path), "train", None) for number, path in enumerate(paths))
     return IngestTask(name, "benchmark", files, 0, settings, str(folder / "ingest" / name), "")

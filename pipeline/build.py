@@ -30,7 +30,15 @@ from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.jobs import Executor, Workers, describe
 from pipeline.limit import select
 from pipeline.mix import Mix, parse_mix
-from pipeline.output import check_finished, claim, clear_leftovers, is_finished, make_plan, reopen
+from pipeline.output import (
+    check_finished,
+    claim,
+    clear_leftovers,
+    is_finished,
+    is_to_be_removed,
+    make_plan,
+    reopen,
+)
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_recipe
 from pipeline.progress import BuildLog, make_console
 from pipeline.ray_jobs import RayWorkers, import_ray
@@ -76,12 +84,13 @@ def build(arguments: BuildArguments, console: Console) -> None:
     settings = choose_settings(arguments)
     datasets = plan_datasets(arguments, settings, sources, tokenizers)
     described = {dataset.name: dataset.described for dataset in datasets}
-    plan = make_plan(folders, described, prepare.name_tokenizer_files(tokenizers))
+    tokenizer_files = prepare.name_tokenizer_files(tokenizers)
+    plan = make_plan(folders, described, tokenizer_files, is_replacement=arguments.replace)
     if is_done and not reopen_if_lost(folders, plan, sources, notice):
         say_finished(arguments, folders, described, sources, console)
         return
     with folders.locked():
-        if arguments.replace:
+        if arguments.replace and is_to_be_removed(folders, plan):
             remove_build(folders, keep=[tokenizer.path for tokenizer in tokenizers.values() if tokenizer])
         if claim(folders, plan, notice=notice):
             console.print(f"going on with the unfinished build in {folders.work}")

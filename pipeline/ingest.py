@@ -75,7 +75,7 @@ class IngestTask:
     size_bytes: int
     settings: IngestSettings
     folder: str
-    fingerprint: str  # of its raw files
+    fingerprint: str  # of its raw files and the tokenizers
 
     @property
     def subject(self) -> str:
@@ -103,6 +103,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
     temporary.mkdir(parents=True)
     try:
         record = write_task(task, temporary)
+        sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
     except BaseException:

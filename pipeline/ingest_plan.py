@@ -79,8 +79,14 @@ def make_task(source: PlannedSource, number: int, group: Group, settings: Ingest
         size_bytes=sum(size_of(source.files[file.number], file.part) for file in files),
         settings=settings,
         folder=str(folder / name),
-        fingerprint=hash_texts(f"{file.number} {file.part} {source.fingerprints[file.number]}" for file in files),
+        fingerprint=fingerprint_task(source, files, settings),
     )
+
+
+def fingerprint_task(source: PlannedSource, files: tuple[TaskFile, ...], settings: IngestSettings) -> str:
+    """A digest of what a task reads: its raw files, and the tokenizers. The sample's follows from all raw files."""
+    raw_files = [f"{file.number} {file.part} {source.fingerprints[file.number]}" for file in files]
+    return hash_texts([*raw_files, *(encode.sha256 for encode in settings.encode)])
 
 
 def make_task_file(source: PlannedSource, number: int, start: int, end: int | None) -> TaskFile:

@@ -89,10 +89,10 @@ class Executor(ABC):
         unfinished, repeated = [], []
         for job in jobs:
             record = job.read_record()
-            reason = job.find_reason_to_repeat(record) if record else None
+            reason = None if record is None else job.find_reason_to_repeat(record)
             if reason:
                 repeated.append(f"task {job.task.name} ({job.task.subject}): {reason}")
-            if record and not reason:
+            if record is not None and not reason:
                 yield job.task, record["result"]
             else:
                 unfinished.append(job)
@@ -201,11 +201,18 @@ class Job:
         return result
 
     def read_record(self) -> dict[str, Any] | None:
-        """The record of the finished task, or None."""
-        return read_json(self.record) if self.record.is_file() else None
+        """The record of the finished task, or None; empty where it is damaged."""
+        if not self.record.is_file():
+            return None
+        try:
+            return read_json(self.record)
+        except ValueError:
+            return {}
 
     def find_reason_to_repeat(self, record: dict[str, Any]) -> str | None:
         """Why a finished task must be done again, or None."""
+        if not record:
+            return f"{self.record} is damaged"
         if record["fingerprint"] != self.task.fingerprint:
             return "what it reads has changed"
         for path, size in zip(self.task.list_outputs(record["result"]), record["output_bytes"], strict=True):

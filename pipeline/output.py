@@ -56,10 +56,24 @@ def refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, A
 
 
 def make_plan(
-    folders: Folders, datasets: Mapping[str, Mapping[str, Any]], tokenizer_files: Mapping[str, list[str]]
+    folders: Folders,
+    datasets: Mapping[str, Mapping[str, Any]],
+    tokenizer_files: Mapping[str, list[str]],
+    *,
+    is_replacement: bool,
 ) -> dict[str, Any]:
-    """What work/plan.json says: the settings of each dataset, and the names of the files in its tokenizer folder."""
-    return {"datasets": dict(datasets), "out": str(folders.out.resolve()), "tokenizer_files": dict(tokenizer_files)}
+    """What work/plan.json says: the settings of each dataset, and the names of the files in its tokenizer folder.
+
+    is_replacement: whether --replace began the build. Killed, the same command goes on with it.
+    """
+    files = dict(tokenizer_files)
+    out = str(folders.out.resolve())
+    return {"datasets": dict(datasets), "out": out, "tokenizer_files": files, "is_replacement": is_replacement}
+
+
+def is_to_be_removed(folders: Folders, plan: Mapping[str, Any]) -> bool:
+    """Whether --replace has to remove what is there: all but what the same command began, and did not finish."""
+    return is_finished(folders) or folders.read_plan() != plan
 
 
 def claim(folders: Folders, plan: Mapping[str, Any], *, notice: Callable[[str], None]) -> bool:

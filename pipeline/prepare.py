@@ -15,7 +15,7 @@ from pipeline.folders import RESERVED_NAMES, TOKENIZER_FOLDER
 from pipeline.ingest import find_excluded
 from pipeline.manifest import check_source_name, how_to_get, list_raw_files, load_source
 from pipeline.mix import Mix, MixEntry
-from pipeline.plan import PlannedSource
+from pipeline.plan import PlannedSource, hash_texts
 from pipeline.shard import LARGEST_UINT16_VOCABULARY
 from pipeline.storage import write_file
 from pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -126,7 +126,8 @@ def identify_tokenizer(tokenizer: Tokenizer | None) -> str:
 
 def train_tokenizer(sources: tuple[PlannedSource, ...], work: Path, *, engine: str) -> Tokenizer:
     """The sample tokenizer, trained on the beginning of every source's train files."""
-    path = work / TOKENIZER_FOLDER / f"{SAMPLE_TOKENIZER}.model"
+    raw_files = hash_texts(fingerprint for source in sources for fingerprint in source.fingerprints)
+    path = work / TOKENIZER_FOLDER / raw_files[:16] / f"{SAMPLE_TOKENIZER}.model"  # of others, where they change
     if not path.is_file():
         write_file(path, [train_sample_tokenizer(read_training_texts(sources), vocab_size=SAMPLE_VOCABULARY)])
     return load_tokenizer(str(path), engine=engine)

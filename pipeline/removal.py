@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.folders import (
     BUILD_LOG,
     HOLDER_FILE,
+    PLAN_FILE,
     TOKENIZER_FOLDER,
     WORK_FOLDER,
     WORK_PARTS,
@@ -28,7 +29,7 @@ from pipeline.folders import (
 from pipeline.manifest import SOURCE_NAME
 from pipeline.shard import DATASET_FILE, SPLITS, read_dataset_json
 from pipeline.shard import list_files as list_dataset_files
-from pipeline.storage import TEMPORARY_SUFFIX
+from pipeline.storage import TEMPORARY_SUFFIX, write_json
 
 SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})/shard-\d{{5,}}\.(bin|bin\.index|idx|docs\.parquet)")
 TEMPORARY_NAME = re.compile(rf"\.\d+{re.escape(TEMPORARY_SUFFIX)}$")
@@ -52,10 +53,23 @@ def remove_build(folders: Folders, *, keep: list[Path]) -> None:
         raise ValueError(
             f"--replace would remove the tokenizer {min(needed)} that the new build needs: copy it elsewhere first"
         )
+    plan_removal(folders, parts)
     for path in sorted(ours, key=lambda path: path.name != DATASET_FILE):
         path.unlink()
     remove_work(folders)
     remove_empty_folders(folders.out)
+
+
+def plan_removal(folders: Folders, parts: Mapping[str, DatasetParts]) -> None:
+    """Name finished datasets in the plan of the work folder: killed halfway, a removal still knows what is ours."""
+    plan = folders.read_plan() or {"datasets": {}, "out": str(folders.out.resolve()), "tokenizer_files": {}}
+    plan["is_replacement"] = False  # what is half removed is not to be gone on with
+    for name, one in parts.items():
+        if (folders.out / name / DATASET_FILE).is_file():
+            content = read_dataset_json(folders.out / name)
+            plan["datasets"][name] = {**content.get("settings", {}), "source_order": list(content["sources"])}
+            plan["tokenizer_files"][name] = sorted(one.tokenizer_files)
+    write_json(folders.work / PLAN_FILE, plan)
 
 
 @dataclass(frozen=True)

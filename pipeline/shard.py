@@ -37,6 +37,7 @@ DATASET_FILE = "dataset.json"
 REQUIRED_KEYS = ("tokenizer", "dtype", "document_rule", "content_hash", "mix", "sources")
 SPLITS = ("train", "validation", "test")
 LARGEST_UINT16_VOCABULARY = 65_536
+PARQUET_END = b"PAR1"
 
 MEGATRON_HEADER = struct.Struct("<9sQBQQ")
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -169,7 +170,8 @@ def check_size(path: Path, expected_bytes: int) -> None:
 
 
 def list_files(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, int | None]]:
-    """The files of shards and drops that a dataset has by its dataset.json, and their bytes where these are known."""
+    """The files that a dataset has by its dataset.json, and their bytes where these are known."""
+    yield folder / content["tokenizer"]["file"], None
     for source in content["sources"].values():
         yield from ((folder / file["path"], None) for file in source["drops"])
         for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
@@ -177,14 +179,23 @@ def list_files(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path,
 
 
 def find_lost_files(folder: Path, content: Mapping[str, Any]) -> list[str]:
-    """Which files of a finished dataset are gone or cut, by their sizes alone; one text each."""
+    """Which files of a finished dataset are gone or cut, by their sizes and ends alone; one text each."""
     lost = []
     for path, size in list_files(folder, content):
         if not path.is_file():
             lost.append(f"{path} is gone")
         elif size is not None and path.stat().st_size != size:
             lost.append(f"{path} has {path.stat().st_size:,} bytes, not {size:,}")
+        elif path.suffix == ".parquet" and read_end(path) != PARQUET_END:
+            lost.append(f"{path} is cut short")
     return lost
+
+
+def read_end(path: Path) -> bytes:
+    """The last bytes of a file, as many as PARQUET_END has."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - len(PARQUET_END)))
+        return file.read()
 
 
 def list_sizes(shard: Mapping[str, Any]) -> list[int | None]:

@@ -1,9 +1,44 @@
-"""What a build finds when it starts: another build, files that are gone, cut or changed, and folders it may not use."""
+"""What a build finds when it starts: another build, files that are gone, cut or changed, folders it may not use."""
 
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
-from build_fixtures import flags
+import pytest
+from build_fixtures import flags, hashes
+from build_process import BuildProcess, many_flags
 
 from pipeline.folders import Folders
+
+
+class Killed(BaseException):
+    """What a test raises where `kill -9` would strike: nobody catches it."""
+
+
+@contextmanager
+def killed_at(monkeypatch, place, *, call=1):
+    """In the block, the function of this name dies when it is called for the nth time."""
+    module, _, name = place.rpartition(".")
+    function, calls = getattr(sys.modules[module], name), []
+
+    def die(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise Killed
+        return function(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(place, die)
+        yield
+
+
+def one_worker(raw, out, model, more=""):
+    return flags(raw, out, model, f"--workers 1 {more}")
+
+
+# --- two builds at once
 
 
 def test_a_build_that_is_refused_leaves_the_folders_of_the_one_at_work(raw, tmp_path, sample_model, run_build):
@@ -14,3 +49,158 @@ def test_a_build_that_is_refused_leaves_the_folders_of_the_one_at_work(raw, tmp_
         assert "another build is at work" in outcome.error
         assert (tmp_path / "out/work/ingest/web-00000.1.tmp").is_dir()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_build_names_the_first_and_goes_on_at_once_when_that_is_killed(
+    many_raw_files, tmp_path, sample_model, run_build
+):
+    arguments = many_flags(many_raw_files, tmp_path / "out", sample_model, "--workers 1")
+    first = BuildProcess(arguments, tmp_path / "out")
+    assert first.wait_for("ingest", 1)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    second = run_build(arguments)
+    first.kill()
+    assert second.code == 1
+    assert f"another build is at work in {tmp_path}/out: process {first.process.pid} on " in second.error
+    third = run_build(arguments)
+    assert third.code == 0 and "going on with the unfinished build" in third.out
+
+
+# --- killed between two steps
+
+
+def test_a_replacement_killed_while_it_removes_or_builds_goes_on(raw, tmp_path, sample_model, run_build, monkeypatch):
+    out, again = tmp_path / "out", one_worker(raw, tmp_path / "out", sample_model, "--seed 5 --replace")
+    run_build(one_worker(raw, tmp_path / "fresh", sample_model, "--seed 5"))
+    run_build(one_worker(raw, out, sample_model))
+    unlink = Path.unlink
+    with killed_at(monkeypatch, "pipeline.removal.remove_work"), monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path, **how: None if path.suffix == ".idx" else unlink(path, **how))
+        run_build(again)
+    assert list(out.rglob("*.idx")) and not (out / "dataset.json").exists()
+    other = run_build(one_worker(raw, out, sample_model, "--seed 7"))
+    assert "unfinished build with other settings: seed is 0 there, 7 here" in other.error
+    with killed_at(monkeypatch, "pipeline.stages.run_pack", call=2):
+        run_build(again)
+    with killed_at(monkeypatch, "pipeline.stages.run_pack", call=2):
+        run_build(again)
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "work/records/ingest").iterdir()}
+    with killed_at(monkeypatch, "pipeline.build.write_dataset_json"):
+        run_build(again)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert run_build(again).code == 0
+    assert hashes(out) == hashes(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("place", "call"),
+    [("pipeline.build.write_dataset_json", 2), ("pipeline.build.remove_work", 1), ("shutil.rmtree", 1)],
+)
+def test_a_build_killed_between_its_last_steps_is_finished_by_the_same_command(
+    raw, tmp_path, sample_model, run_build, monkeypatch, place, call
+):
+    (tmp_path / "twin.model").write_bytes(sample_model.read_bytes())
+    models = f"{sample_model},{tmp_path}/twin.model"
+    run_build(one_worker(raw, tmp_path / "whole", models))
+    with killed_at(monkeypatch, place, call=call):
+        run_build(one_worker(raw, tmp_path / "out", models))
+    assert run_build(one_worker(raw, tmp_path / "out", models)).code == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_a_build_killed_as_it_begins_leaves_nothing_in_the_way(raw, tmp_path, sample_model, run_build, monkeypatch):
+    with killed_at(monkeypatch, "pipeline.output.write_json"):
+        run_build(one_worker(raw, tmp_path / "out", sample_model))
+    (tmp_path / "out/work").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out/work/plan.json.123.tmp").write_text("{")
+    assert run_build(one_worker(raw, tmp_path / "out", sample_model)).code == 0
+    assert not (tmp_path / "out/work").exists()
+
+
+# --- files that are gone, cut or changed
+
+
+def leave_unfinished(raw, out, model, run_build, monkeypatch):
+    """An unfinished build: two shards are packed."""
+    with killed_at(monkeypatch, "pipeline.stages.run_pack", call=3):
+        run_build(one_worker(raw, out, model))
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("work/ingest/web-00000/tokens-0.bin", "tokens-0.bin is gone"),
+        ("work/dedup/places-00000.kept.bin", "places-00000.kept.bin is gone"),
+        ("work/records/drops/web-00000.json", ""),
+        ("web/train/shard-00000.docs.parquet", "shard-00000.docs.parquet is gone"),
+        ("notes/drops/drops-00000.parquet", "drops-00000.parquet is gone"),
+        ("work/tasks.json", ""),
+        ("work/holder.json", ""),
+    ],
+)
+def test_an_unfinished_build_makes_again_what_it_lost(raw, tmp_path, sample_model, run_build, monkeypatch, lost, said):
+    run_build(one_worker(raw, tmp_path / "whole", sample_model))
+    leave_unfinished(raw, tmp_path / "out", sample_model, run_build, monkeypatch)
+    (tmp_path / "out" / lost).unlink()
+    outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert outcome.code == 0 and said in outcome.out and ("done again" in outcome.out) == bool(said)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ("work/ingest/web-00000/documents.bin", "documents.bin has 1 bytes"),
+        ("web/train/shard-00000.bin", "shard-00000.bin has 1 bytes"),
+        ("work/records/pack/web-train-00000.json", "web-train-00000.json is damaged"),
+    ],
+)
+def test_an_unfinished_build_makes_again_what_was_cut(raw, tmp_path, sample_model, run_build, monkeypatch, cut, said):
+    run_build(one_worker(raw, tmp_path / "whole", sample_model))
+    leave_unfinished(raw, tmp_path / "out", sample_model, run_build, monkeypatch)
+    os.truncate(tmp_path / "out" / cut, 1)
+    outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert outcome.code == 0 and said in outcome.out
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "cut", ["web/train/shard-00000.docs.parquet", "notes/drops/drops-00000.parquet", "tokenizer/small.model"]
+)
+def test_a_finished_dataset_makes_again_what_has_no_size_of_record(raw, tmp_path, sample_model, run_build, cut):
+    run_build(one_worker(raw, tmp_path / "out", sample_model))
+    before = hashes(tmp_path / "out")
+    path = tmp_path / "out" / cut
+    path.unlink() if path.suffix == ".model" else os.truncate(path, path.stat().st_size - 1)
+    outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert outcome.code == 0 and path.name in outcome.out and "building it again" in outcome.out
+    assert hashes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("tokenizer", ["small", "sample"])
+@pytest.mark.parametrize("more", [0, 7])
+def test_a_raw_file_that_changes_between_two_runs_is_read_again(
+    raw, tmp_path, sample_model, run_build, monkeypatch, tokenizer, more
+):
+    model = sample_model if tokenizer == "small" else "sample"
+    leave_unfinished(raw, tmp_path / "out", model, run_build, monkeypatch)
+    path = raw / "notes/n.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"mill", b"mull") + b'{"text": "more"}\n' * more)
+    outcome = run_build(one_worker(raw, tmp_path / "out", model))
+    assert outcome.code == 0 and "raw files of notes have changed" in outcome.out
+    said = next(line for line in outcome.out.splitlines() if "done again" in line)
+    assert "task notes-00000" in said
+    assert ("task web-00000" in said) == (tokenizer == "sample")  # its ids follow from all raw files
+    run_build(one_worker(raw, tmp_path / "fresh", model))
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("seconds", [0, 4_070_908_800])  # 1970 and 2099
+def test_clocks_that_are_wrong_change_nothing(raw, tmp_path, sample_model, run_build, monkeypatch, seconds):
+    run_build(one_worker(raw, tmp_path / "whole", sample_model))
+    leave_unfinished(raw, tmp_path / "out", sample_model, run_build, monkeypatch)
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (seconds, seconds))
+    outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert outcome.code == 0 and "done again" not in outcome.out
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
