@@ -7,6 +7,7 @@ not depend on how the work was cut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,9 @@ def count_by_source(candidates: np.ndarray, chosen: np.ndarray, task: DedupTask)
         tokens = candidates["num_tokens"][own].sum(axis=0, dtype=np.int64).tolist()
         counts.append({"documents": len(own), "bytes": int(candidates["num_bytes"][own].sum()), "tokens": tokens})
     return counts
+
+
+def add_counts(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of several {documents, bytes, tokens}, where tokens is a list."""
+    tokens = [sum(values) for values in zip(*(count["tokens"] for count in counts), strict=True)]
+    return {**{what: sum(count[what] for count in counts) for what in ("documents", "bytes")}, "tokens": tokens}

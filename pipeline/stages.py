@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from pipeline.dedup import plan_dedup, run_dedup
+from pipeline.dedup import add_counts, plan_dedup, run_dedup
 from pipeline.document_batch import BAD_REASONS
 from pipeline.drops import DropsTask, Ingest, run_drops
 from pipeline.ingest import IngestTask, run_ingest
@@ -185,12 +185,6 @@ def dedup(ingested: Ingested, *, method: str, shop: Workshop) -> Deduplicated:
     paths = tuple(str(task.kept_path) for task in tasks)
     kept = KeptDocuments(paths, edges, by_bucket[0], ingested.num_tokenizers)
     return Deduplicated(tuple(str(task.duplicates_path) for task in tasks), counts, kept, by_bucket[1:])
-
-
-def add_counts(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of several {documents, bytes, tokens}, where tokens is a list."""
-    tokens = [sum(values) for values in zip(*(count["tokens"] for count in counts), strict=True)]
-    return {**{what: sum(count[what] for count in counts) for what in ("documents", "bytes")}, "tokens": tokens}
 
 
 def write_drops(
