@@ -103,3 +103,14 @@ def many_raw_files(tmp_path_factory):
     from build_process import write_many_raw_files
 
     return write_many_raw_files(tmp_path_factory.mktemp("many"))
+
+
+@pytest.fixture(scope="session")
+def whole(many_raw_files, tmp_path_factory, sample_model):
+    """A build of many_raw_files that nothing disturbs, by two workers: its folder."""
+    from build_process import BuildProcess, many_flags
+
+    out = tmp_path_factory.mktemp("whole") / "out"
+    code, _, error = BuildProcess(many_flags(many_raw_files, out, sample_model, "--workers 2"), out).finish()
+    assert code == 0, error
+    return out

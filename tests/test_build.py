@@ -403,18 +403,6 @@ def test_min_chars_counts_characters_not_bytes(tmp_path, sample_model, run_build
     assert {row for *_, row in documents} == {1, 2}
 
 
-def test_a_read_only_output_folder_is_named(raw, tmp_path, sample_model, run_build):
-    if os.geteuid() == 0:
-        (tmp_path / "file").write_text("")
-        outcome = run_build(flags(raw, tmp_path / "file/out", sample_model))
-        assert "file" in outcome.error
-    else:
-        (tmp_path / "fixed").mkdir(mode=0o500)
-        outcome = run_build(flags(raw, tmp_path / "fixed/out", sample_model))
-        assert "Permission denied" in outcome.error
-    assert outcome.code == 1
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 MB."""
