@@ -1,12 +1,12 @@
 # make demo   raw text -> shards -> a trained model that writes, on this machine, in a few minutes
-# make test   the tests
+# make test   the tests; make test-long the slow ones; make test-ray those that need the extra `ray`
 PYTHON ?= python3
 BIN := .venv/bin
 MIX := slimpajama:0.7,starcoder:0.3
 DEMO_DATA := data/demo
 DEMO_RUN := runs/make-demo
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long test-ray lint clean
 
 demo: .venv/installed
 	$(BIN)/python pipeline/build.py --mix $(MIX) --sample-mb 20 --out $(DEMO_DATA)
@@ -24,6 +24,9 @@ test: .venv/installed
 test-long: .venv/installed
 	$(BIN)/python -m pytest -m long
 
+test-ray: .venv/installed-ray
+	$(BIN)/python -m pytest tests/test_ray.py
+
 lint: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -32,6 +35,10 @@ lint: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/installed-ray: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Build a dataset: raw files -> packed token shards.
+"""Build datasets: raw files -> packed token shards.
 
     python pipeline/build.py --mix slimpajama:0.7,starcoder:0.3
 
@@ -8,13 +8,12 @@ dataset it says so and does nothing.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 if __package__ in (None, ""):  # started as `python pipeline/build.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,78 +22,22 @@ import tyro
 from rich.console import Console
 
 from pipeline import prepare, stages
-from pipeline.finish import describe_sources, hash_content
-from pipeline.jobs import Workers, describe
+from pipeline.arguments import BuildArguments, check_arguments
+from pipeline.finish import Built, describe_sources, hash_content
+from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
+from pipeline.ingest_checks import BadRows, check_sources
+from pipeline.ingest_plan import group_for_drops, plan_ingest
+from pipeline.jobs import Executor, Workers, describe
+from pipeline.limit import select
 from pipeline.mix import Mix, parse_mix
-from pipeline.output import (
-    BUILD_LOG,
-    WORK_FOLDER,
-    Folders,
-    check_finished,
-    claim,
-    is_finished,
-    remove_build,
-    remove_work,
-)
-from pipeline.plan import BuildSettings, PlannedSource, describe_settings, hash_recipe, plan_ingest
+from pipeline.output import check_finished, claim, clear_leftovers, is_finished, make_plan, reopen
+from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_recipe
 from pipeline.progress import BuildLog, make_console
+from pipeline.ray_jobs import RayWorkers, import_ray
+from pipeline.removal import remove_build, remove_temporary_files, remove_unlisted, remove_work
 from pipeline.sample import is_sample, make_sample
-from pipeline.shard import token_dtype, write_dataset_json
+from pipeline.shard import find_lost_files, token_dtype, write_dataset_json
 from pipeline.summary import print_summary
-from pipeline.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class BuildArguments:
-    """Turn raw pretraining text into packed token shards."""
-
-    mix: str
-    """Sources and their shares of the tokens, name:weight,... or a named mix (tinyllama, litellama). A source takes
-    options as in a URL: slimpajama?exclude=RedPajamaGithub:0.7. A name without a manifest is a folder of your own
-    .jsonl, .json (plain, .zst, .gz), .txt or .parquet files in --raw."""
-    tokenizer: str | None = None
-    """llama2, gpt2, sample (a small one trained on the raw text), or a path to a SentencePiece .model, a .tiktoken file
-    or a tokenizer.json. Default: the named mix's; sample with --sample-mb; else llama2."""
-    raw: Path | None = None
-    """Folder with one folder of raw files per source. Default: data/raw; data/sample-<N>mb with --sample-mb."""
-    out: Path = Path("data/packed")
-    """Where the dataset goes."""
-    work: Path | None = None
-    """Where work files go while building; removed when done. Default: OUT/work."""
-    dedup: Literal["none", "exact"] = "exact"
-    """exact: of documents with the same text one stays, over all sources and splits."""
-    workers: int = os.cpu_count() or 1
-    """Worker processes. The output does not depend on it."""
-    seed: int = 0
-    """Decides the order of documents."""
-    shard_tokens: int = 1 << 28
-    """About how many tokens a shard holds."""
-    valid_fraction: float = 0.005
-    """Share of the documents that become validation where a source has no validation files of its own."""
-    document_rule: Literal["auto", "bos+eos", "eos"] = "auto"
-    """Ids around each document. auto: what the tokenizer's family does at inference (Llama: bos+eos, GPT-2: eos)."""
-    min_chars: int = 1
-    """Documents with fewer characters are dropped as short. 1 drops only empty ones."""
-    max_bad_fraction: float = 0.01
-    """Stop if a larger share of a source's rows holds no document (broken JSON, no text, not UTF-8)."""
-    engine: Literal["fast", "reference"] = "fast"
-    """fast: gigatoken. reference: sentencepiece, tiktoken or tokenizers. The ids are the same."""
-    sample_mb: float | None = None
-    """Try it without raw files: first make up to this many MB of raw files from text on this computer."""
-    replace: bool = False
-    """Remove what an earlier build left in --out and --work, and start over."""
-
-    expect: str | None = None
-    """Fail unless the recipe hash or the content hash begins with this: the same dataset as somebody else's."""
-    keep_work: bool = False
-    """Leave the work files where they are when the build is done."""
-
-    @property
-    def raw_folder(self) -> Path:
-        """Where the raw files are: a sample never goes where the real ones are expected."""
-        if self.raw is not None:
-            return self.raw
-        return Path("data/raw") if self.sample_mb is None else Path(f"data/sample-{self.sample_mb:g}mb")
 
 
 def main() -> None:
@@ -111,39 +54,43 @@ def main() -> None:
 
 
 def build(arguments: BuildArguments, console: Console) -> None:
-    """Build the dataset, or say that it is there already."""
+    """Build the datasets, or say that they are there already."""
     notice = partial(print_notice, console)
     started = time.monotonic()
     check_arguments(arguments)
+    if arguments.executor == "ray":
+        import_ray()  # before any work
     mix = parse_mix(arguments.mix)
     for text in mix.notices:
         notice(text)
-    folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER)
-    is_done = is_finished(folders.out) and not arguments.replace
+    given = prepare.name_datasets(name_tokenizers(arguments, mix))
+    folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER, tuple(given))
+    is_done = is_finished(folders) and not arguments.replace
     if arguments.sample_mb is not None and not is_done:
         make_raw_sample(arguments, mix, console)
     sources = prepare.find_sources(mix, arguments.raw_folder, may_be_gone=is_done, notice=notice)
     folders.check({source.name: source.folder for source in sources})
-    tokenizer = prepare.choose_tokenizer(name_tokenizer(arguments, mix), engine=arguments.engine, notice=notice)
-    settings = choose_settings(arguments, tokenizer)
-    described = describe_settings(settings, sources, tokenizer_identity=prepare.identify_tokenizer(tokenizer))
-    if is_done:
-        content = check_finished(folders, described, keep_work=arguments.keep_work)
-        refuse_unexpected(arguments.expect, content)
-        console.print(f"{folders.out} holds this dataset already: nothing to do (--replace builds it anew)")
-        if content["mix"] != {source.name: source.weight for source in sources}:
-            notice("its default mix stays as it was built: weights are used when reading, so give --mix to the trainer")
-        print_summary(console, folders.out, content, seconds=None)
+    tokenizers = {
+        name: prepare.choose_tokenizer(one, engine=arguments.engine, notice=notice) for name, one in given.items()
+    }
+    settings = choose_settings(arguments)
+    datasets = plan_datasets(arguments, settings, sources, tokenizers)
+    described = {dataset.name: dataset.described for dataset in datasets}
+    plan = make_plan(folders, described, prepare.name_tokenizer_files(tokenizers))
+    if is_done and not reopen_if_lost(folders, plan, sources, notice):
+        say_finished(arguments, folders, described, sources, console)
         return
     with folders.locked():
         if arguments.replace:
-            remove_build(folders, keep=tokenizer.path if tokenizer else None)
-        if claim(folders, described, tokenizer_files=prepare.name_tokenizer_files(tokenizer)):
+            remove_build(folders, keep=[tokenizer.path for tokenizer in tokenizers.values() if tokenizer])
+        if claim(folders, plan, notice=notice):
             console.print(f"going on with the unfinished build in {folders.work}")
-        content = build_dataset(arguments, settings, sources, tokenizer, folders, described, console)
+        contents = build_datasets(arguments, settings, sources, datasets, folders, console)
     seconds = time.monotonic() - started
-    BuildLog(folders.out / BUILD_LOG).write("finished", seconds=round(seconds, 3), workers=arguments.workers)
-    print_summary(console, folders.out, content, seconds=seconds)
+    how = {"executor": arguments.executor, "workers": arguments.workers}
+    BuildLog(folders.out / BUILD_LOG).write("finished", seconds=round(seconds, 3), **how)
+    for name, content in contents.items():
+        print_summary(console, folders.out / name, content, seconds=seconds)
 
 
 def print_notice(console: Console, text: str) -> None:
@@ -158,71 +105,15 @@ def make_raw_sample(arguments: BuildArguments, mix: Mix, console: Console) -> No
     console.print("\n".join(report.lines()))
 
 
-def build_dataset(
-    arguments: BuildArguments,
-    settings: BuildSettings,
-    sources: tuple[PlannedSource, ...],
-    tokenizer: Tokenizer | None,
-    folders: Folders,
-    described: dict[str, Any],
-    console: Console,
-) -> dict[str, Any]:
-    """Build in folders that are ready and ours; returns what dataset.json says."""
-    tokenizer = tokenizer or prepare.train_tokenizer(sources, folders.work, engine=arguments.engine)
-    tokenizer = prepare.keep_tokenizer(tokenizer, folders.work)
-    with Workers(arguments.workers, notice=partial(print_notice, console)) as workers:
-        shop = stages.Workshop(folders.out, folders.work, workers, console)
-        content = run_stages(arguments, settings, sources, tokenizer, shop)
-    content = {
-        **content,
-        "settings": described,
-        "recipe_hash": hash_recipe(described),
-        "sample": is_sample(arguments.raw_folder),
-    }
-    refuse_unexpected(arguments.expect, content)  # before dataset.json: what is not as expected is not finished
-    write_dataset_json(folders.out, content)
-    if not arguments.keep_work:
-        remove_work(folders)
-    return content
-
-
-def refuse_unexpected(expected: str | None, content: dict[str, Any]) -> None:
-    """Raise ValueError where neither hash of a dataset begins as expected."""
-    hashes = {name: content[name] for name in ("recipe_hash", "content_hash")}
-    if expected is None or (expected and any(digest.startswith(expected) for digest in hashes.values())):
-        return
-    found = ", ".join(f"{name} {digest}" for name, digest in hashes.items())
-    raise ValueError(f"--expect {expected}: this is another dataset ({found})")
-
-
-def check_arguments(arguments: BuildArguments) -> None:
-    """Raise ValueError for a number that makes no sense."""
-    infinity = float("inf")
-    limits = {
-        "workers": (1, infinity),
-        "seed": (0, infinity),
-        "shard_tokens": (1, infinity),
-        "min_chars": (0, infinity),
-        "valid_fraction": (0, 1),
-        "max_bad_fraction": (0, 1),
-    }
-    for name, (lowest, highest) in limits.items():
-        value = getattr(arguments, name)
-        if not lowest <= value <= highest:
-            wanted = f"{lowest} or more" if highest == infinity else f"from {lowest} to {highest}"
-            raise ValueError(f"--{name.replace('_', '-')} must be {wanted}, found {value}")
-
-
-def name_tokenizer(arguments: BuildArguments, mix: Mix) -> str:
-    """The tokenizer asked for, or the default."""
+def name_tokenizers(arguments: BuildArguments, mix: Mix) -> list[str]:
+    """The tokenizers asked for, or the default."""
     default = prepare.SAMPLE_TOKENIZER if arguments.sample_mb is not None else "llama2"
-    return arguments.tokenizer or mix.tokenizer or default
+    return (arguments.tokenizer or mix.tokenizer or default).split(",")
 
 
-def choose_settings(arguments: BuildArguments, tokenizer: Tokenizer | None) -> BuildSettings:
+def choose_settings(arguments: BuildArguments) -> BuildSettings:
     """The settings that decide the output, with nothing left to choose."""
     return BuildSettings(
-        document_rule=prepare.choose_document_rule(arguments.document_rule, tokenizer),
         dedup=arguments.dedup,
         min_chars=max(1, arguments.min_chars),
         valid_fraction=arguments.valid_fraction,
@@ -231,30 +122,162 @@ def choose_settings(arguments: BuildArguments, tokenizer: Tokenizer | None) -> B
     )
 
 
+def plan_datasets(
+    arguments: BuildArguments,
+    settings: BuildSettings,
+    sources: tuple[PlannedSource, ...],
+    tokenizers: prepare.NamedTokenizers,
+) -> list[DatasetPlan]:
+    """What each tokenizer's dataset is decided by."""
+    shares = None
+    if arguments.tokens is not None:
+        shares = {source.name: int(arguments.tokens * source.weight) for source in sources}
+    datasets = []
+    for name, tokenizer in tokenizers.items():
+        rule = prepare.choose_document_rule(arguments.document_rule, tokenizer)
+        identity = prepare.identify_tokenizer(tokenizer)
+        described = describe_settings(settings, sources, tokenizer_identity=identity, document_rule=rule, shares=shares)
+        datasets.append(DatasetPlan(name, tokenizer, rule, described))
+    return datasets
+
+
+def reopen_if_lost(
+    folders: Folders, plan: dict[str, Any], sources: tuple[PlannedSource, ...], notice: prepare.Notice
+) -> bool:
+    """Whether files of the finished datasets are gone or cut: then they become an unfinished build again."""
+    contents = check_finished(folders, plan["datasets"])
+    lost = [text for name, content in contents.items() for text in find_lost_files(folders.out / name, content)]
+    if not lost:
+        return False
+    if not all(source.files for source in sources):
+        raise ValueError(f"{lost[0]}, and so are raw files: copy the dataset again, or fetch the raw files")
+    notice(f"of a finished dataset {lost[0]}{f', and {len(lost) - 1:,} more' if lost[1:] else ''}: building it again")
+    with folders.locked():
+        reopen(folders, plan)
+    return True
+
+
+def say_finished(
+    arguments: BuildArguments,
+    folders: Folders,
+    described: dict[str, Any],
+    sources: tuple[PlannedSource, ...],
+    console: Console,
+) -> None:
+    """Say that there is nothing to do, and what there is."""
+    contents = check_finished(folders, described)
+    refuse_unexpected(arguments.expect, contents)
+    if not arguments.keep_work:
+        clear_leftovers(folders)
+    console.print(f"{folders.out} holds this dataset already: nothing to do (--replace builds it anew)")
+    for name, content in contents.items():
+        if content["mix"] != {source.name: source.weight for source in sources}:
+            print_notice(
+                console,
+                "its default mix stays as it was built: weights are used when reading, so give --mix to the trainer",
+            )
+        print_summary(console, folders.out / name, content, seconds=None)
+
+
+def build_datasets(
+    arguments: BuildArguments,
+    settings: BuildSettings,
+    sources: tuple[PlannedSource, ...],
+    datasets: list[DatasetPlan],
+    folders: Folders,
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """Build in folders that are ready and ours; returns what each dataset.json says."""
+    notice = partial(print_notice, console)
+    datasets = [
+        replace(one, tokenizer=prepare.keep_tokenizer(one.tokenizer, sources, folders.work, engine=arguments.engine))
+        for one in datasets
+    ]
+    log = BuildLog(folders.out / BUILD_LOG)
+    with choose_executor(arguments, notice=notice) as workers:
+        shop = stages.Workshop(folders.work, workers, console, log)
+        contents = run_stages(arguments, settings, sources, datasets, folders, shop)
+    refuse_unexpected(arguments.expect, contents)  # before dataset.json: what is not as expected is not finished
+    remove_temporary_files(folders)  # of workers that died: their tasks were done again under other names
+    remove_unlisted(folders, contents)
+    for name, content in contents.items():
+        write_dataset_json(folders.out / name, content)
+    if not arguments.keep_work:
+        remove_work(folders)
+    return contents
+
+
+def choose_executor(arguments: BuildArguments, *, notice: prepare.Notice) -> Executor:
+    """Where the tasks run: nothing else of the build depends on it."""
+    if arguments.executor == "ray":
+        return RayWorkers(arguments.ray_address, notice=notice)
+    return Workers(arguments.workers, notice=notice)
+
+
+def refuse_unexpected(expected: str | None, contents: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError where no hash of any dataset begins as expected."""
+    hashes = {
+        f"{f'{name} ' if name else ''}{kind} {content[kind]}": content[kind]
+        for name, content in contents.items()
+        for kind in ("recipe_hash", "content_hash")
+    }
+    if expected is not None and not (expected and any(digest.startswith(expected) for digest in hashes.values())):
+        raise ValueError(f"--expect {expected}: this is another dataset ({', '.join(hashes)})")
+
+
 def run_stages(
     arguments: BuildArguments,
     settings: BuildSettings,
     sources: tuple[PlannedSource, ...],
-    tokenizer: Tokenizer,
+    datasets: list[DatasetPlan],
+    folders: Folders,
     shop: stages.Workshop,
+) -> dict[str, dict[str, Any]]:
+    """The stages, one after the other; returns what each dataset.json will say."""
+    notice = partial(print_notice, shop.console)
+    tasks = plan_ingest(sources, settings, datasets, engine=arguments.engine, work=shop.work)
+    bad_rows = BadRows(sources, max_bad_fraction=arguments.max_bad_fraction, out=folders.out / datasets[0].name)
+    ingested = stages.ingest(tasks, [source.name for source in sources], check=bad_rows.check, shop=shop)
+    check_sources(ingested, sources, notice=notice)
+    deduplicated = stages.dedup(ingested, method=settings.dedup, shop=shop)
+    contents = {}
+    for number, dataset in enumerate(datasets):
+        out = folders.out / dataset.name
+        selection = select(
+            dataset,
+            number,
+            sources,
+            kept=deduplicated.kept,
+            tokens=deduplicated.tokens[number],
+            out=out,
+            notice=notice,
+        )
+        drops = stages.write_drops(ingested, deduplicated, selection, groups=group_for_drops(sources), shop=shop)
+        shards = stages.pack(ingested, deduplicated.kept, selection, shard_tokens=settings.shard_tokens, shop=shop)
+        built = Built(selection, shards, drops)
+        described = describe_sources(sources, ingested=ingested, deduplicated=deduplicated, built=built)
+        contents[dataset.name] = describe_dataset(dataset, described, sources, arguments, out)
+    return contents
+
+
+def describe_dataset(
+    dataset: DatasetPlan,
+    described: dict[str, Any],
+    sources: tuple[PlannedSource, ...],
+    arguments: BuildArguments,
+    out: Path,
 ) -> dict[str, Any]:
-    """The stages, one after the other; returns most of what dataset.json will say."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    folder = shop.work / "ingest"
-    tasks = plan_ingest(sources, settings, tokenizer=tokenizer, engine=arguments.engine, dtype=dtype.str, folder=folder)
-    ingested = stages.ingest(tasks, sources, max_bad_fraction=arguments.max_bad_fraction, shop=shop)
-    names = [source.name for source in sources]
-    deduplicated = stages.dedup(ingested, names, method=settings.dedup, shop=shop)
-    drops = stages.write_drops(ingested, deduplicated, names, shop)
-    shards = stages.pack(ingested, deduplicated, names, shard_tokens=settings.shard_tokens, dtype=dtype.str, shop=shop)
-    described = describe_sources(sources, ingested=ingested, deduplicated=deduplicated, shards=shards, drops=drops)
+    """What dataset.json says; puts the tokenizer beside it."""
     return {
-        "tokenizer": prepare.copy_tokenizer(tokenizer, shop.out),
-        "dtype": dtype.name,
-        "document_rule": settings.document_rule,
+        "tokenizer": prepare.copy_tokenizer(dataset.tokenizer, out),
+        "dtype": token_dtype(dataset.tokenizer.vocab_size).name,
+        "document_rule": dataset.document_rule,
         "mix": {source.name: source.weight for source in sources},
         "sources": described,
         "content_hash": hash_content(described),
+        "settings": dataset.described,
+        "recipe_hash": hash_recipe(dataset.described),
+        "sample": is_sample(arguments.raw_folder),
     }
 
 

@@ -15,7 +15,7 @@ from pipeline.document_batch import DocumentBatch, split_good_from_bad
 from pipeline.file_parts import WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
 from pipeline.json_lines import LineFields, Lines, parse_lines
 from pipeline.json_long_line import one_text
-from pipeline.parquet_rows import read_parquet, split_row_groups
+from pipeline.parquet_rows import read_parquet, rows_before_group, split_row_groups
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE_BYTES = 256 << 20  # a line and its text stand in memory together
@@ -68,6 +68,13 @@ def split_file(path: Path, size_bytes: int, part_bytes: int) -> list[Part]:
     if size_bytes <= part_bytes or not is_divisible(path):
         return [WHOLE]
     return split_row_groups(path, part_bytes) if path.suffix == ".parquet" else split_evenly(size_bytes, part_bytes)
+
+
+def count_rows_before(path: Path, part: Part) -> int:
+    """How many rows a raw file has before a part of it, from the file itself."""
+    if path.suffix == ".parquet":
+        return rows_before_group(path, part.start)
+    return count_line_feeds(path, find_lines(path, part)[0])
 
 
 def read_json_lines(

@@ -4,57 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.document_batch import BAD_REASONS
+from pipeline.limit import Selection
 from pipeline.plan import PlannedSource
 from pipeline.shard import SPLITS
 from pipeline.stages import Deduplicated, Ingested
 
 # read = the sum of the others, in documents, bytes and tokens.
-OUTCOMES = ("kept", "excluded", "short", "duplicate_exact", "bad")
+OUTCOMES = ("kept", "excluded", "short", "duplicate_exact", "beyond_tokens", "bad")
+
+
+@dataclass(frozen=True)
+class Built:
+    """One dataset's results: shards by source and split, and the results of each source's drops tasks."""
+
+    selection: Selection
+    shards: dict[str, dict[str, list[dict[str, Any]]]]
+    drops: dict[str, list[dict[str, Any]]]
 
 
 def describe_sources(
-    sources: tuple[PlannedSource, ...],
-    *,
-    ingested: Ingested,
-    deduplicated: Deduplicated,
-    shards: dict[str, dict[str, list[dict[str, Any]]]],
-    drops: dict[str, list[dict[str, Any]]],
+    sources: tuple[PlannedSource, ...], *, ingested: Ingested, deduplicated: Deduplicated, built: Built
 ) -> dict[str, Any]:
     """What dataset.json says of the sources, in the order of the mix."""
-    return {
-        source.name: describe_source(
-            source,
-            number,
-            ingested=ingested,
-            deduplicated=deduplicated,
-            shards=shards[source.name],
-            drops=drops[source.name],
-        )
-        for number, source in enumerate(sources)
-    }
+    return {source.name: describe_source(source, ingested, deduplicated, built) for source in sources}
 
 
 def describe_source(
-    source: PlannedSource,
-    number: int,
-    *,
-    ingested: Ingested,
-    deduplicated: Deduplicated,
-    shards: dict[str, list[dict[str, Any]]],
-    drops: list[dict[str, Any]],
+    source: PlannedSource, ingested: Ingested, deduplicated: Deduplicated, built: Built
 ) -> dict[str, Any]:
     """What dataset.json says of one source."""
+    shards = built.shards[source.name]
     return {
         "title": source.source.title,
         "licence": source.source.licence,
         "raw_files": [file.path for file in source.files],
-        "counts": count_outcomes(source.name, number, ingested, deduplicated),
+        "counts": count_outcomes(source.name, ingested, deduplicated, built),
         "bad_reasons": count_bad_reasons(source.name, ingested),
         "splits": {split: describe_split(shards[split]) for split in SPLITS if split in shards},
-        "drops": drops,
+        "drops": [result["file"] for result in built.drops[source.name] if result["file"]],
     }
 
 
@@ -64,23 +55,45 @@ def describe_split(shards: list[dict[str, Any]]) -> dict[str, Any]:
     return {**totals, "shards": shards}
 
 
-def count_outcomes(name: str, number: int, ingested: Ingested, deduplicated: Deduplicated) -> dict[str, dict[str, int]]:
+def count_outcomes(
+    name: str, ingested: Ingested, deduplicated: Deduplicated, built: Built
+) -> dict[str, dict[str, int]]:
     """Documents, bytes of text and tokens by outcome. What was not kept for its content alone was never tokenised."""
     read = ingested.count(name)
+    source, tokenizer = ingested.source_names.index(name), built.selection.tokenizer
     untokenised = {"excluded": ("excluded",), "short": ("short",), "bad": BAD_REASONS}
     counts = {
         outcome: {**{what: sum(read[what][reason] for reason in reasons) for what in read}, "tokens": 0}
         for outcome, reasons in untokenised.items()
     }
-    counts["kept"] = dict(deduplicated.counts["kept"][number])
-    counts["duplicate_exact"] = dict(deduplicated.counts["duplicate_exact"][number])
-    counts["read"] = {**{what: read[what]["read"] for what in read}, "tokens": ingested.num_tokens(name)}
-    check_balance(name, counts)
+    for outcome in ("kept", "duplicate_exact"):
+        count = deduplicated.counts[outcome][source]
+        counts[outcome] = {**count, "tokens": count["tokens"][tokenizer]}
+    counts["beyond_tokens"] = count_beyond(name, counts["kept"], source, built)
+    for what in ("documents", "bytes", "tokens"):
+        counts["kept"][what] -= counts["beyond_tokens"][what]
+    counts["read"] = {**{what: read[what]["read"] for what in read}, "tokens": ingested.num_tokens(name, tokenizer)}
+    check_balance(name, counts, built.shards[name])
     return counts
 
 
-def check_balance(name: str, counts: dict[str, dict[str, int]]) -> None:
+def count_beyond(name: str, kept: dict[str, int], source: int, built: Built) -> dict[str, int]:
+    """What the limit of a source leaves out, as its drops list it; raises where the shards do not hold the rest."""
+    results = built.drops[name]
+    beyond = {what: sum(result["beyond"][what] for result in results) for what in ("documents", "bytes")}
+    beyond["tokens"] = kept["tokens"] - int(built.selection.tokens[source].sum())
+    inside = int(built.selection.documents[source].sum())
+    if kept["documents"] != inside + beyond["documents"]:
+        raise RuntimeError(f"source {name}: {kept['documents']:,} documents stay, {inside:,} before its limit")
+    return beyond
+
+
+def check_balance(name: str, counts: dict[str, dict[str, int]], shards: dict[str, list[dict[str, Any]]]) -> None:
     """Raise where a document went missing or appeared: then this program is wrong, and must not finish."""
+    for what in ("documents", "tokens"):
+        packed = sum(shard[what] for split in shards.values() for shard in split)
+        if packed != counts["kept"][what]:
+            raise RuntimeError(f"source {name}: {counts['kept'][what]:,} {what} to keep, but {packed:,} in shards")
     for what in ("documents", "bytes", "tokens"):
         total = sum(counts[outcome][what] for outcome in OUTCOMES)
         if counts["read"][what] != total:

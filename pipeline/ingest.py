@@ -1,4 +1,4 @@
-"""A task of raw files -> its token file and document table, in one pass over the raw bytes.
+"""A task of raw files -> its token files and document table, in one pass over the raw bytes.
 
 Works in Arrow batches and flat arrays; no Python object is made per document. What it writes is in token_file.py.
 """
@@ -9,7 +9,7 @@ import functools
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,31 @@ import pyarrow.compute as pc
 
 from pipeline.document_batch import DocumentBatch
 from pipeline.documents import read_documents
+from pipeline.file_parts import WHOLE, Part
 from pipeline.kernels import HASH_SEEDS, frame_documents, hash_documents
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
-from pipeline.storage import TEMPORARY_SUFFIX, sync_folder
-from pipeline.token_file import DOCUMENT, WORK_FILES, IngestRecord, TokenFile
+from pipeline.storage import name_temporary, sync_folder
+from pipeline.token_file import IngestRecord, TokenFile, document_dtype, list_work_files
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
 SMALLEST_BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
+class EncodeSettings:
+    """How documents become ids."""
+
+    tokenizer: str
+    sha256: str
+    engine: str
+    document_rule: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class IngestSettings:
-    """What decides a source's documents, apart from its raw files."""
+    """What decides a source's documents, apart from its raw files. encode: one entry per tokenizer."""
 
     text_field: str
     subset_field: str | None
@@ -39,11 +51,7 @@ class IngestSettings:
     min_chars: int
     valid_fraction: float  # of the documents of train files; 0 where the source has its own validation files
     seed: int
-    tokenizer: str
-    tokenizer_sha256: str
-    engine: str
-    document_rule: str
-    dtype: str
+    encode: tuple[EncodeSettings, ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class TaskFile:
     path: str
     split: str
     subset: str | None
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,12 @@ class IngestTask:
 
     @property
     def num_files(self) -> int:
-        """How many raw files the task reads."""
-        return len(self.files)
+        """How many raw files the task reads, or begins."""
+        return sum(file.part.start == 0 for file in self.files)
 
     def list_outputs(self, _: Any) -> list[Path]:
         """The work files."""
-        return [Path(self.folder) / name for name in WORK_FILES]
+        return list_work_files(Path(self.folder), len(self.settings.encode))
 
 
 def run_ingest(task: IngestTask) -> dict[str, Any]:
@@ -90,8 +99,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
     Raises ValueError naming the raw file where one cannot be read; OSError where the disk refuses.
     """
     final = Path(task.folder)
-    temporary = final.with_name(f"{final.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = name_temporary(final)
     temporary.mkdir(parents=True)
     try:
         record = write_task(task, temporary)
@@ -106,7 +114,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
 
 def write_task(task: IngestTask, folder: Path) -> IngestRecord:
     """Read the task's raw files into `folder`."""
-    with TokenFile(folder, dtype=np.dtype(task.settings.dtype)) as token_file:
+    with TokenFile(folder, dtypes=[np.dtype(encode.dtype) for encode in task.settings.encode]) as token_file:
         batches = (
             keep_wanted(batch, file, task.settings, token_file)
             for file in task.files
@@ -120,10 +128,11 @@ def write_task(task: IngestTask, folder: Path) -> IngestRecord:
 def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
     """The batches of one raw file, with its rows' subsets where some are to be excluded."""
     subset_field = settings.subset_field if settings.exclude and file.subset is None else None
-    for batch in read_documents(Path(file.path), text_field=settings.text_field, subset_field=subset_field):
+    for batch in read_documents(
+        Path(file.path), text_field=settings.text_field, subset_field=subset_field, part=file.part
+    ):
         if file.subset is not None:
-            subsets = pa.repeat(pa.scalar(file.subset), len(batch.rows))
-            batch = DocumentBatch(batch.texts, batch.rows, subsets, batch.bad_rows)
+            batch = replace(batch, subsets=pa.repeat(pa.scalar(file.subset), len(batch.rows)))
         yield batch
 
 
@@ -144,6 +153,7 @@ def keep_wanted(
     batch: DocumentBatch, file: TaskFile, settings: IngestSettings, token_file: TokenFile
 ) -> WantedDocuments:
     """The documents to keep of one batch; what is bad, excluded or short is written down."""
+    token_file.num_rows += batch.num_rows
     for bad in batch.bad_rows:
         token_file.drop(file.number, [bad.row], [bad.num_bytes], reason=bad.reason)
     texts, rows = batch.texts, batch.rows
@@ -197,12 +207,17 @@ def ingest_batch(wanted: WantedDocuments, settings: IngestSettings, token_file: 
         return
     data, offsets = text_buffers(wanted.texts)
     hashes = hash_documents(data, offsets, np.array(HASH_SEEDS))
-    ids, lengths = encode_framed(data, offsets, settings)
-    documents = np.zeros(len(wanted.rows), DOCUMENT)
+    documents = np.zeros(len(wanted.rows), document_dtype(len(settings.encode)))
     documents["place"] = find_places(hashes, seed=settings.seed)
     documents["content_hash"], documents["row"], documents["raw_file"] = hashes, wanted.rows, wanted.raw_files
-    documents["num_bytes"], documents["num_tokens"] = np.diff(offsets), lengths
-    token_file.add(ids, documents, choose_splits(hashes, wanted.splits, settings.valid_fraction))
+    documents["num_bytes"] = np.diff(offsets)
+    encoded = [encode_texts(data, offsets, encode) for encode in settings.encode]
+    for number, texts in enumerate(encoded):
+        documents["num_tokens"][:, number] = texts.framed_lengths
+    rooms = token_file.reserve([int(texts.framed_lengths.sum()) for texts in encoded])
+    for texts, room in zip(encoded, rooms, strict=True):
+        texts.frame(data, offsets, room)
+    token_file.add(documents, choose_splits(hashes, wanted.splits, settings.valid_fraction))
 
 
 def find_places(hashes: np.ndarray, *, seed: int) -> np.ndarray:
@@ -217,26 +232,43 @@ def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), offsets.astype(np.int64)
 
 
-def encode_framed(data: np.ndarray, offsets: np.ndarray, settings: IngestSettings) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of all documents, framed by the document rule, in the dataset's dtype; and each one's length."""
-    tokenizer = open_tokenizer(settings.tokenizer, settings.tokenizer_sha256, settings.engine)
+@dataclass(frozen=True)
+class EncodedTexts:
+    """The ids of some documents as an engine gives them: document i's are ids[offsets[i]:offsets[i + 1]]."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    tokenizer: Tokenizer
+    has_bos: bool
+
+    @property
+    def framed_lengths(self) -> np.ndarray:
+        """The ids of each document with those that frame it: int64."""
+        return np.diff(self.offsets) + 1 + self.has_bos
+
+    def frame(self, data: np.ndarray, text_offsets: np.ndarray, out: np.ndarray) -> None:
+        """Put all documents into `out`, framed by the document rule. data, text_offsets: the texts, for an error."""
+        tokenizer = self.tokenizer
+        bos = tokenizer.bos_id if self.has_bos else -1
+        first_bad = frame_documents(self.ids, self.offsets, bos, tokenizer.eos_id, out)
+        if first_bad >= 0:
+            text = data[text_offsets[first_bad] : text_offsets[first_bad + 1]].tobytes().decode()
+            raise ValueError(
+                f"tokenizer {tokenizer.path}: the text {text[:60]!r} makes a control id, so documents could not be "
+                "told apart. Use --engine reference, or another tokenizer"
+            )
+        if len(self.ids) and int(self.ids.max()) >= tokenizer.vocab_size:
+            raise ValueError(f"tokenizer {tokenizer.path} made an id beyond its vocabulary: {self.ids.max()}")
+
+
+def encode_texts(data: np.ndarray, offsets: np.ndarray, settings: EncodeSettings) -> EncodedTexts:
+    """The ids of some documents, not framed yet."""
+    tokenizer = open_tokenizer(settings.tokenizer, settings.sha256, settings.engine)
     ids, id_offsets = tokenizer.encode_documents(data, offsets)
-    has_bos = settings.document_rule == "bos+eos"
-    lengths = np.diff(id_offsets) + 1 + has_bos
-    out = np.empty(int(lengths.sum()), np.dtype(settings.dtype))
-    first_bad = frame_documents(ids, id_offsets, tokenizer.bos_id if has_bos else -1, tokenizer.eos_id, out)
-    if first_bad >= 0:
-        text = data[offsets[first_bad] : offsets[first_bad + 1]].tobytes().decode()
-        raise ValueError(
-            f"tokenizer {settings.tokenizer}: the text {text[:60]!r} makes a control id, so documents could not be "
-            "told apart. Use --engine reference, or another tokenizer"
-        )
-    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        raise ValueError(f"tokenizer {settings.tokenizer} made an id beyond its vocabulary: {ids.max()}")
-    return out, lengths
+    return EncodedTexts(ids, id_offsets, tokenizer, has_bos=settings.document_rule == "bos+eos")
 
 
-@functools.cache  # one tokenizer per process: its caches make it fast
+@functools.cache  # one of each tokenizer per process: its caches make it fast
 def open_tokenizer(path: str, sha256: str, engine: str) -> Tokenizer:
     """The tokenizer of this worker process."""
     return load_tokenizer(path, engine=engine, sha256=sha256)

@@ -5,7 +5,7 @@ what it read. The next run takes the result and does not repeat the task, unless
 what it reads is no longer the same.
 
 Local workers are started with `spawn` (no state of the parent leaks in) and take one task at a time. A worker that dies
-is noticed at once and named with its task; a task that raises stops the run.
+is noticed at once and named with its task; a task that raises stops the run. Those of a Ray cluster: ray_jobs.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pipeline.storage import read_json, write_json
 
@@ -62,6 +62,14 @@ class Executor(ABC):
 
     def __init__(self, *, notice: Callable[[str], None]):
         self.notice = notice
+
+    @abstractmethod
+    def __enter__(self) -> Self:
+        """Make ready."""
+
+    @abstractmethod
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing running."""
 
     @abstractmethod
     def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Any]]:
@@ -206,6 +214,16 @@ class Job:
         return None
 
 
+def run_job(job: Job) -> tuple[str, Any]:
+    """What becomes of a job, as a worker sends it home: for `check_outcome`."""
+    try:
+        return "result", job.run()
+    except USER_ERRORS as error:
+        return "user error", describe(error)
+    except Exception:
+        return "broken", traceback.format_exc()
+
+
 def check_outcome(outcome: str, value: Any, job: Job) -> Any:
     """A job's result, or the error that a worker sent instead."""
     if outcome == "result":
@@ -225,13 +243,7 @@ def serve_jobs(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = ("result", job.run())
-        except USER_ERRORS as error:
-            answer = ("user error", describe(error))
-        except Exception:
-            answer = ("broken", traceback.format_exc())
-        try:
-            connection.send(answer)
+            connection.send(run_job(job))
         except BrokenPipeError:
             return
 

@@ -116,5 +116,5 @@ def frame_documents(ids, offsets, bos, eos, out):
 def scatter_documents(tokens, starts, lengths, targets, out):
     """Copy each document tokens[starts[i]:starts[i] + lengths[i]] to out[targets[i]:]; reads in the order given."""
     for document in range(len(starts)):
-        start, target, length = starts[document], targets[document], np.int64(lengths[document])
+        start, target, length = starts[document], targets[document], lengths[document]
         out[target : target + length] = tokens[start : start + length]

@@ -14,6 +14,8 @@ from pipeline.json_lines import LineFields, find_subsets
 
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
+MOST_ROWS_AT_ONCE = 64  # many rows can be one text of a dictionary page, which has a MB
+LARGE_GROUP_BYTES = 128 << 20
 LARGE_ROW_BYTES = 16 << 10
 
 
@@ -43,22 +45,26 @@ def read_few_rows(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of some row groups, so few at once that they fit into memory however long the longest are.
 
-    A row's length is not known before it is read, and an average says nothing of the longest. Reading four rows at once
-    costs 1 us a row more than reading all of them, one at once 10 us: little beside what is done with rows so long.
+    A row's length is not known before it is read, and an average says nothing of the longest; but no row is longer than
+    its row group. Where that is large, reading four rows at once costs 1 us a row more than reading many, one at once
+    10 us: little beside what is done with rows so long.
     """
     is_dictionary = pa.types.is_dictionary(file.schema_arrow.field(text_field).type)
     for group in groups:
-        rows_at_once = 4 if mean_row_bytes(file.metadata.row_group(group)) < LARGE_ROW_BYTES else 1
-        for rows in file.iter_batches(rows_at_once, row_groups=[group], columns=columns, use_threads=False):
+        num_rows = rows_at_once(file.metadata.row_group(group))
+        for rows in file.iter_batches(num_rows, row_groups=[group], columns=columns, use_threads=False):
             if is_dictionary:  # each few rows carry all of it
                 texts = rows.column(text_field).dictionary_decode()
                 rows = rows.set_column(rows.schema.get_field_index(text_field), text_field, texts)
             yield rows
 
 
-def mean_row_bytes(group: pq.RowGroupMetaData) -> float:
-    """The size of a row without compression, of all columns."""
-    return group.total_byte_size / max(1, group.num_rows)
+def rows_at_once(group: pq.RowGroupMetaData) -> int:
+    """How many rows of a row group to read together."""
+    mean_row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))  # of all columns, without compression
+    if group.total_byte_size <= LARGE_GROUP_BYTES:
+        return max(1, min(MOST_ROWS_AT_ONCE, BATCH_BYTES // mean_row_bytes))
+    return 4 if mean_row_bytes < LARGE_ROW_BYTES else 1
 
 
 def join_rows(reads: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -94,6 +100,12 @@ def split_row_groups(path: Path, part_bytes: int) -> list[Part]:
     except pa.ArrowInvalid as error:
         raise broken(path, 0, error) from error
     return split_weighted([group_bytes(metadata, group) for group in range(metadata.num_row_groups)], part_bytes)
+
+
+def rows_before_group(path: Path, group: int) -> int:
+    """How many rows a parquet file has before a row group."""
+    metadata = pq.read_metadata(path)
+    return sum(metadata.row_group(number).num_rows for number in range(group))
 
 
 def group_bytes(metadata: pq.FileMetaData, group: int) -> int:

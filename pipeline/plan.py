@@ -1,4 +1,4 @@
-"""What is to be built: the sources and their raw files, the settings that decide the output, and the ingest tasks.
+"""What is to be built: the sources and their raw files, the settings that decide the output, and the datasets.
 
 The settings and what they are compared by are plain JSON: they stand in work/plan.json and in dataset.json.
 """
@@ -13,14 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.ingest import IngestSettings, IngestTask, TaskFile
 from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
 
-WORK_VERSION = 1  # of the work files: another version's are not taken up
-SMALLEST_TASK_BYTES, LARGEST_TASK_BYTES = 4 << 20, 256 << 20
-TASKS_WANTED = 64
-BYTES_TO_OPEN = 32 << 10
+WORK_VERSION = 2  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
 
@@ -61,9 +57,8 @@ class PlannedSource:
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What decides the output, besides the raw files and the tokenizer."""
+    """What decides the output, besides the raw files and the tokenizers."""
 
-    document_rule: str
     dedup: str
     min_chars: int
     valid_fraction: float
@@ -71,14 +66,37 @@ class BuildSettings:
     seed: int
 
 
+@dataclass(frozen=True)
+class DatasetPlan:
+    """One dataset of a build: the documents as the ids of one tokenizer.
+
+    name: its folder in OUT, or "" where a build makes only one. tokenizer: None until it is trained.
+    """
+
+    name: str
+    tokenizer: Tokenizer | None
+    document_rule: str
+    described: Mapping[str, Any]  # all that decides it, see describe_settings
+
+
 def describe_settings(
-    settings: BuildSettings, sources: tuple[PlannedSource, ...], *, tokenizer_identity: str
+    settings: BuildSettings,
+    sources: tuple[PlannedSource, ...],
+    *,
+    tokenizer_identity: str,
+    document_rule: str,
+    shares: Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    """All that decides the output, as JSON. Weights are not in it: they are used when reading."""
+    """All that decides a dataset, as JSON. Weights are not in it: they are used when reading.
+
+    shares: the training tokens that each source may give; None: all.
+    """
     return {
         "work_version": WORK_VERSION,
         "tokenizer": tokenizer_identity,
+        "document_rule": document_rule,
         **vars(settings),
+        "tokens": dict(shares) if shares else None,
         "source_order": [source.name for source in sources],
         "exclude": {source.name: list(source.exclude) for source in sources},
         "raw_files": {source.name: hash_texts(source.fingerprints) if source.files else None for source in sources},
@@ -115,61 +133,7 @@ def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], *, prefi
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from find_differences(old, new, prefix=f"{prefix}{key} of ")
-        elif old != new and key != "raw_files" and not prefix.startswith("raw_files"):
-            yield f"{prefix}{key} is {json.dumps(old)} there, {json.dumps(new)} here"
-        elif old != new:
+        elif old != new and prefix.startswith("raw_files"):
             yield f"the raw files of {key} are not the same"
-
-
-def plan_ingest(
-    sources: tuple[PlannedSource, ...],
-    settings: BuildSettings,
-    *,
-    tokenizer: Tokenizer,
-    engine: str,
-    dtype: str,
-    folder: Path,
-) -> list[IngestTask]:
-    """The ingest tasks, each with a folder in `folder`: neighbouring raw files of a source together, by size alone."""
-    total_bytes = sum(weigh(file) for source in sources for file in source.files)
-    task_bytes = min(max(total_bytes // TASKS_WANTED, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
-    tasks = []
-    for source in sources:
-        chosen = IngestSettings(
-            text_field=source.source.text_field,
-            subset_field=source.source.subset_field,
-            exclude=source.exclude,
-            min_chars=settings.min_chars,
-            valid_fraction=0.0 if source.has_own_validation else settings.valid_fraction,
-            seed=settings.seed,
-            tokenizer=str(tokenizer.path),
-            tokenizer_sha256=tokenizer.sha256,
-            engine=engine,
-            document_rule=settings.document_rule,
-            dtype=dtype,
-        )
-        for number, group in enumerate(group_files(source, task_bytes)):
-            name = f"{source.name}-{number:05d}"
-            size_bytes = sum(source.files[file.number].size_bytes for file in group)
-            fingerprint = hash_texts(f"{file.number} {source.fingerprints[file.number]}" for file in group)
-            tasks.append(IngestTask(name, source.name, group, size_bytes, chosen, str(folder / name), fingerprint))
-    return tasks
-
-
-def weigh(file: RawFile) -> int:
-    """What a raw file costs, in bytes: opening one costs as much as reading some."""
-    return file.size_bytes + BYTES_TO_OPEN
-
-
-def group_files(source: PlannedSource, task_bytes: int) -> Iterator[tuple[TaskFile, ...]]:
-    """The source's raw files in order, in groups of about `task_bytes`."""
-    group: list[TaskFile] = []
-    group_bytes = 0
-    for number, file in enumerate(source.files):
-        group.append(TaskFile(number, str(source.folder / file.path), file.split, file.subset))
-        group_bytes += weigh(file)
-        if group_bytes >= task_bytes:
-            yield tuple(group)
-            group, group_bytes = [], 0
-    if group:
-        yield tuple(group)
+        elif old != new:
+            yield f"{prefix}{key} is {json.dumps(old)} there, {json.dumps(new)} here"

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.documents import read_documents
+from pipeline.folders import RESERVED_NAMES, TOKENIZER_FOLDER
 from pipeline.ingest import find_excluded
-from pipeline.manifest import how_to_get, list_raw_files, load_source
+from pipeline.manifest import check_source_name, how_to_get, list_raw_files, load_source
 from pipeline.mix import Mix, MixEntry
-from pipeline.output import RESERVED_NAMES, TOKENIZER_FOLDER
 from pipeline.plan import PlannedSource
 from pipeline.shard import LARGEST_UINT16_VOCABULARY
 from pipeline.storage import write_file
@@ -27,6 +27,7 @@ SAMPLE_TRAINING_BYTES = 4_000_000
 SAMPLE_RULE = "bos+eos"  # the sample tokenizer is of Llama's family
 
 Notice = Callable[[str], None]
+NamedTokenizers = dict[str, Tokenizer | None]  # by the dataset's folder in OUT; None: to be trained
 
 
 def find_sources(mix: Mix, raw: Path, *, may_be_gone: bool, notice: Notice) -> tuple[PlannedSource, ...]:
@@ -65,6 +66,32 @@ def find_source(entry: MixEntry, raw: Path, *, notice: Notice) -> PlannedSource:
             "after its subset"
         )
     return PlannedSource(source, folder, entry.exclude, entry.weight, listed.files)
+
+
+def name_datasets(tokenizers: list[str]) -> dict[str, str]:
+    """The folder in OUT of each tokenizer's dataset -> the tokenizer as it was given; "" where there is one only.
+
+    Raises ValueError where two have one name.
+    """
+    if len(tokenizers) == 1:
+        return {"": tokenizers[0]}
+    named = {}
+    for given in sorted(tokenizers, key=name_dataset):
+        name = name_dataset(given)
+        check_source_name(name)
+        if name in named:
+            raise ValueError(
+                f"--tokenizer {','.join(tokenizers)}: two of these are called {name}, but each dataset needs a folder "
+                "of its own: rename a file, or build twice"
+            )
+        named[name] = given
+    return named
+
+
+def name_dataset(tokenizer: str) -> str:
+    """A name for a tokenizer given by name or path."""
+    path = Path(tokenizer)
+    return path.resolve().parent.name if path.stem == "tokenizer" else path.stem
 
 
 def choose_tokenizer(name: str, *, engine: str, notice: Notice) -> Tokenizer | None:
@@ -127,11 +154,12 @@ def read_train_texts(source: PlannedSource) -> Iterator[str]:
                 yield from batch.texts.filter(pa.array(is_wanted)).to_pylist()
 
 
-def name_tokenizer_files(tokenizer: Tokenizer | None) -> list[str]:
-    """What the files in OUT/tokenizer will be called."""
-    return (
-        [f"{SAMPLE_TOKENIZER}.model"] if tokenizer is None else [path.name for path in list_tokenizer_files(tokenizer)]
-    )
+def name_tokenizer_files(tokenizers: NamedTokenizers) -> dict[str, list[str]]:
+    """What the files in each dataset's tokenizer folder will be called."""
+    return {
+        name: [path.name for path in list_tokenizer_files(one)] if one else [f"{SAMPLE_TOKENIZER}.model"]
+        for name, one in tokenizers.items()
+    }
 
 
 def list_tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
@@ -147,9 +175,16 @@ def copy_tokenizer_files(tokenizer: Tokenizer, folder: Path) -> None:
             write_file(folder / path.name, [path.read_bytes()])
 
 
-def keep_tokenizer(tokenizer: Tokenizer, work: Path) -> Tokenizer:
-    """The same tokenizer from a copy among the work files: the user may move the original while the build runs."""
-    folder = work / TOKENIZER_FOLDER
+def keep_tokenizer(
+    tokenizer: Tokenizer | None, sources: tuple[PlannedSource, ...], work: Path, *, engine: str
+) -> Tokenizer:
+    """The same tokenizer from a copy among the work files: the user may move the original while the build runs.
+
+    None is trained now.
+    """
+    if tokenizer is None:
+        return train_tokenizer(sources, work, engine=engine)
+    folder = work / TOKENIZER_FOLDER / tokenizer.sha256[:16]
     copy_tokenizer_files(tokenizer, folder)
     return replace(tokenizer, path=folder / tokenizer.path.name)
 

@@ -1,17 +1,19 @@
-"""What a person sees while a build runs: a live line on a terminal, plain lines elsewhere; and the log for machines."""
+"""What a person sees while a build runs: live lines on a terminal, plain lines elsewhere; and the log for machines."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-SECONDS_BETWEEN_LINES = 2.0
+SECONDS_BETWEEN_LINES = 5.0
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -41,65 +43,111 @@ class BuildLog:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-class StageProgress:
-    """The progress of one stage, counted in units such as files; bytes give the rate."""
+def add_totals(parts: Iterable[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:
+    """Source -> units and weight, summed over (source, units, weight) of tasks."""
+    totals: dict[str, tuple[int, int]] = {}
+    for source, units, weight in parts:
+        units_before, weight_before = totals.get(source, (0, 0))
+        totals[source] = units_before + units, weight_before + weight
+    return totals
 
-    def __init__(self, console: Console, stage: str, *, unit: str, total: int):
-        self.console, self.stage, self.unit, self.total = console, stage, unit, total
-        self.done = self.num_bytes = self.num_bad = 0
+
+@dataclass
+class Done:
+    """What a finished task did; added up, what a source has done so far.
+
+    weight: of the task, in whatever the stage's time goes with. num_bytes: of text or of shards.
+    """
+
+    units: int = 1
+    weight: int = 1
+    num_bytes: int = 0
+    kept: int = 0
+    dropped: int = 0
+    bad: int = 0
+
+    def add(self, other: Done) -> None:
+        """Count another one in."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class StageProgress:
+    """The progress of one stage, a line for each of its sources.
+
+    totals: source -> units (files, shards) and weight of all its tasks.
+    """
+
+    def __init__(
+        self, console: Console, log: BuildLog, stage: str, *, unit: str, totals: Mapping[str, tuple[int, int]]
+    ):
+        self.console, self.log, self.stage, self.unit, self.totals = console, log, stage, unit, totals
+        self.done = {source: Done(0, 0) for source in totals}
         self.started = self.last_line = time.monotonic()
         self.live = Progress(
-            TextColumn(f"{stage:8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn(f"{stage:8}{{task.description}}"),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.live.add_task(stage, total=total, note="")
+        self.lines = {
+            source: self.live.add_task(source, total=max(1, weight), note=self.note(source))
+            for source, (_, weight) in totals.items()
+        }
 
     def __enter__(self) -> StageProgress:
         self.live.start()
+        self.log.write(
+            "stage started", stage=self.stage, totals={name: units for name, (units, _) in self.totals.items()}
+        )
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         self.live.stop()
         if error_type is None:
-            self.print_line()
+            self.print_lines()
+            done = {source: vars(done) for source, done in self.done.items()}
+            self.log.write("stage finished", stage=self.stage, seconds=round(self.seconds, 3), done=done)
 
     @property
     def seconds(self) -> float:
         """Since the stage began."""
         return time.monotonic() - self.started
 
-    def advance(self, units: int, *, num_bytes: int = 0, num_bad: int = 0) -> None:
-        """Count what a finished task did."""
-        self.done += units
-        self.num_bytes += num_bytes
-        self.num_bad += num_bad
-        self.live.update(self.task, completed=self.done, note=self.note())
-        if (
-            not self.console.is_terminal
-            and self.done < self.total
-            and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
-        ):
-            self.print_line()
+    def advance(self, source: str, done: Done, *, task: str) -> None:
+        """Count what a finished task of a source did."""
+        self.done[source].add(done)
+        self.log.write("task finished", stage=self.stage, task=task, **vars(done))
+        self.live.update(self.lines[source], completed=self.done[source].weight, note=self.note(source))
+        is_last = all(self.done[name].units == units for name, (units, _) in self.totals.items())
+        if not (self.console.is_terminal or is_last) and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.print_lines()
 
-    def note(self) -> str:
-        """Size, rate and bad rows so far."""
-        parts = []
-        if self.num_bytes:
-            rate = format_bytes(self.num_bytes / max(self.seconds, 1e-3))
-            parts.append(f"{format_bytes(self.num_bytes):>8}  {rate:>8}/s")
-        if self.num_bad:
-            parts.append(f"{self.num_bad:,} bad rows")
+    def note(self, source: str) -> str:
+        """Units, size, rate and documents of a source so far."""
+        done, (units, _) = self.done[source], self.totals[source]
+        parts = [f"{done.units:>6,}/{units:,} {self.unit}"]
+        if done.num_bytes:
+            rate = format_bytes(done.num_bytes / max(self.seconds, 1e-3))
+            parts.append(f"{format_bytes(done.num_bytes):>8}  {rate:>8}/s")
+        if done.kept or done.dropped:
+            parts.append(f"{done.kept:,} kept  {done.dropped:,} dropped")
+        if done.bad:
+            parts.append(f"{done.bad:,} bad rows")
         return "  ".join(parts)
 
-    def print_line(self) -> None:
-        """One plain line, the same columns each time."""
+    def time_left(self, source: str) -> str:
+        """How long a source still takes at the stage's rate so far, or how long the stage took."""
+        weight, total = self.done[source].weight, self.totals[source][1]
+        if weight >= total or not weight:
+            return f"{self.seconds:6.1f} s"
+        return f"{self.seconds * (total - weight) / weight:6.0f} s left"
+
+    def print_lines(self) -> None:
+        """A plain line for each source, the same columns each time."""
         self.last_line = time.monotonic()
-        self.console.print(
-            f"{self.stage:8} {self.done:>6,}/{self.total:,} {self.unit:8} {self.note()}  {self.seconds:6.1f} s",
-        )
+        for source in self.totals:
+            self.console.print(f"{self.stage:8}{source:16}{self.note(source)}  {self.time_left(source)}")

@@ -22,7 +22,7 @@ it is not a dataset. Sources of the layouts: megatron/core/datasets/indexed_data
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,32 @@ def check_size(path: Path, expected_bytes: int) -> None:
             f"{path} has {found_bytes:,} bytes, dataset.json says {expected_bytes:,}: "
             "it was cut or changed. Copy it again, or rebuild with --replace"
         )
+
+
+def list_files(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, int | None]]:
+    """The files of shards and drops that a dataset has by its dataset.json, and their bytes where these are known."""
+    for source in content["sources"].values():
+        yield from ((folder / file["path"], None) for file in source["drops"])
+        for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
+            yield from zip(list_shard_files(folder / shard["path"]), list_sizes(shard), strict=True)
+
+
+def find_lost_files(folder: Path, content: Mapping[str, Any]) -> list[str]:
+    """Which files of a finished dataset are gone or cut, by their sizes alone; one text each."""
+    lost = []
+    for path, size in list_files(folder, content):
+        if not path.is_file():
+            lost.append(f"{path} is gone")
+        elif size is not None and path.stat().st_size != size:
+            lost.append(f"{path} has {path.stat().st_size:,} bytes, not {size:,}")
+    return lost
+
+
+def list_sizes(shard: Mapping[str, Any]) -> list[int | None]:
+    """The bytes of a shard's files, in the order of list_shard_files; None: not known."""
+    documents = shard["documents"]
+    megatron = MEGATRON_HEADER.size + 4 * documents + 8 * documents + 8 * (documents + 1)
+    return [shard["bytes"], 8 * documents, megatron, None]
 
 
 def write_dataset_json(folder: Path, content: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ def open_new(path: Path) -> Iterator[BinaryIO]:
     Raises OSError as the system does (a full disk, a read-only folder); then nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = name_temporary(path)
     try:
         with naming(path), open(temporary, "wb") as file:
             yield file
@@ -37,6 +38,12 @@ def open_new(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def name_temporary(path: Path) -> Path:
+    """What `path` is called until it is whole: another name for every writer, on this machine or another."""
+    # Not the process id: two machines that share the storage may have the same.
+    return path.with_name(f"{path.name}.{secrets.randbits(64)}{TEMPORARY_SUFFIX}")
 
 
 @contextlib.contextmanager

@@ -19,11 +19,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.output import BUILD_LOG
+from pipeline.folders import BUILD_LOG
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import read_dataset_json
 
-COLUMNS = ("read", "kept", "excluded", "short", "duplicate_exact", "bad")
+COLUMNS = ("read", "kept", "excluded", "short", "duplicate_exact", "beyond_tokens", "bad")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The work files of one ingest task, and how they are written: in runs that fit into memory.
 
-    tokens.bin      the framed ids of its documents, in the dataset's dtype, in runs
-    documents.npy   one DOCUMENT record each, in the same order
-    drops.npy       one DROP record for every row that is not a document to keep (bad, excluded, short)
+    tokens-0.bin    the framed ids of its documents, in runs; one such file per tokenizer, in that dataset's dtype
+    documents.bin   one DOCUMENT record each, in the same order
+    drops.bin       one DROP record for every row that is not a document to keep (bad, excluded, short)
 
 In a run documents stand by split, then by place, so that later stages read a range of places from every run as one
-contiguous piece.
+contiguous piece. A run is as long as memory allows: the longer, the longer are these pieces.
 """
 
 from __future__ import annotations
@@ -14,31 +14,63 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipeline.document_batch import BAD_REASONS
 from pipeline.kernels import scatter_documents
 from pipeline.shard import SPLITS
-from pipeline.storage import naming, write_array
+from pipeline.storage import naming
 
-WORK_FILES = ("tokens.bin", "documents.npy", "drops.npy")
-RUN_TOKENS = 1 << 26
+# At SlimPajama's size (627 billion ids of 2 bytes, shards of 512 MiB) a shard takes 140 KB from each run of this size.
+RUN_BYTES = 320 << 20  # of ids, all tokenizers together
+RUN_DOCUMENTS = 1 << 21  # about 70 bytes each, and as much again while they are sorted
+WRITE_BYTES = 16 << 20  # ids in order, waiting to be written
 
-DOCUMENT = np.dtype(
-    [
-        ("place", "<u8"),  # keyed hash of the content: decides the order
-        ("content_hash", "<u8", 2),
-        ("row", "<u8"),
-        ("token_start", "<u8"),  # where its ids start in tokens.bin
-        ("num_bytes", "<u8"),
-        ("num_tokens", "<u4"),  # with the ids that frame it
-        ("raw_file", "<u4"),
-    ]
-)
 DROP = np.dtype([("raw_file", "<u4"), ("row", "<u8"), ("num_bytes", "<u8"), ("reason", "u1")])
-DROP_REASONS = ("excluded", "short", *BAD_REASONS, "duplicate_exact")
+DROP_REASONS = ("excluded", "short", *BAD_REASONS, "duplicate_exact", "beyond_tokens")
+
+
+def document_dtype(num_tokenizers: int) -> np.dtype:
+    """The DOCUMENT record. token_start and num_tokens are vectors: one entry per tokenizer."""
+    return np.dtype(
+        [
+            ("place", "<u8"),  # keyed hash of the content: decides the order
+            ("content_hash", "<u8", 2),
+            ("row", "<u8"),  # counted from the task's first row
+            ("num_bytes", "<u8"),
+            ("token_start", "<u8", (num_tokenizers,)),  # where its ids start in tokens-*.bin
+            ("num_tokens", "<u4", (num_tokenizers,)),  # with the ids that frame it
+            ("raw_file", "<u4"),
+        ]
+    )
+
+
+def tokens_path(folder: Path, tokenizer: int) -> Path:
+    """Where the ids of one tokenizer are."""
+    return folder / f"tokens-{tokenizer}.bin"
+
+
+def list_work_files(folder: Path, num_tokenizers: int) -> list[Path]:
+    """All files of a task."""
+    tables = [folder / "documents.bin", folder / "drops.bin"]
+    return [*(tokens_path(folder, number) for number in range(num_tokenizers)), *tables]
+
+
+def open_documents(folder: Path, num_tokenizers: int) -> np.ndarray:
+    """The DOCUMENT records of a task, mapped."""
+    return open_records(folder / "documents.bin", document_dtype(num_tokenizers))
+
+
+def open_drops(folder: Path) -> np.ndarray:
+    """The DROP records of a task, mapped."""
+    return open_records(folder / "drops.bin", DROP)
+
+
+def open_records(path: Path, dtype: np.dtype) -> np.ndarray:
+    """A file of records, mapped; an empty file cannot be."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 @dataclass
@@ -48,46 +80,53 @@ class IngestRecord:
     segments: list[dict[str, Any]]  # split, first and last document of each stretch that is sorted by place
     documents: dict[str, int]
     bytes: dict[str, int]
-    tokens: int
+    tokens: list[int]  # per tokenizer
+    num_rows: int  # lines or rows read, blank lines too
     num_without_subset: int  # documents that named no subset, where some subsets were to be left out
 
 
 class TokenFile:
-    """A task's output while it is written: gathers documents up to a run's size, sorts the run, appends it."""
+    """A task's output while it is written: gathers documents up to a run's size, sorts the run, appends it.
 
-    def __init__(self, folder: Path, *, dtype: np.dtype):
-        self.folder, self.path, self.dtype = folder, folder / "tokens.bin", dtype
+    dtypes: of each tokenizer's ids.
+    """
+
+    def __init__(self, folder: Path, *, dtypes: list[np.dtype]):
+        self.folder, self.dtypes = folder, dtypes
         self.segments: list[dict[str, Any]] = []
         self.documents: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-        self.num_documents = self.num_tokens = self.num_without_subset = 0
-        self._drops: list[np.ndarray] = []
-        self._tables: list[np.ndarray] = []
-        self._start_run()
-
-    def _start_run(self) -> None:
-        self._ids: list[np.ndarray] = []
-        self._documents: list[np.ndarray] = []
-        self._splits: list[np.ndarray] = []
-        self._run_tokens = 0
+        self.num_documents = self.num_rows = self.num_without_subset = 0
+        self.num_tokens = [0] * len(dtypes)
+        self._run = Run(dtypes)
 
     def __enter__(self) -> TokenFile:
-        self._file = open(self.path, "wb")  # noqa: SIM115 - closed in __exit__
+        paths = list_work_files(self.folder, len(self.dtypes))
+        self._files = [open(path, "wb", buffering=0) for path in paths]  # noqa: SIM115 - closed in __exit__
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        with self._file:
+        try:
             if error_type is None:
-                self._finish()
+                self._write_run()
+                for file in self._files:
+                    with naming(Path(file.name)):
+                        os.fsync(file.fileno())
+        finally:
+            for file in self._files:
+                file.close()
 
-    def add(self, ids: np.ndarray, documents: np.ndarray, splits: np.ndarray) -> None:
-        """Take in some documents: their ids back to back, a DOCUMENT record and a split each."""
-        self._ids.append(ids)
-        self._documents.append(documents)
-        self._splits.append(splits)
-        self._run_tokens += len(ids)
+    def reserve(self, num_tokens: list[int]) -> list[np.ndarray]:
+        """Room for the ids of some documents, per tokenizer: to be filled before they are added."""
+        if not self._run.has_room(num_tokens):
+            self._write_run()
+        return self._run.reserve(num_tokens)
+
+    def add(self, documents: np.ndarray, splits: np.ndarray) -> None:
+        """Take in the documents whose ids fill what was reserved last: a DOCUMENT record and a split each."""
+        self._run.add(documents, splits)
         self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
-        if self._run_tokens >= RUN_TOKENS:
+        if self._run.num_documents >= RUN_DOCUMENTS:
             self._write_run()
 
     def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str) -> None:
@@ -97,7 +136,7 @@ class TokenFile:
         drops = np.zeros(len(rows), DROP)
         drops["raw_file"], drops["row"], drops["num_bytes"] = raw_file, rows, num_bytes
         drops["reason"] = DROP_REASONS.index(reason)
-        self._drops.append(drops)
+        write_records(self._files[-1], drops)
         self.count(reason, len(drops), int(drops["num_bytes"].sum()))
 
     def count(self, outcome: str, num_documents: int, num_bytes: int) -> None:
@@ -107,22 +146,20 @@ class TokenFile:
             self.bytes[name] += num_bytes
 
     def _write_run(self) -> None:
-        if not self._documents:
+        run, self._run = self._run, Run(self.dtypes)
+        if not run.num_documents:
             return
-        ids, documents, splits = map(np.concatenate, (self._ids, self._documents, self._splits))
-        self._start_run()
-        starts = starts_of(documents["num_tokens"])
+        documents, splits = map(np.concatenate, (run.documents, run.splits))
         order = sort_documents(documents, splits)
         documents, splits = documents[order], splits[order]
-        targets = starts_of(documents["num_tokens"])
-        out = np.empty_like(ids)
-        scatter_documents(ids, starts[order], documents["num_tokens"], targets, out)
-        documents["token_start"] = self.num_tokens + targets
-        with naming(self.path):
-            self._file.write(out.data)
-        self._tables.append(documents)
+        for number, ids in enumerate(run.ids):
+            starts = documents["token_start"][:, number].astype(np.int64)
+            lengths = documents["num_tokens"][:, number].astype(np.int64)
+            write_in_order(self._files[number], ids, starts, lengths)
+            documents["token_start"][:, number] = self.num_tokens[number] + starts_of(lengths)
+            self.num_tokens[number] += run.filled[number]
+        write_records(self._files[-2], documents)
         self._note_segments(splits)
-        self.num_tokens += len(ids)
         self.num_documents += len(documents)
 
     def _note_segments(self, splits: np.ndarray) -> None:
@@ -131,18 +168,68 @@ class TokenFile:
             if first < last:
                 self.segments.append({"split": split, "first": first, "last": last})
 
-    def _finish(self) -> None:
-        self._write_run()
-        with naming(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        for name, parts, dtype in (("documents", self._tables, DOCUMENT), ("drops", self._drops, DROP)):
-            write_array(self.folder / f"{name}.npy", np.concatenate([np.empty(0, dtype), *parts]))
-
     def record(self) -> IngestRecord:
         """What was written."""
         counts = dict(self.documents), dict(self.bytes)
-        return IngestRecord(self.segments, *counts, self.num_tokens, self.num_without_subset)
+        return IngestRecord(self.segments, *counts, self.num_tokens, self.num_rows, self.num_without_subset)
+
+
+class Run:
+    """Documents of one run, in the order in which they were read."""
+
+    def __init__(self, dtypes: list[np.dtype]):
+        room = RUN_BYTES // sum(dtype.itemsize for dtype in dtypes)
+        self.ids = [np.empty(room, dtype) for dtype in dtypes]  # the system gives memory to what is touched
+        self.filled = [0] * len(dtypes)
+        self.documents: list[np.ndarray] = []
+        self.splits: list[np.ndarray] = []
+        self.num_documents = 0
+
+    def has_room(self, num_tokens: list[int]) -> bool:
+        """Whether so many ids fit beside what is there; into an empty run anything does."""
+        sizes = zip(self.filled, num_tokens, self.ids, strict=True)
+        return not self.num_documents or all(filled + more <= len(ids) for filled, more, ids in sizes)
+
+    def reserve(self, num_tokens: list[int]) -> list[np.ndarray]:
+        """Room for ids behind those that are there."""
+        self._starts, rooms = list(self.filled), []
+        for number, more in enumerate(num_tokens):
+            start = self.filled[number]
+            if start + more > len(self.ids[number]):  # an empty run, and a document larger than any
+                self.ids[number] = np.empty(start + more, self.ids[number].dtype)
+            rooms.append(self.ids[number][start : start + more])
+            self.filled[number] += more
+        return rooms
+
+    def add(self, documents: np.ndarray, splits: np.ndarray) -> None:
+        """Note the documents whose ids fill the room reserved last."""
+        for number, start in enumerate(self._starts):
+            documents["token_start"][:, number] = start + starts_of(documents["num_tokens"][:, number])
+        self.documents.append(documents)
+        self.splits.append(splits)
+        self.num_documents += len(documents)
+
+
+def write_in_order(file: BinaryIO, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Append documents ids[starts[i]:starts[i] + lengths[i]] to a file, a piece of WRITE_BYTES or so at a time."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    first = 0
+    while first < len(ends):
+        done = ends[first] - lengths[first]
+        last = max(first + 1, int(np.searchsorted(ends, done + WRITE_BYTES // ids.itemsize, side="right")))
+        out = np.empty(ends[last - 1] - done, ids.dtype)
+        targets = starts_of(lengths[first:last])
+        scatter_documents(ids, starts[first:last], lengths[first:last], targets, out)
+        write_records(file, out)
+        first = last
+
+
+def write_records(file: BinaryIO, records: np.ndarray) -> None:
+    """Append an array's bytes to an unbuffered file, naming it where the disk refuses."""
+    left = memoryview(np.ascontiguousarray(records).view(np.uint8).reshape(-1))
+    with naming(Path(file.name)):
+        while left:
+            left = left[file.write(left) :]
 
 
 def starts_of(lengths: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ Reads no shard. First the shape: every later check may rely on each claim being 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -14,14 +13,12 @@ from typing import Any
 from pipeline.dedup import METHODS
 from pipeline.document_batch import BAD_REASONS
 from pipeline.finish import OUTCOMES, hash_content
+from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.manifest import check_source_name
-from pipeline.output import TOKENIZER_FOLDER
 from pipeline.plan import hash_recipe
-from pipeline.prepare import SAMPLE_TOKENIZER, identify_tokenizer
-from pipeline.shard import SPLITS, documents_path, index_path, megatron_path, shard_name, token_dtype
+from pipeline.shard import SPLITS, documents_path, index_path, megatron_path, shard_name
 from pipeline.storage import TEMPORARY_SUFFIX
-from pipeline.tokenizer import Tokenizer, load_tokenizer
-from pipeline.tokenizer_files import read_named_tokenizers
+from pipeline.verify_tokenizer import verify_tokenizer
 
 TOKENIZER_CONFIG = "tokenizer_config.json"  # beside a tokenizer.json: the names of its control ids
 
@@ -76,6 +73,7 @@ SETTINGS = {
     "valid_fraction": lambda value: is_number(value) and 0 <= value <= 1,
     "shard_tokens": lambda value: is_count(value) and value > 0,
     "seed": is_count,
+    "tokens": lambda value: value is None or (isinstance(value, dict) and all(map(is_count, value.values()))),
     "source_order": [is_text],
     "exclude": {"*": [is_text]},
     "raw_files": {"*": is_text},
@@ -134,6 +132,7 @@ def verify_claims(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
     yield from verify_tokenizer(folder, content)
     for name, source in content["sources"].items():
         yield from verify_counts(name, source)
+        yield from verify_share(name, source, content["settings"]["tokens"])
         yield from verify_paths(name, source)
     yield from verify_files(folder, content)
 
@@ -179,53 +178,6 @@ def verify_sample(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"dataset.json: raw file {min(built_from - listed)} is not of the sample that sample describes"
 
 
-def verify_tokenizer(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
-    """That the tokenizer's file is the one named, and says of itself what dataset.json says."""
-    claims, settings = content["tokenizer"], content["settings"]
-    if token_dtype(claims["vocab_size"]).name != content["dtype"]:
-        yield f"dataset.json: dtype {content['dtype']} for a vocabulary of {claims['vocab_size']:,}"
-    if content["document_rule"] != settings["document_rule"]:
-        yield f"dataset.json: document_rule is {content['document_rule']}, in settings {settings['document_rule']}"
-    if content["document_rule"] == "bos+eos" and claims["bos_id"] is None:
-        yield "dataset.json: document_rule is bos+eos, but tokenizer.bos_id is null"
-    path = folder / claims["file"]
-    if PurePosixPath(claims["file"]) != PurePosixPath(TOKENIZER_FOLDER, path.name):
-        yield f"dataset.json: tokenizer.file is {claims['file']}, not a file of {TOKENIZER_FOLDER}/"
-        return
-    found = sha256_file(path) if path.is_file() else "no file"
-    if found != claims["sha256"]:
-        yield f"{path}: sha256 is {found}, dataset.json says {claims['sha256']}"
-        return
-    try:
-        tokenizer = load_tokenizer(path, engine="reference", sha256=found)
-    except ValueError as error:
-        yield str(error)
-        return
-    yield from verify_tokenizer_name(tokenizer, claims)
-    is_sample = claims["name"] == SAMPLE_TOKENIZER and settings["tokenizer"] == identify_tokenizer(None)
-    if settings["tokenizer"] != identify_tokenizer(tokenizer) and not is_sample:
-        yield f"dataset.json: settings.tokenizer is {settings['tokenizer']!r}, which is not that of {path}"
-    for what in ("family", "vocab_size", "bos_id", "eos_id"):
-        if claims[what] != getattr(tokenizer, what):
-            yield f"dataset.json: tokenizer.{what} is {claims[what]}, but {path} has {getattr(tokenizer, what)}"
-
-
-def verify_tokenizer_name(tokenizer: Tokenizer, claims: Mapping[str, Any]) -> Iterator[str]:
-    """That a known file has its known name, no other file has one, and the name is the file's where that says one."""
-    named = read_named_tokenizers()
-    # A tokenizer.model or tokenizer.json was named after its folder, which the copy no longer has.
-    has_own_name = tokenizer.name in named or tokenizer.path.stem != "tokenizer"
-    if (has_own_name and claims["name"] != tokenizer.name) or (claims["name"] in named and not has_own_name):
-        expected = tokenizer.name if has_own_name else "not that known tokenizer's"
-        yield f"dataset.json: tokenizer.name is {claims['name']!r}, but the file {tokenizer.path} is {expected}"
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file, as hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify_counts(name: str, source: Mapping[str, Any]) -> Iterator[str]:
     """That a source's counts balance, and agree with its splits and shards."""
     counts = source["counts"]
@@ -248,6 +200,19 @@ def verify_counts(name: str, source: Mapping[str, Any]) -> Iterator[str]:
         for what in ("documents", "tokens", "bytes"):
             if split[what] != sum(shard[what] for shard in split["shards"]):
                 yield f"{name} {split_name}: {what} is not the sum over its shards"
+
+
+def verify_share(name: str, source: Mapping[str, Any], shares: Mapping[str, int] | None) -> Iterator[str]:
+    """That a source gave its share of tokens and no more, or all it had; `shares` is settings.tokens."""
+    num_beyond = source["counts"]["beyond_tokens"]["documents"]
+    share = None if shares is None else shares.get(name)
+    if share is None:
+        if num_beyond or shares is not None:
+            yield f"{name}: {num_beyond:,} documents beyond_tokens, but settings.tokens gives it no share"
+        return
+    taken = source["splits"].get("train", {"tokens": 0})["tokens"]
+    if taken > share:
+        yield f"{name}: {taken:,} training tokens, more than its share of {share:,} in settings.tokens"
 
 
 def verify_paths(name: str, source: Mapping[str, Any]) -> Iterator[str]:

@@ -17,16 +17,17 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.document_batch import BadRow, DocumentBatch
-from pipeline.ingest import IngestSettings, TaskFile, find_excluded, read_file, text_buffers
+from pipeline.ingest import IngestSettings, TaskFile, find_excluded, find_places, read_file, text_buffers
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.manifest import RawFile, find_subset
 from pipeline.order import derive_key, scramble
-from pipeline.plan import PlannedSource, hash_raw_files
+from pipeline.plan import PlannedSource, hash_texts
 from pipeline.sample_record import is_sample
 from pipeline.shard import SPLITS, open_document_ends, open_tokens
 from pipeline.token_file import DROP_REASONS
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.verify_rows import SourceRows, open_rows, verify_rows
+from pipeline.verify_shard import places_of, read_documents_table
 from pipeline.verify_source import ROW_BITS, ROW_MASK, ClaimedSource
 
 NO_REASON = DROP_REASONS.index("duplicate_exact")  # nothing in a document itself is a reason to drop it
@@ -83,7 +84,7 @@ class SourceCheck:
         self.source: ClaimedSource = rows.source
         self.fraction, self.key = fraction, np.uint64(key)
         self.dtype = np.dtype(content["dtype"]).newbyteorder("<")
-        self.settings = ingest_settings(self.source, content, tokenizer)
+        self.settings = ingest_settings(self.source, content)
         self.num_rows = self.num_kept_bytes = 0
         self.open_shard = functools.lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
 
@@ -106,7 +107,7 @@ class SourceCheck:
             for path, split in zip(paths, splits, strict=True)
         )
         planned = PlannedSource(self.source.source, raw, self.settings.exclude, 0.0, files)
-        if hash_raw_files(planned) != self.source.settings["raw_files"][self.source.name]:
+        if hash_texts(planned.fingerprints) != self.source.settings["raw_files"][self.source.name]:
             yield f"{raw}: the raw files are not those of which settings.raw_files holds the digest"
         for number, file in enumerate(files):
             yield from self.verify_file(TaskFile(number, str(raw / file.path), file.split, file.subset))
@@ -191,8 +192,10 @@ class SourceCheck:
             problem = None
             if reason.startswith("bad_"):
                 problem = "it is a document"
-            elif reason == "duplicate_exact" and not is_copy:
+            elif reason == "duplicate_exact" and has_partner[index] and not is_copy:
                 problem = "its partner has another text"
+            elif reason == "beyond_tokens" and expected == NO_REASON:
+                problem = self.verify_beyond(documents.hashes[index], file)
             elif reason != DROP_REASONS[expected]:
                 problem = (
                     f"it has {num_chars:,} characters and is {EXCLUDED_OR_NOT[DROP_REASONS[expected] == 'excluded']}"
@@ -201,6 +204,24 @@ class SourceCheck:
                 problem = f"with {drop['num_bytes']:,} bytes, and it has {num_bytes:,}"
             if problem:
                 yield f"{file.path} row {int(keys[index]) & ROW_MASK}: dropped as {reason}, but {problem}"
+
+    def verify_beyond(self, content_hash: np.ndarray, file: TaskFile) -> str | None:
+        """What is wrong with leaving a document out for the limit of --tokens; None: nothing."""
+        place = int(find_places(content_hash[None], seed=self.settings.seed)[0])
+        if place <= self.last_place:
+            return "its place is before the last one that is kept"
+        if file.split != "train":
+            return f"it is of a {file.split} file, which --tokens leaves whole"
+        return None
+
+    @functools.cached_property
+    def last_place(self) -> int:
+        """The place of the last training document that is kept, or -1."""
+        numbers = [number for number, (split, _) in enumerate(self.source.shards) if split == "train"]
+        if not numbers:
+            return -1
+        table = read_documents_table(self.folder / self.source.shards[numbers[-1]][1]["path"])
+        return int(places_of(table[-1:], self.source)[0])
 
     def verify_ids(self, text: str, kept: np.void, where: str) -> Iterator[str]:
         """That a shard holds exactly the ids that the reference engine makes of a text, framed."""
@@ -237,7 +258,7 @@ def describe_documents(batch: DocumentBatch, settings: IngestSettings) -> Docume
     return Documents(hash_documents(data, offsets, np.array(HASH_SEEDS)), np.diff(offsets), num_chars, reasons)
 
 
-def ingest_settings(source: ClaimedSource, content: Mapping[str, Any], tokenizer: Tokenizer) -> IngestSettings:
+def ingest_settings(source: ClaimedSource, content: Mapping[str, Any]) -> IngestSettings:
     """The settings with which the source's raw files are read as its build read them."""
     settings = content["settings"]
     return IngestSettings(
@@ -247,11 +268,7 @@ def ingest_settings(source: ClaimedSource, content: Mapping[str, Any], tokenizer
         min_chars=settings["min_chars"],
         valid_fraction=source.valid_fraction,
         seed=settings["seed"],
-        tokenizer=str(tokenizer.path),
-        tokenizer_sha256=tokenizer.sha256,
-        engine="reference",
-        document_rule=content["document_rule"],
-        dtype=content["dtype"],
+        encode=(),
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.verify_shard import read_documents_table
 from pipeline.verify_source import ROW_BITS, SPLIT_PRIORITY, ClaimedSource, claimed_sources, make_keys
 
 RECORDS_AT_ONCE = 1 << 21
+BEYOND = DROP_REASONS.index("beyond_tokens")
 
 # Sorted by key; sizes are multiples of 8 bytes, so that a key can be searched for in the file itself.
 KEPT = np.dtype(
@@ -109,6 +110,7 @@ class SourceRows:
         self.partners = SortedRuns(folder / f"{source.number}.partners", PARTNER)
         self.copies = SortedRuns(folder / f"{source.number}.copies", COPY)
         self.num_duplicate_tokens = 0
+        self.num_without_partner = 0  # duplicates of what lies beyond the limit of --tokens
 
     def flush(self) -> None:
         """Make all that was added readable."""
@@ -173,12 +175,17 @@ def verify_rows(rows: Sequence[SourceRows]) -> Iterator[str]:
     for of_source in rows:
         for first, last in split_keys(of_source):
             kept = of_source.kept.read(first, last)
-            yield from verify_once(of_source, kept["key"], of_source.dropped.read(first, last)["key"])
-            yield from verify_partners(of_source, kept, of_source.partners.read(first, last), rows)
+            dropped, partners = of_source.dropped.read(first, last), of_source.partners.read(first, last)
+            yield from verify_once(of_source, kept["key"], dropped["key"])
+            # Beyond the limit of --tokens a document and its copies go together: there the partner is no longer kept.
+            is_beyond = np.isin(partners["key"], dropped["key"][dropped["reason"] == BEYOND])
+            for number, count in enumerate(np.bincount(partners["dropped_source"][is_beyond], minlength=len(rows))):
+                rows[number].num_without_partner += int(count)
+            yield from verify_partners(of_source, kept, partners[~is_beyond], rows)
     for of_source in rows:
         of_source.flush()
         claimed = of_source.source.entry["counts"]["duplicate_exact"]["tokens"]
-        if claimed != of_source.num_duplicate_tokens:
+        if claimed != of_source.num_duplicate_tokens and not of_source.num_without_partner:
             found = of_source.num_duplicate_tokens
             yield f"{of_source.source.name}: {claimed:,} tokens duplicate_exact, but what stays for them has {found:,}"
 

@@ -38,7 +38,7 @@ DOCUMENT_ROW = np.dtype([("content_hash", "<u8", 2), ("key", "<u8"), ("num_token
 def verify_split(folder: Path, source: ClaimedSource, split: str, content: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the shards of one split, one text each."""
     shards = source.entry["splits"][split]["shards"]
-    histogram = np.zeros(NUM_BUCKETS, np.int64)
+    tokens, num_documents = np.zeros((2, NUM_BUCKETS), np.int64)
     edges: list[tuple[Path, int, int]] = []  # a shard's first and last bucket of places
     before = np.empty(0, DOCUMENT_ROW)
     for shard in shards:
@@ -52,10 +52,11 @@ def verify_split(folder: Path, source: ClaimedSource, split: str, content: Mappi
         yield from verify_documents_split(bin_path, documents, split, source)
         before = documents[-1:]
         buckets = buckets_of(places_of(documents, source))
-        np.add.at(histogram, buckets, documents["num_tokens"].astype(np.int64))
+        np.add.at(tokens, buckets, documents["num_tokens"].astype(np.int64))
+        num_documents += np.bincount(buckets, minlength=NUM_BUCKETS)
         edges.append((bin_path, int(buckets.min()), int(buckets.max())))
     if len(edges) == len(shards):
-        yield from verify_borders(folder / source.name / split, edges, histogram, source)
+        yield from verify_borders(folder / source.name / split, edges, tokens, num_documents, source)
 
 
 def verify_shard(
@@ -168,13 +169,17 @@ def verify_documents_split(bin_path: Path, documents: np.ndarray, split: str, so
 
 
 def verify_borders(
-    where: Path, edges: list[tuple[Path, int, int]], histogram: np.ndarray, source: ClaimedSource
+    where: Path,
+    edges: list[tuple[Path, int, int]],
+    tokens: np.ndarray,
+    num_documents: np.ndarray,
+    source: ClaimedSource,
 ) -> Iterator[str]:
-    """That the shards begin and end where settings.shard_tokens puts their borders."""
-    if not histogram.any():
+    """That the shards begin and end where settings.shard_tokens puts their borders. Counts are by bucket."""
+    if not tokens.any():
         return
     shard_tokens = source.settings["shard_tokens"]
-    borders = plan_shards(histogram, shard_tokens=shard_tokens)
+    borders = plan_shards(tokens, num_documents, shard_tokens=shard_tokens)
     if len(borders) != len(edges):
         yield f"{where}: {len(edges):,} shards, but settings.shard_tokens {shard_tokens:,} makes {len(borders):,}"
         return

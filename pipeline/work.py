@@ -1,6 +1,8 @@
-"""The work files between ingest and pack, as later stages see them: stretches of documents sorted by place.
+"""The work files between ingest and pack, as later stages see them.
 
-A place is a 64-bit keyed hash of a document's content. A range of places is one contiguous piece of each stretch.
+A place is a 64-bit keyed hash of a document's content. Ingest leaves stretches of documents sorted by place, so that a
+range of places is one contiguous piece of each. Dedup joins them: for each range of places a table of the documents
+that are kept, by source, split and place, so that a shard is a contiguous piece of one or two tables.
 """
 
 from __future__ import annotations
@@ -8,9 +10,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+from pipeline.token_file import open_documents, open_records
 
 BUCKET_BITS = 16  # shards begin at bucket borders: 1/65,536 of a source each
 NUM_BUCKETS = 1 << BUCKET_BITS
@@ -24,19 +29,93 @@ class Stretch:
     task: int  # the task's number in the plan
     folder: str
     source: int  # the source's number in the mix
+    first_row: int  # where the task begins in its raw file: rows of a part count from there
     split: str
     first: int
     last: int
 
-    def read_range(self, first_bucket: int, last_bucket: int) -> tuple[int, np.ndarray]:
+    def read_range(self, first_bucket: int, last_bucket: int, num_tokenizers: int) -> tuple[int, np.ndarray]:
         """The DOCUMENT records whose place is in the buckets, and the index of the first in the task's table."""
-        table = np.load(Path(self.folder) / "documents.npy", mmap_mode="r")
-        edges = (first_bucket << BUCKET_SHIFT, last_bucket << BUCKET_SHIFT)
-        first, last = (
-            bisect.bisect_left(range(self.first, self.last), edge, key=lambda index: int(table[index]["place"]))
-            for edge in edges
-        )
-        return self.first + first, np.array(table[self.first + first : self.first + last])
+        table = open_documents(Path(self.folder), num_tokenizers)
+        first, last = (self.find_place(table, bucket << BUCKET_SHIFT) for bucket in (first_bucket, last_bucket))
+        documents = np.array(table[first:last])
+        documents["row"] += np.uint64(self.first_row)
+        return first, documents
+
+    def find_place(self, table: np.ndarray, place: int) -> int:
+        """The index of the stretch's first document at `place` or behind, in its task's table."""
+        places = table["place"]
+        return bisect.bisect_left(range(self.last), place, lo=self.first, key=lambda index: int(places[index]))
+
+
+def kept_dtype(num_tokenizers: int) -> np.dtype:
+    """The KEPT record: a document that stays, and where its ids are."""
+    return np.dtype(
+        [
+            ("place", "<u8"),
+            ("content_hash", "<u8", 2),
+            ("row", "<u8"),
+            ("num_bytes", "<u8"),
+            ("token_start", "<u8", (num_tokenizers,)),
+            ("num_tokens", "<u4", (num_tokenizers,)),
+            ("raw_file", "<u4"),
+            ("task", "<u4"),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class KeptSlice:
+    """Some KEPT records of one table."""
+
+    path: str
+    first: int
+    last: int
+
+    def read(self, num_tokenizers: int) -> np.ndarray:
+        """The records."""
+        return np.array(open_records(Path(self.path), kept_dtype(num_tokenizers))[self.first : self.last])
+
+
+@dataclass(frozen=True)
+class KeptDocuments:
+    """All KEPT records: one table per range of buckets, in order.
+
+    edges: the first bucket of each table. counts: int64, shape (sources, splits, buckets), documents; a table holds its
+    buckets' documents by source, split and place.
+    """
+
+    paths: tuple[str, ...]
+    edges: tuple[int, ...]
+    counts: np.ndarray
+    num_tokenizers: int
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Where each (source, split, bucket) begins in its table: int64, the shape of counts."""
+        positions = np.empty_like(self.counts)
+        for first, last in zip(self.edges, (*self.edges[1:], NUM_BUCKETS), strict=True):
+            part = self.counts[:, :, first:last].reshape(-1)
+            positions[:, :, first:last] = (np.cumsum(part) - part).reshape(positions[:, :, first:last].shape)
+        return positions
+
+    def find(
+        self, source: int, split: int, first_bucket: int, last_bucket: int, *, counts: np.ndarray
+    ) -> tuple[KeptSlice, ...]:
+        """Where the documents of some buckets are, in order of place.
+
+        counts: documents per bucket of this source and split, as in self.counts or, behind a limit, fewer.
+        """
+        positions = self.positions[source, split]
+        ends = (*self.edges[1:], NUM_BUCKETS)
+        slices = []
+        for path, edge, end in zip(self.paths, self.edges, ends, strict=True):
+            first, last = max(first_bucket, edge), min(last_bucket, end)
+            filled = np.flatnonzero(counts[first:last])
+            if len(filled):
+                stop = first + int(filled[-1])
+                slices.append(KeptSlice(path, int(positions[first]), int(positions[stop] + counts[stop])))
+        return tuple(slices)
 
 
 def buckets_of(places: np.ndarray) -> np.ndarray:

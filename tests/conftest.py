@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -76,3 +77,21 @@ def write_rows(path, rows):
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Two sources: 300 and 40 documents in several files, with exact duplicates, empty and bad rows."""
+    rng = np.random.default_rng(0)
+    words = ["mill", "token", "stone", "\u00e9t\u00e9", "x = 1\n", "  ", "<s>", "</s>", "\U0001f600"]
+
+    def text():
+        return " ".join(rng.choice(words, rng.integers(1, 60)))
+
+    for number in range(5):
+        rows = [{"text": text()} for _ in range(60)]
+        write_rows(tmp_path / f"raw/web/part-{number}.jsonl", rows)
+    web = (tmp_path / "raw/web/part-0.jsonl").read_bytes().splitlines()
+    rows = [{"text": text(), "id": i} for i in range(40)] + [web[3], web[3], web[9], {"text": ""}, b'{"text": null}']
+    write_rows(tmp_path / "raw/notes/n.jsonl", rows)
+    return tmp_path / "raw"

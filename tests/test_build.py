@@ -8,66 +8,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from build_fixtures import flags, hashes, read_drops, read_shards
 from conftest import REPOSITORY, write_rows
 
 from pipeline.dataset import read_dataset_json
-from pipeline.shard import open_document_ends, open_tokens
+from pipeline.storage import name_temporary
 from pipeline.tokenizer import load_tokenizer
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """Two sources: 300 and 40 documents in several files, with exact duplicates, empty and bad rows."""
-    rng = np.random.default_rng(0)
-    words = ["mill", "token", "stone", "\u00e9t\u00e9", "x = 1\n", "  ", "<s>", "</s>", "\U0001f600"]
-
-    def text():
-        return " ".join(rng.choice(words, rng.integers(1, 60)))
-
-    for number in range(5):
-        rows = [{"text": text()} for _ in range(60)]
-        write_rows(tmp_path / f"raw/web/part-{number}.jsonl", rows)
-    web = (tmp_path / "raw/web/part-0.jsonl").read_bytes().splitlines()
-    rows = [{"text": text(), "id": i} for i in range(40)] + [web[3], web[3], web[9], {"text": ""}, b'{"text": null}']
-    write_rows(tmp_path / "raw/notes/n.jsonl", rows)
-    return tmp_path / "raw"
-
-
-def flags(raw, out, model, more=""):
-    return f"--mix web:3,notes:1 --raw {raw} --out {out} --tokenizer {model} --max-bad-fraction 0.1 {more}"
-
-
-def hashes(folder):
-    """The bytes of every file of a dataset but the log."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "build-log.jsonl")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def read_shards(out):
-    """(source, split, raw_file, row) -> the ids of the document."""
-    content = read_dataset_json(out)
-    documents = {}
-    for name, source in content["sources"].items():
-        for split_name, split in source["splits"].items():
-            for shard in split["shards"]:
-                path = out / shard["path"]
-                tokens = open_tokens(path, dtype=np.dtype(content["dtype"]), num_tokens=shard["tokens"])
-                ends = open_document_ends(path, num_documents=shard["documents"]).tolist()
-                table = pq.read_table(path.with_suffix(".docs.parquet")).to_pylist()
-                for start, end, row in zip([0, *ends[:-1]], ends, table, strict=True):
-                    documents[name, split_name, row["raw_file"], row["row"]] = tokens[start:end].tolist()
-    return content, documents
-
-
-def read_drops(out, content):
-    rows = []
-    for name, source in content["sources"].items():
-        for file in source["drops"]:
-            rows += [{"source": name, **row} for row in pq.read_table(out / file["path"]).to_pylist()]
-    return rows
 
 
 def test_every_row_is_in_a_shard_or_in_drops_with_its_ids(raw, tmp_path, sample_model, run_build):
@@ -126,7 +74,9 @@ def test_small_memory_runs_and_small_dedup_ranges_give_the_same_bytes(
     raw, tmp_path, sample_model, run_build, monkeypatch
 ):
     run_build(flags(raw, tmp_path / "one", sample_model, "--workers 1"))
-    monkeypatch.setattr("pipeline.token_file.RUN_TOKENS", 500)
+    monkeypatch.setattr("pipeline.token_file.RUN_BYTES", 1000)
+    monkeypatch.setattr("pipeline.token_file.WRITE_BYTES", 300)
+    monkeypatch.setattr("pipeline.pack.READ_BYTES", 400)
     monkeypatch.setattr("pipeline.dedup.DOCUMENTS_PER_TASK", 20)
     monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 512)
     run_build(flags(raw, tmp_path / "two", sample_model, "--workers 1"))
@@ -199,7 +149,7 @@ def test_a_dataset_that_is_not_the_expected_one_is_not_finished(raw, tmp_path, s
 def test_work_files_stay_where_that_is_asked_for(raw, tmp_path, sample_model, run_build):
     for _ in range(2):
         assert run_build(flags(raw, tmp_path / "out", sample_model, "--keep-work")).code == 0
-        assert (tmp_path / "out/work/ingest/web-00000/tokens.bin").exists()
+        assert (tmp_path / "out/work/ingest/web-00000/tokens-0.bin").exists()
     run_build(flags(raw, tmp_path / "out", sample_model))
     assert not (tmp_path / "out/work").exists()
 
@@ -247,7 +197,7 @@ def test_replace_does_not_take_another_json_for_a_dataset(raw, tmp_path, sample_
 
 def test_replace_leaves_anothers_work_and_the_tokenizer_that_it_needs(raw, tmp_path, sample_model, run_build):
     (tmp_path / "work").mkdir()
-    (tmp_path / "work/plan.json").write_text('{"settings": {}, "out": "/elsewhere", "tokenizer_files": []}')
+    (tmp_path / "work/plan.json").write_text('{"datasets": {}, "out": "/elsewhere", "tokenizer_files": {}}')
     outcome = run_build(flags(raw, tmp_path / "out", sample_model, f"--work {tmp_path}/work --replace"))
     assert "belongs to the build of /elsewhere" in outcome.error
     assert (tmp_path / "work/plan.json").exists()
@@ -268,7 +218,7 @@ def test_the_work_folder_must_be_its_own(raw, tmp_path, sample_model, run_build,
 
 
 def test_a_second_build_in_the_same_folder_refuses_and_names_the_first(raw, tmp_path, sample_model, run_build):
-    from pipeline.output import Folders
+    from pipeline.folders import Folders
 
     folders = Folders(tmp_path / "out", tmp_path / "out/work")
     with folders.locked():
@@ -314,6 +264,33 @@ def test_an_unfinished_build_goes_on_and_repeats_only_what_is_missing(
     assert "unfinished build with other settings: seed is 0 there, 3 here" in other.error
     assert run_build(flags(raw, out, sample_model, "--workers 1")).code == 0
     assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_what_a_dead_worker_left_half_written_is_not_in_the_dataset(
+    raw, tmp_path, sample_model, run_build, monkeypatch
+):
+    from pipeline.stages import run_pack
+
+    def die_and_try_again(task):
+        half = name_temporary(tmp_path / "out" / task.shard)
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(b"half")
+        return run_pack(task)
+
+    run_build(flags(raw, tmp_path / "whole", sample_model, "--workers 1"))
+    monkeypatch.setattr("pipeline.stages.run_pack", die_and_try_again)
+    assert run_build(flags(raw, tmp_path / "out", sample_model, "--workers 1")).code == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_replace_removes_what_a_killed_build_left_half_written(raw, tmp_path, sample_model, run_build):
+    run_build(flags(raw, tmp_path / "out", sample_model))
+    half = [name_temporary(tmp_path / "out/web/train/shard-00009.bin") for _ in range(2)]
+    assert half[0] != half[1]  # in one process too: another machine may have a process of the same number
+    for path in half:
+        path.touch()
+    assert run_build(flags(raw, tmp_path / "out", sample_model, "--replace")).code == 0
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_killed_at_any_point_the_rerun_equals_one_run(raw, tmp_path, sample_model, run_build):
@@ -394,7 +371,7 @@ def test_more_bad_rows_than_allowed_stop_the_build_and_fewer_are_listed(tmp_path
 
 
 def test_a_source_of_bad_rows_alone_is_stopped_before_all_of_it_is_read(tmp_path, sample_model, run_build, monkeypatch):
-    monkeypatch.setattr("pipeline.plan.SMALLEST_TASK_BYTES", 1)
+    monkeypatch.setattr("pipeline.ingest_plan.SMALLEST_TASK_BYTES", 1)
     for number in range(5):
         write_rows(tmp_path / f"raw/web/{number}.jsonl", [b"{"] * 10)
     outcome = run_build(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} --workers 1")

@@ -109,13 +109,14 @@ def test_the_workers_end_with_their_parent(tmp_path):
     script = (
         "import os, sys, time; sys.path.insert(0, sys.argv[1]); from pipeline.jobs import Workers\n"
         "if __name__ == '__main__':\n"
-        "    workers = Workers(2, notice=print); workers._start(2)\n"
+        "    workers = Workers(2, notice=print); workers._start_one(); workers._start_one()\n"
         "    print(*[process.pid for process in workers.processes.values()], flush=True); time.sleep(60)"
     )
     (tmp_path / "parent.py").write_text(script)
     command = [sys.executable, str(tmp_path / "parent.py"), str(REPOSITORY)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 20

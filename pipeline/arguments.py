@@ -1,0 +1,86 @@
+"""The flags of a build."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BuildArguments:
+    """Turn raw pretraining text into packed token shards."""
+
+    mix: str
+    """Sources and their shares of the tokens, name:weight,... or a named mix (tinyllama, litellama). A source takes
+    options as in a URL: slimpajama?exclude=RedPajamaGithub:0.7. A name without a manifest is a folder of your own
+    .jsonl, .json (plain, .zst, .gz), .txt or .parquet files in --raw."""
+    tokenizer: str | None = None
+    """llama2, gpt2, sample (a small one trained on the raw text), or a path to a SentencePiece .model, a .tiktoken file
+    or a tokenizer.json. Several, with commas between them, make a dataset each from one pass over the raw files:
+    OUT/llama2, OUT/gpt2. Default: the named mix's; sample with --sample-mb; else llama2."""
+    raw: Path | None = None
+    """Folder with one folder of raw files per source. Default: data/raw; data/sample-<N>mb with --sample-mb."""
+    out: Path = Path("data/packed")
+    """Where the dataset goes."""
+    work: Path | None = None
+    """Where work files go while building; removed when done. Default: OUT/work."""
+    dedup: Literal["none", "exact"] = "exact"
+    """exact: of documents with the same text one stays, over all sources and splits."""
+    workers: int = os.cpu_count() or 1
+    """Worker processes of --executor local. The output does not depend on it."""
+    executor: Literal["local", "ray"] = "local"
+    """Where tasks run: in worker processes here, or on the CPUs of a Ray cluster that shares this storage."""
+    ray_address: str = "auto"
+    """HOST:PORT of the cluster's head. auto: $RAY_ADDRESS, or the cluster that this machine is part of."""
+    seed: int = 0
+    """Decides the order of documents."""
+    shard_tokens: int = 1 << 28
+    """About how many tokens a shard holds."""
+    valid_fraction: float = 0.005
+    """Share of the documents that become validation where a source has no validation files of its own."""
+    document_rule: Literal["auto", "bos+eos", "eos"] = "auto"
+    """Ids around each document. auto: what the tokenizer's family does at inference (Llama: bos+eos, GPT-2: eos)."""
+    min_chars: int = 1
+    """Documents with fewer characters are dropped as short. 1 drops only empty ones."""
+    max_bad_fraction: float = 0.01
+    """Stop if a larger share of a source's rows holds no document (broken JSON, no text, not UTF-8)."""
+    engine: Literal["fast", "reference"] = "fast"
+    """fast: gigatoken. reference: sentencepiece, tiktoken or tokenizers. The ids are the same."""
+    tokens: int | None = None
+    """Stop each source at its share of so many training tokens. Default: all there is."""
+    sample_mb: float | None = None
+    """Try it without raw files: first make up to this many MB of raw files from text on this computer."""
+    replace: bool = False
+    """Remove what an earlier build left in --out and --work, and start over."""
+    expect: str | None = None
+    """Fail unless the recipe hash or the content hash begins with this: the same dataset as somebody else's."""
+    keep_work: bool = False
+    """Leave the work files where they are when the build is done."""
+
+    @property
+    def raw_folder(self) -> Path:
+        """Where the raw files are: a sample never goes where the real ones are expected."""
+        if self.raw is not None:
+            return self.raw
+        return Path("data/raw") if self.sample_mb is None else Path(f"data/sample-{self.sample_mb:g}mb")
+
+
+def check_arguments(arguments: BuildArguments) -> None:
+    """Raise ValueError for a number that makes no sense."""
+    infinity = float("inf")
+    limits = {
+        "workers": (1, infinity),
+        "seed": (0, infinity),
+        "shard_tokens": (1, infinity),
+        "min_chars": (0, infinity),
+        "tokens": (1, infinity),
+        "valid_fraction": (0, 1),
+        "max_bad_fraction": (0, 1),
+    }
+    for name, (lowest, highest) in limits.items():
+        value = getattr(arguments, name)
+        if value is not None and not lowest <= value <= highest:
+            wanted = f"{lowest} or more" if highest == infinity else f"from {lowest} to {highest}"
+            raise ValueError(f"--{name.replace('_', '-')} must be {wanted}, found {value}")

@@ -1,0 +1,159 @@
+"""The raw files of a build cut into ingest tasks: small files together, huge files in parts.
+
+The cut depends on sizes alone, never on the number of workers. It is kept with the work files, so that a raw file that
+changes between two runs changes its own task and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.documents import split_file
+from pipeline.file_parts import WHOLE, Part
+from pipeline.folders import TASKS_FILE
+from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile
+from pipeline.manifest import RawFile
+from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_texts
+from pipeline.shard import token_dtype
+from pipeline.storage import read_json, write_json
+
+SMALLEST_TASK_BYTES, LARGEST_TASK_BYTES = 4 << 20, 224 << 20
+TASKS_WANTED = 64
+BYTES_TO_OPEN = 32 << 10
+PACKED_ENDINGS = (".zst", ".gz", ".parquet")
+PACKED_RATIO = 3  # packed text holds about as many ids per byte as three bytes of plain text
+
+Group = list[list[Any]]  # of one task: raw file number, start and end of the part
+
+
+def plan_ingest(
+    sources: tuple[PlannedSource, ...],
+    settings: BuildSettings,
+    datasets: Sequence[DatasetPlan],
+    *,
+    engine: str,
+    work: Path,
+) -> list[IngestTask]:
+    """The ingest tasks, each with a folder of its own in the work folder."""
+    encode = tuple(describe_encoding(dataset, engine=engine) for dataset in datasets)
+    groups = load_groups(sources, work / TASKS_FILE)
+    return [
+        make_task(source, number, group, choose_settings(source, settings, encode), work / "ingest")
+        for source in sources
+        for number, group in enumerate(groups[source.name])
+    ]
+
+
+def describe_encoding(dataset: DatasetPlan, *, engine: str) -> EncodeSettings:
+    """How a dataset's ids are made."""
+    tokenizer = dataset.tokenizer
+    dtype = token_dtype(tokenizer.vocab_size).str
+    return EncodeSettings(str(tokenizer.path), tokenizer.sha256, engine, dataset.document_rule, dtype)
+
+
+def choose_settings(
+    source: PlannedSource, settings: BuildSettings, encode: tuple[EncodeSettings, ...]
+) -> IngestSettings:
+    """What decides a source's documents."""
+    return IngestSettings(
+        text_field=source.source.text_field,
+        subset_field=source.source.subset_field,
+        exclude=source.exclude,
+        min_chars=settings.min_chars,
+        valid_fraction=0.0 if source.has_own_validation else settings.valid_fraction,
+        seed=settings.seed,
+        encode=encode,
+    )
+
+
+def make_task(source: PlannedSource, number: int, group: Group, settings: IngestSettings, folder: Path) -> IngestTask:
+    """The task that reads a group of raw files or parts."""
+    name = f"{source.name}-{number:05d}"
+    files = tuple(make_task_file(source, *entry) for entry in group)
+    return IngestTask(
+        name=name,
+        source=source.name,
+        files=files,
+        size_bytes=sum(size_of(source.files[file.number], file.part) for file in files),
+        settings=settings,
+        folder=str(folder / name),
+        fingerprint=hash_texts(f"{file.number} {file.part} {source.fingerprints[file.number]}" for file in files),
+    )
+
+
+def make_task_file(source: PlannedSource, number: int, start: int, end: int | None) -> TaskFile:
+    """One raw file, or a part of it, as a task reads it."""
+    file = source.files[number]
+    return TaskFile(number, str(source.folder / file.path), file.split, file.subset, Part(start, end))
+
+
+def size_of(file: RawFile, part: Part) -> int:
+    """About how many bytes of a raw file a part has: of parquet, whose parts are row groups, only the first counts."""
+    if file.path.endswith(".parquet"):
+        return file.size_bytes if part.start == 0 else 0
+    return max(0, (file.size_bytes if part.end is None else part.end) - part.start)
+
+
+def load_groups(sources: tuple[PlannedSource, ...], path: Path) -> dict[str, list[Group]]:
+    """The groups of each source: those of an earlier run where it found the same paths, else new ones, now kept."""
+    paths = {source.name: hash_texts(file.path for file in source.files) for source in sources}
+    if path.is_file():
+        kept = read_json(path)
+        if kept["paths"] == paths:
+            return kept["groups"]
+    task_bytes = choose_task_bytes(sources)
+    groups = {source.name: list(group_files(source, task_bytes)) for source in sources}
+    write_json(path, {"paths": paths, "groups": groups})
+    return groups
+
+
+def group_for_drops(sources: tuple[PlannedSource, ...]) -> dict[str, list[tuple[int, int]]]:
+    """The raw files of each source, from number to number, that share a list of drops: by their sizes of now alone.
+
+    Not the ingest tasks, which an earlier run may have planned when a file had another size.
+    """
+    task_bytes = choose_task_bytes(sources)
+    groups = {}
+    for source in sources:
+        edges, weight = [0], 0
+        for number, file in enumerate(source.files, start=1):
+            weight += weigh(file.path, file.size_bytes)
+            if weight >= task_bytes or number == len(source.files):
+                edges.append(number)
+                weight = 0
+        groups[source.name] = list(zip(edges[:-1], edges[1:], strict=True))
+    return groups
+
+
+def choose_task_bytes(sources: tuple[PlannedSource, ...]) -> int:
+    """How much a task weighs: small builds, too, have work for many hands."""
+    total = sum(weigh(file.path, file.size_bytes) for source in sources for file in source.files)
+    return min(max(total // TASKS_WANTED, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
+
+
+def weigh(path: str, size_bytes: int) -> int:
+    """What a raw file costs, in bytes of packed text: opening one costs as much as reading some."""
+    return size_bytes // (1 if path.endswith(PACKED_ENDINGS) else PACKED_RATIO) + BYTES_TO_OPEN
+
+
+def group_files(source: PlannedSource, task_bytes: int) -> Iterator[Group]:
+    """The source's raw files in order, in groups of about `task_bytes`; a part of a file is a group of its own."""
+    group: Group = []
+    weight = 0
+    for number, file in enumerate(source.files):
+        ratio = 1 if file.path.endswith(PACKED_ENDINGS) else PACKED_RATIO
+        parts = split_file(source.folder / file.path, file.size_bytes, task_bytes * ratio)
+        if len(parts) > 1:
+            yield from ([group] if group else [])
+            yield from ([[number, part.start, part.end]] for part in parts)
+            group, weight = [], 0
+            continue
+        group.append([number, WHOLE.start, WHOLE.end])
+        weight += weigh(file.path, file.size_bytes)
+        if weight >= task_bytes:
+            yield group
+            group, weight = [], 0
+    if group:
+        yield group
