@@ -9,15 +9,16 @@ tokenizer libraries are imported when a tokenizer is loaded. With engine="refere
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.tokenizer_engines import Engine, FastEngine, NotServedError, ReferenceEngine, TokenizerFile
+from pipeline.tokenizer_engines import Engine, FastEngine, FindCut, NotServedError, ReferenceEngine, TokenizerFile
 from pipeline.tokenizer_files import find_tokenizer_file
 from pipeline.tokenizer_json import read_tokenizer_json
+from pipeline.tokenizer_pieces import Stretch, encode_stretches, join_stretches
 from pipeline.tokenizer_ranks import read_ranks
 from pipeline.tokenizer_sentencepiece import read_sentencepiece
 
@@ -55,6 +56,7 @@ class Tokenizer:
     engine: str
     _engine: Engine = field(repr=False)
     _reference: ReferenceEngine = field(repr=False)
+    _find_cut: FindCut | None = field(repr=False)
 
     def encode_documents(self, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The documents' ids: flat uint32, and int64 offsets (n + 1, from 0). No bos or eos.
@@ -65,7 +67,11 @@ class Tokenizer:
         >>> tokenizer.encode_documents(np.frombuffer(b"HelloHi", np.uint8), np.array([0, 5, 7]))
         (array([15043, 6324], dtype=uint32), array([0, 1, 2]))
         """
-        return self._engine.encode_documents(data, offsets)
+        return join_stretches(self.encode_stretches(data, offsets), num_documents=len(offsets) - 1)
+
+    def encode_stretches(self, data: np.ndarray, offsets: np.ndarray) -> Iterator[Stretch]:
+        """The same ids a stretch at a time, so that no more than a few MB of text are worked on at once."""
+        return encode_stretches(self._engine, self._find_cut, data, offsets)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, no bos or eos. Raises ValueError for a lone surrogate, which is not text."""
@@ -121,6 +127,7 @@ def load_tokenizer(
         engine="reference" if fast is None else "fast",
         _engine=fast or file.reference,
         _reference=file.reference,
+        _find_cut=file.find_cut,
     )
 
 

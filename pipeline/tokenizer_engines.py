@@ -8,16 +8,19 @@ data[offsets[i]:offsets[i + 1]]. The first offset may be above 0, as in a slice 
 the same way: flat uint32, and n + 1 int64 that begin with 0.
 """
 
+import os
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 # gigatoken's byte-level encoder remembers every word it meets and never forgets: 9 bytes of memory for each byte of
-# random words. Opened again after this much text (0.04 s), it stays below about 1.2 GB on the worst text.
-_REOPEN_AFTER_BYTES = 128_000_000
+# random words, a third of a byte for each of code. It is opened again (0.04 s, and slow until its words are back) once
+# it has grown by this much; where growth cannot be seen, after as much text as would make it grow to 0.6 GB.
+_REOPEN_AFTER_GROWTH_BYTES = 192 << 20
+_REOPEN_AFTER_TEXT_BYTES = 64_000_000
 
 SPACE_MARK = "\u2581"  # how SentencePiece and the tokenizers made from it write a space
 
@@ -28,6 +31,19 @@ class Engine(Protocol):
     def encode_documents(self, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The documents' ids, flat uint32, and their offsets, int64."""
         ...
+
+
+class Cut(NamedTuple):
+    """Where a document is cut: the end of what comes before, the start of what comes after, and how many ids the
+    latter has too many at its front."""
+
+    end: int
+    start: int
+    num_extra_ids: int
+
+
+# The first cut of UTF-8 text at a start or later and before an end; None where there is none.
+FindCut = Callable[[memoryview, int, int], Cut | None]
 
 
 class NotServedError(ValueError):
@@ -64,24 +80,28 @@ class FastEngine:
     def __init__(self, open_backend: Callable[[], Any], *, routed_to: ReferenceEngine | None) -> None:
         self._open_backend = open_backend
         self._backend = open_backend()
-        self._num_bytes_since_open = 0
+        self._num_bytes_since_open = self._growth_bytes = 0
         self._routed_to = routed_to
         self._differing_table: np.ndarray | None = None
 
     def encode_documents(self, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The documents' ids, flat uint32, and their offsets, int64."""
-        self._reopen_when_full(int(offsets[-1] - offsets[0]))
-        ids, id_offsets = _encode_batch(self._backend, data, offsets)
         if self._routed_to is None:
-            return ids, id_offsets
+            return _encode_batch(self._backend, data, offsets)
+        before = _read_resident_bytes()
+        ids, id_offsets = _encode_batch(self._backend, data, offsets)
+        if before is not None:
+            self._growth_bytes += max(0, _read_resident_bytes() - before - ids.nbytes)
+        self._num_bytes_since_open += 0 if before is not None else int(offsets[-1] - offsets[0])
+        self._reopen_when_full()
         return self._correct_differing(data, offsets, ids=ids, id_offsets=id_offsets)
 
-    def _reopen_when_full(self, num_bytes: int) -> None:
-        if self._routed_to is not None and self._num_bytes_since_open > _REOPEN_AFTER_BYTES:
+    def _reopen_when_full(self) -> None:
+        is_grown = self._growth_bytes > _REOPEN_AFTER_GROWTH_BYTES
+        if is_grown or self._num_bytes_since_open > _REOPEN_AFTER_TEXT_BYTES:
             self._backend = None  # freed first, so that two full caches never stand side by side
             self._backend = self._open_backend()
-            self._num_bytes_since_open = 0
-        self._num_bytes_since_open += num_bytes
+            self._num_bytes_since_open = self._growth_bytes = 0
 
     def _correct_differing(
         self, data: np.ndarray, offsets: np.ndarray, *, ids: np.ndarray, id_offsets: np.ndarray
@@ -102,7 +122,8 @@ class FastEngine:
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer as its file says it is. `open_fast` raises NotServedError, and ImportError without gigatoken."""
+    """A tokenizer as its file says it is. `open_fast` raises NotServedError, and ImportError without gigatoken.
+    find_cut: where both engines would give the same ids for a text's pieces (tokenizer_pieces.py)."""
 
     family: str
     vocab_size: int
@@ -112,7 +133,17 @@ class TokenizerFile:
     control_texts: tuple[str, ...]
     reference: ReferenceEngine
     open_fast: Callable[[], FastEngine]
+    find_cut: FindCut | None = None  # None: a text of it is never cut
     notices: tuple[str, ...] = ()
+
+
+def _read_resident_bytes() -> int | None:
+    """How much memory this process has resident; None where the system has no such file. Takes 5 microseconds."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        return None
 
 
 def _encode_batch(backend: Any, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tokenizer_engines import FastEngine, ReferenceEngine, TokenizerFile
+from pipeline.tokenizer_pieces import find_gpt2_cut
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -55,6 +56,7 @@ def read_ranks(path: Path, data: bytes) -> TokenizerFile:
         control_texts=(END_OF_TEXT,),
         reference=reference,
         open_fast=lambda: _open_fast_ranks(path, reference),
+        find_cut=find_gpt2_cut,
         notices=() if is_gpt2 else (f"{path}: a rank file does not say how text is split; GPT-2's rule is used",),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tokenizer_engines import SPACE_MARK, FastEngine, NotServedError, ReferenceEngine, TokenizerFile
+from pipeline.tokenizer_pieces import SentencePieceCuts
 
 
 def read_sentencepiece(path: Path, data: bytes) -> TokenizerFile:
@@ -46,7 +47,17 @@ def read_sentencepiece(path: Path, data: bytes) -> TokenizerFile:
         control_texts=tuple(piece.piece for piece in model.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)),
         reference=reference,
         open_fast=lambda: _open_fast_sentencepiece(model),
+        find_cut=_find_cuts(model),
     )
+
+
+def _find_cuts(model: Any) -> SentencePieceCuts | None:  # noqa: ANN401
+    try:
+        _require_served_model(model)
+    except NotServedError:
+        return None
+    pieces = (piece.piece for piece in model.pieces if piece.type == piece.NORMAL)
+    return SentencePieceCuts(pieces, has_prefix=model.normalizer_spec.add_dummy_prefix)
 
 
 def _decode_pieces(model: Any, ids: Sequence[int]) -> bytes:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import itertools
 import json
 import os
 import re
@@ -245,9 +246,16 @@ def test_a_rank_file_that_is_not_gpt2s_is_read_with_its_rule_and_a_notice(ranks_
     assert notices == [f"{ranks_path}: a rank file does not say how text is split; GPT-2's rule is used"]
 
 
-def test_a_full_cache_is_dropped_and_the_ids_stay_the_same(ranks_path, monkeypatch):
-    monkeypatch.setattr("pipeline.tokenizer_engines._REOPEN_AFTER_BYTES", 100)
+@pytest.mark.parametrize("is_growth_seen", [True, False])
+def test_a_full_cache_is_dropped_and_the_ids_stay_the_same(ranks_path, monkeypatch, is_growth_seen):
+    resident = itertools.count(0, 1 << 20)  # a MiB more at each look
+    monkeypatch.setattr(
+        "pipeline.tokenizer_engines._read_resident_bytes", lambda: next(resident) if is_growth_seen else None
+    )
+    monkeypatch.setattr("pipeline.tokenizer_engines._REOPEN_AFTER_TEXT_BYTES", 100)
+    monkeypatch.setattr("pipeline.tokenizer_engines._REOPEN_AFTER_GROWTH_BYTES", 1 << 20)
     tokenizer = load_tokenizer(ranks_path)
+    tokenizer.encode("begin")
     first_backend = tokenizer._engine._backend
     text = "so many words " * 20
     assert tokenizer.encode(text) == tokenizer.encode(text)
