@@ -25,6 +25,8 @@ from pipeline import prepare, stages
 from pipeline.arguments import BuildArguments, check_arguments
 from pipeline.finish import Built, describe_sources, hash_content
 from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
+from pipeline.forecast import make_forecast
+from pipeline.forecast_table import print_forecast
 from pipeline.ingest_checks import BadRows, check_sources
 from pipeline.ingest_plan import plan_ingest
 from pipeline.jobs import Workers, describe
@@ -62,8 +64,8 @@ def build(arguments: BuildArguments, console: Console) -> None:
         notice(text)
     given = prepare.name_datasets(name_tokenizers(arguments, mix))
     folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER, tuple(given))
-    is_done = is_finished(folders) and not arguments.replace
-    if arguments.sample_mb is not None and not is_done:
+    is_done = is_finished(folders) and not arguments.replace and not arguments.dry_run
+    if arguments.sample_mb is not None and not is_done and not arguments.dry_run:
         make_raw_sample(arguments, mix, console)
     sources = prepare.find_sources(mix, arguments.raw_folder, may_be_gone=is_done, notice=notice)
     folders.check({source.name: source.folder for source in sources})
@@ -71,6 +73,9 @@ def build(arguments: BuildArguments, console: Console) -> None:
         name: prepare.choose_tokenizer(one, engine=arguments.engine, notice=notice) for name, one in given.items()
     }
     settings = choose_settings(arguments)
+    if arguments.dry_run:
+        print_forecast(make_forecast(arguments, settings, sources, tokenizers, console), console)
+        return
     datasets = plan_datasets(arguments, settings, sources, tokenizers)
     described = {dataset.name: dataset.described for dataset in datasets}
     plan = make_plan(folders, described, prepare.name_tokenizer_files(tokenizers))
