@@ -65,7 +65,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
     given = prepare.name_datasets(name_tokenizers(arguments, mix))
     folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER, tuple(given))
     is_done = is_finished(folders) and not arguments.replace and not arguments.dry_run
-    if arguments.sample_mb is not None and not is_done and not arguments.dry_run:
+    if arguments.sample_mb is not None and not is_done:
         make_raw_sample(arguments, mix, console)
     sources = prepare.find_sources(mix, arguments.raw_folder, may_be_gone=is_done, notice=notice)
     folders.check({source.name: source.folder for source in sources})
@@ -100,7 +100,15 @@ def print_notice(console: Console, text: str) -> None:
 
 
 def make_raw_sample(arguments: BuildArguments, mix: Mix, console: Console) -> None:
-    """Make the sample's raw files, or find them made."""
+    """Make the sample's raw files, or find them made. Raises FileNotFoundError where a dry run finds none."""
+    if arguments.dry_run:
+        if not is_sample(arguments.raw_folder):
+            command = f"pipeline/sample.py --megabytes {arguments.sample_mb:g} --folder {arguments.raw_folder}"
+            raise FileNotFoundError(
+                f"--dry-run writes nothing, so it makes no sample in {arguments.raw_folder}. Make it first: "
+                f"python {command} --mix '{arguments.mix}'"
+            )
+        return
     shares = tuple((entry.source, entry.exact_weight) for entry in mix.entries if entry.weight)
     report = make_sample(arguments.raw_folder, megabytes=arguments.sample_mb, sources=shares)
     console.print("\n".join(report.lines()))

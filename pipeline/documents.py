@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.document_batch import DocumentBatch, split_good_from_bad
-from pipeline.file_parts import WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
+from pipeline.file_parts import SCAN_BYTES, WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
 from pipeline.json_lines import LineFields, Lines, parse_lines
 from pipeline.parquet_rows import read_parquet, rows_before_group, split_row_groups
 
@@ -118,7 +118,7 @@ def find_lines(path: Path, part: Part) -> tuple[int, int | None]:
 def find_head_end(path: Path, compression: str, position: int) -> int:
     """Where the first line that starts at `position` of a packed file's text or later does; the text's end if none."""
     at = 0
-    for chunk in read_chunks(path, compression=compression):
+    for chunk in read_chunks(path, compression=compression, most_bytes=SCAN_BYTES):
         found = chunk.find(b"\n", max(0, position - 1 - at))  # a line feed just before makes `position` itself a start
         if found >= 0:
             return at + found + 1
@@ -152,25 +152,27 @@ def read_blocks(path: Path, *, compression: str | None, start: int, end: int | N
         yield b"".join(pieces)
 
 
-def read_chunks(path: Path, *, compression: str | None, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """The bytes start to end of a file, decompressed, in pieces of BLOCK_BYTES at most. A packed one starts at 0."""
+def read_chunks(
+    path: Path, *, compression: str | None, start: int = 0, end: int | None = None, most_bytes: int = BLOCK_BYTES
+) -> Iterator[bytes]:
+    """The bytes start to end of a file, decompressed, in pieces of `most_bytes` at most. A packed one starts at 0."""
     with pa.OSFile(str(path)) as file:
         if compression is None:
             file.seek(start)
-            yield from read_stretch(file, start, end)
+            yield from read_stretch(file, start, end, most_bytes)
             return
         if file.size() == 0:
             raise ValueError(f"{path} is empty, not {compression}: fetch it again, or remove it to build without it")
         with pa.CompressedInputStream(file, compression) as stream:
             try:
-                yield from read_stretch(stream, 0, end)
+                yield from read_stretch(stream, 0, end, most_bytes)
             except OSError as error:
                 raise unreadable(path, compression, error) from error
 
 
-def read_stretch(file: pa.NativeFile, start: int, end: int | None) -> Iterator[bytes]:
-    """The bytes of an open file that stands at `start`, until `end` (None: its end), BLOCK_BYTES at most at once."""
-    while chunk := file.read(BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - start)):
+def read_stretch(file: pa.NativeFile, start: int, end: int | None, most_bytes: int) -> Iterator[bytes]:
+    """The bytes of an open file that stands at `start`, until `end` (None: its end), `most_bytes` at most at once."""
+    while chunk := file.read(most_bytes if end is None else min(most_bytes, end - start)):
         start += len(chunk)
         yield chunk
 

@@ -98,9 +98,7 @@ class Forecast:
         ids = sum(sample.estimate_tokens(number) * self.itemsize(number) for number in range(num_tokenizers))
         record = document_dtype(num_tokenizers).itemsize + kept_dtype(num_tokenizers).itemsize
         counts = (1 + num_tokenizers) * len(SPLITS) * NUM_BUCKETS * np.dtype(np.int64).itemsize
-        return (
-            ids + self.count(sample, "accepted") * record + self.count_dropped(sample) * DROP.itemsize + counts
-        )
+        return ids + self.count(sample, "accepted") * record + self.count_dropped(sample) * DROP.itemsize + counts
 
     def itemsize(self, number: int) -> int:
         """The bytes of an id of dataset `number`."""
@@ -117,7 +115,7 @@ class Forecast:
         program = measure_memory()
         documents = sum(self.count(sample, "accepted") for sample in self.samples)
         return {
-            "program, tokenizers and a batch": program,
+            "the program with tokenizers": program,
             "ingest": program + max(map(self.run_bytes, self.samples)),
             "dedup": program + min(DOCUMENTS_PER_TASK, documents) * DEDUP_MEMORY,
             "pack": program + max(map(self.shard_bytes, self.samples)),

@@ -7,6 +7,7 @@ of a packed file its head, the longer the more places fell on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,14 @@ class Piece:
     """Raw files to read, or a part of one, and what they are of the source. Sizes are in bytes as `estimate_text` has.
 
     num_places: how many places fell on it. aimed_bytes: how much of the source it was to cover. covered_bytes: what it
-    covers, since lines are read whole. num_rows: where reading may stop after most_bytes of text; None: it may not.
+    covers, since lines are read whole. most_rows: of row groups, after which reading stops; None: it does not.
     """
 
     files: tuple[TaskFile, ...]
     num_places: int
     aimed_bytes: float
     covered_bytes: float
-    num_rows: int | None = None
-    most_bytes: int | None = None
+    most_rows: int | None = None
 
 
 def estimate_text(file: RawFile) -> int:
@@ -60,11 +60,8 @@ def share_budget(sources: tuple[PlannedSource, ...]) -> dict[str, int]:
 
 def cut_all(source: PlannedSource) -> Iterator[Piece]:
     """All raw files, in pieces."""
-    first = 0
-    while first < len(source.files):
-        piece = cut_run(source, first, 1)
-        yield piece
-        first += len(piece.files)
+    for group in group_files(source):
+        yield cut_whole(source, group, 1)
 
 
 def cut_sample(source: PlannedSource, budget_bytes: int) -> Iterator[Piece]:
@@ -72,33 +69,55 @@ def cut_sample(source: PlannedSource, budget_bytes: int) -> Iterator[Piece]:
 
     Raises ValueError where a raw file cannot be read, OSError where the system refuses.
     """
-    pieces: dict[tuple[int, int], int] = {}
-    for number, offset in spread_places(source, max(FEWEST_PLACES, budget_bytes // PIECE_BYTES)):
-        piece = number, find_piece(source, number, offset)
-        pieces[piece] = pieces.get(piece, 0) + 1
-    for (number, start), num_places in pieces.items():
-        yield cut_piece(source, number, start, num_places)
+    groups = list(group_files(source))
+    starts: dict[tuple[int, int], int] = {}
+    for index, offset in spread_places(source, groups, max(FEWEST_PLACES, budget_bytes // PIECE_BYTES)):
+        start = index, find_start(source, groups[index], offset)
+        starts[start] = starts.get(start, 0) + 1
+    for (index, start), num_places in starts.items():
+        yield cut_piece(source, groups[index], start, num_places)
 
 
-def spread_places(source: PlannedSource, num_places: int) -> Iterator[tuple[int, int]]:
-    """Raw file number and offset in its estimated text of each place; the first few are as far apart as can be."""
-    sizes = np.array([estimate_text(file) for file in source.files], np.int64)
+def group_files(source: PlannedSource) -> Iterator[range]:
+    """The numbers of the raw files: small ones in a row together, as many as make a piece."""
+    first = num_bytes = 0
+    for number, file in enumerate(source.files):
+        if number > first and num_bytes + estimate_text(file) > PIECE_BYTES:
+            yield range(first, number)
+            first, num_bytes = number, 0
+        num_bytes += estimate_text(file)
+    yield range(first, len(source.files))
+
+
+def measure_group(source: PlannedSource, group: range) -> int:
+    """The estimated text of some raw files, in bytes."""
+    return sum(estimate_text(source.files[number]) for number in group)
+
+
+def spread_places(source: PlannedSource, groups: list[range], num_places: int) -> Iterator[tuple[int, int]]:
+    """Group and offset in its estimated text of each place; the first few are as far apart as can be."""
+    sizes = np.array([measure_group(source, group) for group in groups], np.int64)
     ends = np.cumsum(sizes)
     num_bits = max(1, (num_places - 1).bit_length())
-    for index in range(1 << num_bits):
-        place = int(f"{index:0{num_bits}b}"[::-1], 2)  # its bits backwards: 0, 4, 2, 6, 1, 5, 3, 7
+    for number in range(1 << num_bits):
+        place = int(f"{number:0{num_bits}b}"[::-1], 2)  # its bits backwards: 0, 4, 2, 6, 1, 5, 3, 7
         if place < num_places:
             at = int(ends[-1]) * (2 * place + 1) // (2 * num_places)
-            number = int(np.searchsorted(ends, at, side="right"))
-            yield number, at - int(ends[number] - sizes[number])
+            index = int(np.searchsorted(ends, at, side="right"))
+            yield index, at - int(ends[index] - sizes[index])
 
 
-def find_piece(source: PlannedSource, number: int, offset: int) -> int:
-    """Where the piece begins that is read for a place in a raw file: a byte of plain lines, a row group, or 0."""
-    file = source.files[number]
+def is_read_whole(source: PlannedSource, group: range) -> bool:
+    """Whether a piece is all of a group: small files, or a text file, which is one document."""
+    return measure_group(source, group) <= PIECE_BYTES or find_kind(Path(source.files[group[0]].path))[0] == ".txt"
+
+
+def find_start(source: PlannedSource, group: range, offset: int) -> int:
+    """Where the piece begins that is read for a place in a group: a byte of plain lines, a row group, or 0."""
+    file = source.files[group[0]]
     path = source.folder / file.path
     kind, compression = find_kind(path)
-    if estimate_text(file) <= PIECE_BYTES or kind == ".txt" or (compression and kind != ".parquet"):
+    if is_read_whole(source, group) or compression:
         return 0
     if kind != ".parquet":
         return min(offset, file.size_bytes - PIECE_BYTES)
@@ -106,20 +125,28 @@ def find_piece(source: PlannedSource, number: int, offset: int) -> int:
     return parts[int(np.searchsorted(ends, offset / estimate_text(file) * ends[-1], side="right"))].start
 
 
-def cut_piece(source: PlannedSource, number: int, start: int, num_places: int) -> Piece:
-    """The piece of a raw file that begins at `start`."""
-    file = source.files[number]
-    kind, compression = find_kind(source.folder / file.path)
-    if kind == ".parquet" and estimate_text(file) > PIECE_BYTES:
+def cut_piece(source: PlannedSource, group: range, start: int, num_places: int) -> Piece:
+    """The piece of a group that begins at `start`."""
+    number = group[0]
+    path = source.folder / source.files[number].path
+    kind, compression = find_kind(path)
+    if is_read_whole(source, group):
+        return cut_whole(source, group, num_places)
+    if kind == ".parquet":
         return cut_row_groups(source, number, start, num_places)
-    if kind == ".txt" or estimate_text(file) <= PIECE_BYTES:
-        return cut_run(source, number, num_places)
     if compression:
         return cut_head(source, number, num_places)
     part = Part(start, start + PIECE_BYTES)
-    first, last = find_lines(source.folder / file.path, part)
+    first, last = find_lines(path, part)
     files = (make_task_file(source, number, part.start, part.end),)
     return Piece(files, num_places, PIECE_BYTES, last - first)
+
+
+def cut_whole(source: PlannedSource, group: range, num_places: int) -> Piece:
+    """Whole raw files."""
+    files = tuple(make_task_file(source, number, WHOLE.start, WHOLE.end) for number in group)
+    num_bytes = measure_group(source, group)
+    return Piece(files, num_places, num_bytes, num_bytes)
 
 
 def cut_first_line(source: PlannedSource) -> Piece:
@@ -127,16 +154,6 @@ def cut_first_line(source: PlannedSource) -> Piece:
     number = max(range(len(source.files)), key=lambda number: source.files[number].size_bytes)
     _, num_bytes = find_lines(source.folder / source.files[number].path, Part(0, 1))
     return Piece((make_task_file(source, number, 0, 1),), 1, PIECE_BYTES, num_bytes)
-
-
-def cut_run(source: PlannedSource, number: int, num_places: int) -> Piece:
-    """Whole raw files from `number` on, as many as make a piece."""
-    files, num_bytes = [], 0
-    while number < len(source.files) and (not files or num_bytes + estimate_text(source.files[number]) <= PIECE_BYTES):
-        files.append(make_task_file(source, number, WHOLE.start, WHOLE.end))
-        num_bytes += estimate_text(source.files[number])
-        number += 1
-    return Piece(tuple(files), num_places, num_bytes, num_bytes)
 
 
 def cut_head(source: PlannedSource, number: int, num_places: int) -> Piece:
@@ -156,9 +173,11 @@ def cut_row_groups(source: PlannedSource, number: int, start: int, num_places: i
     parts, ends, num_rows = list_row_groups(source.folder / file.path)
     index = [part.start for part in parts].index(start)
     covered_bytes = (ends[index] - (ends[index - 1] if index else 0)) / ends[-1] * estimate_text(file)
+    # Rows, not bytes, end the reading: what ends at a number of bytes ends in a long row more often than rows are long.
+    most_rows = math.ceil(num_rows[index] * min(1.0, num_places * PIECE_BYTES / covered_bytes))
+    covered_bytes *= most_rows / num_rows[index]
     files = (make_task_file(source, number, start, parts[index].end),)
-    most_bytes = num_places * PIECE_BYTES
-    return Piece(files, num_places, covered_bytes, covered_bytes, num_rows[index], most_bytes)
+    return Piece(files, num_places, covered_bytes, covered_bytes, most_rows)
 
 
 def list_row_groups(path: Path) -> tuple[list[Part], np.ndarray, list[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipeline.ingest import IngestSettings, ingest_batch, join_small, keep_wante
 from pipeline.plan import PlannedSource
 
 WARM_UP_SHARE = 0.2  # of the text read: the tokenizers' caches fill, so it is not timed
+MOST_EXCESS = 1.25  # over the budget, where documents are longer than a piece
 
 
 class Tally:
@@ -58,7 +59,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Reading:
-    """A piece, how much of the source it covered, and what was in it. laps: bytes of text and seconds, batch by batch."""
+    """A piece and what was in it. laps: bytes of text and seconds of a core, batch by batch."""
 
     piece: Piece
     tally: Tally
@@ -96,23 +97,23 @@ class SourceSample:
         """Tokens of the documents that are kept before dedup, with the ids that frame them."""
         return self.estimate(lambda tally: tally.tokens[tokenizer])
 
-    def find_error(self, tokenizer: int) -> float | None:
-        """Two standard errors of the tokens, as a share of them; None where one piece cannot tell.
+    def find_error(self, value: Callable[[Tally], float]) -> float | None:
+        """Two standard errors of an estimate, as a share of it; None where one piece cannot tell.
 
         The linearised variance of a ratio (Cochran, Sampling Techniques, 2.11); on the safe side for spread places.
         """
         num_pieces = len(self.readings)
         if self.is_exact or num_pieces < 2:
             return 0.0 if self.is_exact else None
-        tokens = self.factors * [reading.tally.tokens[tokenizer] for reading in self.readings]
+        values = self.factors * [value(reading.tally) for reading in self.readings]
         covered = self.factors * [reading.piece.covered_bytes for reading in self.readings]
-        total = float(tokens.sum())
-        residuals = tokens - covered * total / covered.sum()
-        return 2 * float(np.sqrt((residuals**2).sum() * num_pieces / (num_pieces - 1))) / max(total, 1)
+        residuals = values - covered * values.sum() / covered.sum()
+        variance = (residuals**2).sum() * num_pieces / (num_pieces - 1)
+        return 2 * float(np.sqrt(variance) / max(values.sum(), 1))
 
     @property
     def bytes_per_second(self) -> float:
-        """Of text, read and encoded on one core, once the tokenizers are warm."""
+        """Of text, read and encoded in a second of a core's work, once the tokenizers are warm."""
         laps = np.array([lap for reading in self.readings for lap in reading.laps] or [(1, 1e-9)])
         is_warm = np.cumsum(laps[:, 0]) > WARM_UP_SHARE * laps[:, 0].sum()
         num_bytes, seconds = laps[is_warm].sum(axis=0)
@@ -130,7 +131,7 @@ def read_sample(source: PlannedSource, settings: IngestSettings, budget_bytes: i
     for piece in cut_all(source) if is_exact else cut_sample(source, budget_bytes):
         sample.readings.append(read_piece(piece, settings))
         num_bytes += sample.readings[-1].tally.bytes["read"]
-        if num_bytes >= budget_bytes and not is_exact:
+        if num_bytes > budget_bytes * MOST_EXCESS and not is_exact:
             break
     if not is_exact and not any(reading.piece.covered_bytes for reading in sample.readings):
         sample.readings.append(read_piece(cut_first_line(source), settings))
@@ -143,30 +144,31 @@ def read_piece(piece: Piece, settings: IngestSettings) -> Reading:
     batches = (
         keep_wanted(batch, file, settings, tally)
         for file in piece.files
-        for batch in take_batches(read_file(file, settings), piece.most_bytes)
+        for batch in take_rows(read_file(file, settings), piece.most_rows)
     )
-    laps, started, num_bytes = [], time.perf_counter(), 0
+    laps, started, num_bytes = [], time.process_time(), 0
     for wanted in join_small(batches):
         ingest_batch(wanted, settings, tally)
-        now = time.perf_counter()
+        now = time.process_time()
         laps.append((tally.bytes["read"] - num_bytes, now - started))
         started, num_bytes = now, tally.bytes["read"]
-    return Reading(shrink(piece, tally.num_rows), tally, laps)
+    return Reading(piece, tally, laps)
 
 
-def take_batches(batches: Iterator[DocumentBatch], most_bytes: int | None) -> Iterator[DocumentBatch]:
-    """The first batches, until they hold `most_bytes` of text; None: all."""
-    num_bytes = 0
+def take_rows(batches: Iterator[DocumentBatch], most_rows: int | None) -> Iterator[DocumentBatch]:
+    """The first rows of a file or part; None: all."""
+    num_rows = 0
     for batch in batches:
-        yield batch
-        num_bytes += batch.texts.nbytes
-        if most_bytes is not None and num_bytes >= most_bytes:
+        num_rows += batch.num_rows
+        if most_rows is not None and num_rows > most_rows:
+            yield cut_batch(batch, most_rows, batch.num_rows - (num_rows - most_rows))
             return
+        yield batch
 
 
-def shrink(piece: Piece, num_rows: int) -> Piece:
-    """The piece as far as it was read."""
-    if not piece.num_rows:
-        return piece
-    share = num_rows / piece.num_rows
-    return replace(piece, aimed_bytes=piece.aimed_bytes * share, covered_bytes=piece.covered_bytes * share)
+def cut_batch(batch: DocumentBatch, end_row: int, num_rows: int) -> DocumentBatch:
+    """The rows of a batch before `end_row`: its first `num_rows`."""
+    num_documents = int(np.searchsorted(batch.rows, end_row))
+    bad_rows = [bad for bad in batch.bad_rows if bad.row < end_row]
+    subsets = None if batch.subsets is None else batch.subsets[:num_documents]
+    return DocumentBatch(batch.texts[:num_documents], batch.rows[:num_documents], subsets, bad_rows, num_rows)

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.document_batch import BAD_REASONS
-from pipeline.documents import LONGEST_LINE_BYTES
 from pipeline.forecast import Forecast, list_folders
 from pipeline.forecast_sample import SourceSample
 from pipeline.progress import format_bytes
@@ -33,14 +32,15 @@ def print_forecast(forecast: Forecast, console: Console) -> None:
 
 def documents_table(forecast: Forecast) -> Table:
     """Raw files and documents, a row per source."""
-    columns = ("raw files", "raw", "text", "documents", "excluded", "short", "bad", "text read")
+    columns = ("raw files", "raw", "text", "documents", "error", "excluded", "short", "bad", "text read")
     table = make_table("documents, before dedup", ("source",), columns)
     for sample in forecast.samples:
         source = sample.source
         counts = [forecast.count(sample, *reasons) for reasons in (("accepted",), ("excluded",), ("short",))]
         counts.append(forecast.count(sample, *BAD_REASONS))
         text = format_bytes(sample.estimate(lambda tally: tally.bytes["read"]))
-        numbers = (format_count(count, is_exact=sample.is_exact) for count in counts)
+        numbers = [format_count(count, is_exact=sample.is_exact) for count in counts]
+        numbers.insert(1, format_error(sample.find_error(lambda tally: tally.documents["accepted"])))
         read = "all" if sample.is_exact else format_bytes(sample.read_bytes)
         table.add_row(source.name, f"{len(source.files):,}", format_bytes(source.size_bytes), text, *numbers, read)
     return table
@@ -49,17 +49,18 @@ def documents_table(forecast: Forecast) -> Table:
 def tokens_table(forecast: Forecast) -> Table:
     """Tokens and epochs, a row per source and tokenizer."""
     goal = "all at once" if forecast.arguments.tokens is None else f"{forecast.arguments.tokens:,}"
-    title = f"tokens, before dedup; --tokens {goal}" if forecast.arguments.tokens else "tokens, before dedup"
+    goal = forecast.arguments.tokens
+    title = f"tokens, before dedup; shares and epochs for --tokens {goal:,}" if goal else "tokens, before dedup"
     table = make_table(title, ("source", "tokenizer"), ("tokens", "error", "weight", "share", "epochs", "output"))
     for number, tokenizer in enumerate(forecast.names):
-        tokens = forecast.arguments.tokens or forecast.find_one_epoch(number)[0]
+        tokens = goal or forecast.find_one_epoch(number)[0]
         for sample in forecast.samples:
-            share = format_count(tokens * sample.source.weight, is_exact=forecast.arguments.tokens is not None)
+            share = format_count(tokens * sample.source.weight, is_exact=sample.is_exact or goal is not None)
             table.add_row(
                 sample.source.name,
                 tokenizer,
                 format_count(sample.estimate_tokens(number), is_exact=sample.is_exact),
-                format_error(sample.find_error(number)),
+                format_error(sample.find_error(lambda tally, number=number: tally.tokens[number])),
                 f"{sample.source.weight:.4g}",
                 share,
                 f"{forecast.find_epochs(sample, number, tokens):.3g}",
@@ -92,7 +93,7 @@ def add_costs(forecast: Forecast, samples: list[SourceSample]) -> tuple[float, f
 def describe_sample(forecast: Forecast) -> Iterator[str]:
     """What the figures rest on."""
     if all(sample.is_exact for sample in forecast.samples):
-        yield "exact before dedup (all read): documents, text and tokens are counts; disk, memory and time are estimates"
+        yield "exact (all read), before dedup: documents, text and tokens are counts; disk, memory and time are estimates"
         return
     read_bytes = sum(sample.read_bytes for sample in forecast.samples)
     yield (
@@ -116,14 +117,15 @@ def describe_costs(forecast: Forecast) -> Iterator[str]:
         f"disk: at most {format_bytes(output + work)} at any time beside the raw files: {format_bytes(output)} of "
         f"output, {format_bytes(work)} of work files, which go when the build is done"
     )
-    for folder in dict.fromkeys(list_folders(forecast.arguments)):
-        yield f"disk: {format_bytes(find_free(folder))} free where {folder} goes"
-    stages = ", ".join(f"{stage} {format_bytes(size)}" for stage, size in forecast.memory.items())
+    for folder, size in add_by_disk(forecast):
+        free = format_bytes(find_free(folder))
+        yield f"disk: {format_bytes(size)} of it on the disk of {folder}, which has {free} free"
+    program, *stages = (f"{stage} {format_bytes(size)}" for stage, size in forecast.memory.items())
     yield (
-        f"memory: up to {format_bytes(max(forecast.memory.values()))} per worker ({stages}); a line or text file longer "
-        f"than a batch takes up to 9 times its size more, and may have {LONGEST_LINE_BYTES >> 20} MiB"
+        f"memory: up to {format_bytes(max(forecast.memory.values()))} for each worker ({', '.join(stages)}; "
+        f"of that {program}). A line or text file beyond a few MB takes up to nine times its size more"
     )
-    yield "time: as fast as this machine read the sample; N cores share it evenly if the disks keep up"
+    yield "time: what a core of this machine worked on the sample, as often as needed; more where disks are slower"
 
 
 def find_warnings(forecast: Forecast) -> Iterator[str]:
@@ -169,16 +171,20 @@ def find_lack(forecast: Forecast, sample: SourceSample, number: int, tokenizer: 
 
 def find_full_disks(forecast: Forecast) -> Iterator[str]:
     """Whether what is to be written fits on its disk."""
+    for folder, size in add_by_disk(forecast):
+        if size > (free := find_free(folder)):
+            yield f"the disk of {folder} has {format_bytes(free)} free, but {format_bytes(size)} are to go there"
+
+
+def add_by_disk(forecast: Forecast) -> list[tuple[Path, float]]:
+    """How many bytes go to each disk, and a folder on it."""
     output, work, _ = add_costs(forecast, forecast.samples)
-    needs: dict[int, float] = {}
-    places: dict[int, Path] = {}
+    disks: dict[int, tuple[Path, float]] = {}
     for folder, size in zip(list_folders(forecast.arguments), (output, work), strict=True):
         disk = find_existing(folder).stat().st_dev
-        needs[disk] = needs.get(disk, 0) + size
-        places.setdefault(disk, folder)
-    for disk, size in needs.items():
-        if size > (free := find_free(places[disk])):
-            yield f"{format_bytes(size)} are to go to the disk of {places[disk]}, which has {format_bytes(free)} free"
+        first, before = disks.get(disk, (folder, 0.0))
+        disks[disk] = first, before + size
+    return list(disks.values())
 
 
 def find_free(folder: Path) -> int:
