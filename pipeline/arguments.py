@@ -56,6 +56,8 @@ class BuildArguments:
     """Remove what an earlier build left in --out and --work, and start over."""
     expect: str | None = None
     """Fail unless the recipe hash or the content hash begins with this: the same dataset as somebody else's."""
+    dry_run: bool = False
+    """Read about 100 MB of the raw files and say what the build will make, hold and take. Writes nothing."""
     keep_work: bool = False
     """Leave the work files where they are when the build is done."""
 

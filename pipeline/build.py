@@ -25,6 +25,8 @@ from pipeline import prepare, stages
 from pipeline.arguments import BuildArguments, check_arguments
 from pipeline.finish import Built, describe_sources, hash_content
 from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
+from pipeline.forecast import make_forecast
+from pipeline.forecast_table import print_forecast
 from pipeline.ingest_checks import BadRows, check_sources
 from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.jobs import Executor, Workers, describe
@@ -73,7 +75,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
         notice(text)
     given = prepare.name_datasets(name_tokenizers(arguments, mix))
     folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER, tuple(given))
-    is_done = is_finished(folders) and not arguments.replace
+    is_done = is_finished(folders) and not arguments.replace and not arguments.dry_run
     if arguments.sample_mb is not None and not is_done:
         make_raw_sample(arguments, mix, console)
     sources = prepare.find_sources(mix, arguments.raw_folder, may_be_gone=is_done, notice=notice)
@@ -82,6 +84,9 @@ def build(arguments: BuildArguments, console: Console) -> None:
         name: prepare.choose_tokenizer(one, engine=arguments.engine, notice=notice) for name, one in given.items()
     }
     settings = choose_settings(arguments)
+    if arguments.dry_run:
+        print_forecast(make_forecast(arguments, settings, sources, tokenizers, console), console)
+        return
     datasets = plan_datasets(arguments, settings, sources, tokenizers)
     described = {dataset.name: dataset.described for dataset in datasets}
     tokenizer_files = prepare.name_tokenizer_files(tokenizers)
@@ -108,7 +113,15 @@ def print_notice(console: Console, text: str) -> None:
 
 
 def make_raw_sample(arguments: BuildArguments, mix: Mix, console: Console) -> None:
-    """Make the sample's raw files, or find them made."""
+    """Make the sample's raw files, or find them made. Raises FileNotFoundError where a dry run finds none."""
+    if arguments.dry_run:
+        if not is_sample(arguments.raw_folder):
+            command = f"pipeline/sample.py --megabytes {arguments.sample_mb:g} --folder {arguments.raw_folder}"
+            raise FileNotFoundError(
+                f"--dry-run writes nothing, so it makes no sample in {arguments.raw_folder}. Make it first: "
+                f"python {command} --mix '{arguments.mix}'"
+            )
+        return
     shares = tuple((entry.source, entry.exact_weight) for entry in mix.entries if entry.weight)
     report = make_sample(arguments.raw_folder, megabytes=arguments.sample_mb, sources=shares)
     console.print("\n".join(report.lines()))

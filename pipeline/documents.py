@@ -12,13 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.document_batch import DocumentBatch, split_good_from_bad
-from pipeline.file_parts import WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
+from pipeline.file_parts import SCAN_BYTES, WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
 from pipeline.json_lines import LineFields, Lines, parse_lines
 from pipeline.json_long_line import one_text
 from pipeline.parquet_rows import read_parquet, rows_before_group, split_row_groups
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE_BYTES = 256 << 20  # a line and its text stand in memory together
+MEASURED_BYTES = 1 << 20  # of a packed file; they are fetched 64 KiB at a time
+STEP_BYTES = 16 << 10
 
 COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
 LINE_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -30,14 +32,16 @@ def read_documents(
     """The documents of one raw file or of a part of it, batch by batch, in bounded memory.
 
     subset_field: where a row names its subset, such as "meta.redpajama_set_name"; None leaves it unread.
-    part: as split_file gives it. Rows count from 0 at the part's first row; the `num_rows` of its batches add up to
-    the rows it has, so whoever knows the parts before can tell a row's number in the file.
+    part: as split_file gives it, or the head of a packed JSON lines file: Part(0, so many bytes of it unpacked). Rows
+    count from 0 at the part's first row; the `num_rows` of its batches add up to the rows it has, so whoever knows the
+    parts before can tell a row's number in the file.
     Raises ValueError with the file's name and row where the file cannot be read to its end (cut short, not what its
     ending says, no text column); OSError where the system refuses.
     """
     fields = LineFields(text_field, subset_field)
     kind, compression = find_kind(path)
-    assert part == WHOLE or is_divisible(path), f"{path} has no parts"
+    is_head = kind in LINE_SUFFIXES and compression is not None and part.start == 0
+    assert part == WHOLE or is_divisible(path) or is_head, f"{path} has no such part"
     if kind in LINE_SUFFIXES:
         return read_json_lines(path, compression=compression, fields=fields, part=part)
     if kind == ".txt":
@@ -95,9 +99,15 @@ def read_json_lines(
 
 
 def find_lines(path: Path, part: Part) -> tuple[int, int | None]:
-    """The bytes of the lines that start in a part: from which on, and until which (None: the file's end)."""
+    """The bytes of the lines that start in a part: from which on, and until which (None: the file's end).
+
+    Bytes of a packed file are counted as they are unpacked.
+    """
     if part == WHOLE:
         return 0, None
+    _, compression = find_kind(path)
+    if compression is not None:
+        return 0, find_head_end(path, compression, part.end)
     edges: list[int | None] = []
     with path.open("rb") as file:
         for edge in (part.start, part.end):
@@ -106,6 +116,17 @@ def find_lines(path: Path, part: Part) -> tuple[int, int | None]:
             except LongLineError:
                 raise long_line(path, count_line_feeds(path, edge)) from None
     return edges[0], edges[1]
+
+
+def find_head_end(path: Path, compression: str, position: int) -> int:
+    """Where the first line that starts at `position` of a packed file's text or later does; the text's end if none."""
+    at = 0
+    for chunk in read_chunks(path, compression=compression, most_bytes=SCAN_BYTES):
+        found = chunk.find(b"\n", max(0, position - 1 - at))  # a line feed just before makes `position` itself a start
+        if found >= 0:
+            return at + found + 1
+        at += len(chunk)
+    return at
 
 
 def long_line(path: Path, row: int) -> ValueError:
@@ -133,27 +154,48 @@ def read_blocks(path: Path, *, compression: str | None, start: int, end: int | N
         yield block
 
 
-def read_chunks(path: Path, *, compression: str | None, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, in pieces of BLOCK_BYTES at most. start and end: of a plain file."""
+def read_chunks(
+    path: Path, *, compression: str | None, start: int = 0, end: int | None = None, most_bytes: int = BLOCK_BYTES
+) -> Iterator[bytes]:
+    """The bytes start to end of a file, decompressed, in pieces of `most_bytes` at most. A packed one starts at 0."""
     with pa.OSFile(str(path)) as file:
         if compression is None:
-            yield from read_stretch(file, start, end)
+            file.seek(start)
+            yield from read_stretch(file, start, end, most_bytes)
             return
         if file.size() == 0:
             raise ValueError(f"{path} is empty, not {compression}: fetch it again, or remove it to build without it")
         with pa.CompressedInputStream(file, compression) as stream:
             try:
-                yield from iter(lambda: stream.read(BLOCK_BYTES), b"")
+                yield from read_stretch(stream, 0, end, most_bytes)
             except OSError as error:
                 raise unreadable(path, compression, error) from error
 
 
-def read_stretch(file: pa.NativeFile, start: int, end: int | None) -> Iterator[bytes]:
-    """The bytes start to end of an open file (None: to its end), in pieces of BLOCK_BYTES at most."""
-    file.seek(start)
-    while chunk := file.read(BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - start)):
+def read_stretch(file: pa.NativeFile, start: int, end: int | None, most_bytes: int) -> Iterator[bytes]:
+    """The bytes of an open file that stands at `start`, until `end` (None: its end), `most_bytes` at most at once."""
+    while chunk := file.read(most_bytes if end is None else min(most_bytes, end - start)):
         start += len(chunk)
         yield chunk
+
+
+def measure_unpacking(path: Path) -> float:
+    """How many bytes a byte of a packed file unpacks to, from its first MEASURED_BYTES."""
+    _, compression = find_kind(path)
+    num_bytes = measured_bytes = measured_raw = 0
+    with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, compression) as stream:
+        while measured_raw < MEASURED_BYTES:
+            raw_bytes = file.tell()
+            try:
+                chunk = stream.read(STEP_BYTES)
+            except OSError as error:
+                raise unreadable(path, compression, error) from error
+            if not chunk:
+                return num_bytes / max(1, file.size())
+            if file.tell() > raw_bytes:  # it had to fetch more: what came out so far is what had gone in
+                measured_bytes, measured_raw = num_bytes, raw_bytes
+            num_bytes += len(chunk)
+    return measured_bytes / measured_raw
 
 
 def unreadable(path: Path, compression: str, error: OSError) -> ValueError:

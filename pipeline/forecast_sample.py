@@ -1,0 +1,174 @@
+"""Reads a sample of each source's raw files as ingest would, keeps nothing but counts, and scales them to the source.
+
+The scaling is the ratio estimator of survey sampling: of each piece, how much of the source it covers and what is in
+it, both divided by how likely a place fell on it; the sums' ratio times the source's size. It holds for pieces of
+unequal sizes, and where lines reach over a piece's end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.document_batch import DocumentBatch
+from pipeline.forecast_pieces import Piece, cut_all, cut_first_line, cut_sample, estimate_text
+from pipeline.ingest import IngestSettings, ingest_batch, join_small, keep_wanted, read_file
+from pipeline.plan import PlannedSource
+
+WARM_UP_SHARE = 0.2  # of the text read: the tokenizers' caches fill, so it is not timed
+MOST_EXCESS = 1.25  # over the budget, where documents are longer than a piece
+
+
+class Tally:
+    """Counts what ingest finds in a piece. Stands in for its TokenFile, and writes nothing.
+
+    documents, bytes: by outcome, as in an IngestRecord. tokens: per tokenizer.
+    """
+
+    def __init__(self, dtypes: list[np.dtype]):
+        self.dtypes = dtypes
+        self.documents: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.tokens = [0] * len(dtypes)
+        self.num_rows = self.num_without_subset = 0
+
+    def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str) -> None:
+        """Count rows that are not kept."""
+        self.count(reason, len(rows), int(np.sum(num_bytes)))
+
+    def reserve(self, num_tokens: list[int]) -> list[np.ndarray]:
+        """Room for the ids of some documents, per tokenizer, which nobody will read."""
+        self.tokens = [before + more for before, more in zip(self.tokens, num_tokens, strict=True)]
+        return [np.empty(more, dtype) for more, dtype in zip(num_tokens, self.dtypes, strict=True)]
+
+    def add(self, documents: np.ndarray, splits: np.ndarray) -> None:
+        """Count documents that are kept."""
+        self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
+
+    def count(self, outcome: str, num_documents: int, num_bytes: int) -> None:
+        """Add to what was read, by outcome."""
+        for name in ("read", outcome):
+            self.documents[name] += num_documents
+            self.bytes[name] += num_bytes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A piece and what was in it. laps: bytes of text and seconds of a core, batch by batch."""
+
+    piece: Piece
+    tally: Tally
+    laps: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """What a source holds, from the pieces of it that were read. is_exact: they were all there are."""
+
+    source: PlannedSource
+    readings: list[Reading]
+    is_exact: bool
+
+    @property
+    def read_bytes(self) -> int:
+        """The text that was read."""
+        return sum(reading.tally.bytes["read"] for reading in self.readings)
+
+    @property
+    def factors(self) -> np.ndarray:
+        """How many times its like each piece stands for: float64."""
+        if self.is_exact:
+            return np.ones(len(self.readings))
+        pieces = [reading.piece for reading in self.readings]
+        rates = np.array([piece.num_places / piece.aimed_bytes for piece in pieces])
+        covered = rates @ [piece.covered_bytes for piece in pieces]
+        return rates * sum(map(estimate_text, self.source.files)) / covered
+
+    def estimate(self, value: Callable[[Tally], float]) -> float:
+        """A value of the whole source, from what it is in each piece."""
+        return float(self.factors @ [value(reading.tally) for reading in self.readings])
+
+    def estimate_tokens(self, tokenizer: int) -> float:
+        """Tokens of the documents that are kept before dedup, with the ids that frame them."""
+        return self.estimate(lambda tally: tally.tokens[tokenizer])
+
+    def find_error(self, value: Callable[[Tally], float]) -> float | None:
+        """Two standard errors of an estimate, as a share of it; None where one piece cannot tell.
+
+        The linearised variance of a ratio (Cochran, Sampling Techniques, 2.11); on the safe side for spread places.
+        """
+        num_pieces = len(self.readings)
+        if self.is_exact or num_pieces < 2:
+            return 0.0 if self.is_exact else None
+        values = self.factors * [value(reading.tally) for reading in self.readings]
+        covered = self.factors * [reading.piece.covered_bytes for reading in self.readings]
+        residuals = values - covered * values.sum() / covered.sum()
+        variance = (residuals**2).sum() * num_pieces / (num_pieces - 1)
+        return 2 * float(np.sqrt(variance) / max(values.sum(), 1))
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of text, read and encoded in a second of a core's work, once the tokenizers are warm."""
+        laps = np.array([lap for reading in self.readings for lap in reading.laps] or [(1, 1e-9)])
+        is_warm = np.cumsum(laps[:, 0]) > WARM_UP_SHARE * laps[:, 0].sum()
+        num_bytes, seconds = laps[is_warm].sum(axis=0)
+        return float(num_bytes / max(seconds, 1e-9))
+
+
+def read_sample(source: PlannedSource, settings: IngestSettings, budget_bytes: int) -> SourceSample:
+    """Read about `budget_bytes` of a source's text, or all of it where that is not more.
+
+    Raises as ingest does.
+    """
+    is_exact = sum(map(estimate_text, source.files)) <= budget_bytes
+    sample = SourceSample(source, [], is_exact)
+    num_bytes = 0
+    for piece in cut_all(source) if is_exact else cut_sample(source, budget_bytes):
+        sample.readings.append(read_piece(piece, settings))
+        num_bytes += sample.readings[-1].tally.bytes["read"]
+        if num_bytes > budget_bytes * MOST_EXCESS and not is_exact:
+            break
+    if not is_exact and not any(reading.piece.covered_bytes for reading in sample.readings):
+        sample.readings.append(read_piece(cut_first_line(source), settings))
+    return sample
+
+
+def read_piece(piece: Piece, settings: IngestSettings) -> Reading:
+    """Read a piece as ingest does, and count."""
+    tally = Tally([np.dtype(encode.dtype) for encode in settings.encode])
+    batches = (
+        keep_wanted(batch, file, settings, tally)
+        for file in piece.files
+        for batch in take_rows(read_file(file, settings), piece.most_rows)
+    )
+    laps, started, num_bytes = [], time.process_time(), 0
+    for wanted in join_small(batches):
+        ingest_batch(wanted, settings, tally)
+        now = time.process_time()
+        laps.append((tally.bytes["read"] - num_bytes, now - started))
+        started, num_bytes = now, tally.bytes["read"]
+    return Reading(piece, tally, laps)
+
+
+def take_rows(batches: Iterator[DocumentBatch], most_rows: int | None) -> Iterator[DocumentBatch]:
+    """The first rows of a file or part; None: all."""
+    num_rows = 0
+    for batch in batches:
+        num_rows += batch.num_rows
+        if most_rows is not None and num_rows > most_rows:
+            yield cut_batch(batch, most_rows, batch.num_rows - (num_rows - most_rows))
+            return
+        yield batch
+
+
+def cut_batch(batch: DocumentBatch, end_row: int, num_rows: int) -> DocumentBatch:
+    """The rows of a batch before `end_row`: its first `num_rows`."""
+    num_documents = int(np.searchsorted(batch.rows, end_row))
+    bad_rows = [bad for bad in batch.bad_rows if bad.row < end_row]
+    subsets = None if batch.subsets is None else batch.subsets[:num_documents]
+    return DocumentBatch(batch.texts[:num_documents], batch.rows[:num_documents], subsets, bad_rows, num_rows)
