@@ -41,7 +41,7 @@ from pipeline.output import (
     make_plan,
     reopen,
 )
-from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_recipe
+from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_recipe
 from pipeline.progress import BuildLog, make_console
 from pipeline.ray_jobs import RayWorkers, import_ray
 from pipeline.removal import remove_build, remove_temporary_files, remove_unlisted, remove_work
@@ -73,7 +73,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
     mix = parse_mix(arguments.mix)
     for text in mix.notices:
         notice(text)
-    given = prepare.name_datasets(name_tokenizers(arguments, mix))
+    given = prepare.name_datasets(prepare.name_tokenizers(arguments, mix))
     folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER, tuple(given))
     is_done = is_finished(folders) and not arguments.replace and not arguments.dry_run
     if arguments.sample_mb is not None and not is_done:
@@ -83,11 +83,11 @@ def build(arguments: BuildArguments, console: Console) -> None:
     tokenizers = {
         name: prepare.choose_tokenizer(one, engine=arguments.engine, notice=notice) for name, one in given.items()
     }
-    settings = choose_settings(arguments)
+    settings = prepare.choose_settings(arguments)
     if arguments.dry_run:
         print_forecast(make_forecast(arguments, settings, sources, tokenizers, console), console)
         return
-    datasets = plan_datasets(arguments, settings, sources, tokenizers)
+    datasets = prepare.plan_datasets(arguments, settings, sources, tokenizers)
     described = {dataset.name: dataset.described for dataset in datasets}
     tokenizer_files = prepare.name_tokenizer_files(tokenizers)
     plan = make_plan(folders, described, tokenizer_files, is_replacement=arguments.replace)
@@ -125,42 +125,6 @@ def make_raw_sample(arguments: BuildArguments, mix: Mix, console: Console) -> No
     shares = tuple((entry.source, entry.exact_weight) for entry in mix.entries if entry.weight)
     report = make_sample(arguments.raw_folder, megabytes=arguments.sample_mb, sources=shares)
     console.print("\n".join(report.lines()))
-
-
-def name_tokenizers(arguments: BuildArguments, mix: Mix) -> list[str]:
-    """The tokenizers asked for, or the default."""
-    default = prepare.SAMPLE_TOKENIZER if arguments.sample_mb is not None else "llama2"
-    return (arguments.tokenizer or mix.tokenizer or default).split(",")
-
-
-def choose_settings(arguments: BuildArguments) -> BuildSettings:
-    """The settings that decide the output, with nothing left to choose."""
-    return BuildSettings(
-        dedup=arguments.dedup,
-        min_chars=max(1, arguments.min_chars),
-        valid_fraction=arguments.valid_fraction,
-        shard_tokens=arguments.shard_tokens,
-        seed=arguments.seed,
-    )
-
-
-def plan_datasets(
-    arguments: BuildArguments,
-    settings: BuildSettings,
-    sources: tuple[PlannedSource, ...],
-    tokenizers: prepare.NamedTokenizers,
-) -> list[DatasetPlan]:
-    """What each tokenizer's dataset is decided by."""
-    shares = None
-    if arguments.tokens is not None:
-        shares = {source.name: int(arguments.tokens * source.weight) for source in sources}
-    datasets = []
-    for name, tokenizer in tokenizers.items():
-        rule = prepare.choose_document_rule(arguments.document_rule, tokenizer)
-        identity = prepare.identify_tokenizer(tokenizer)
-        described = describe_settings(settings, sources, tokenizer_identity=identity, document_rule=rule, shares=shares)
-        datasets.append(DatasetPlan(name, tokenizer, rule, described))
-    return datasets
 
 
 def reopen_if_lost(

@@ -93,7 +93,7 @@ def add_costs(forecast: Forecast, samples: list[SourceSample]) -> tuple[float, f
 def describe_sample(forecast: Forecast) -> Iterator[str]:
     """What the figures rest on."""
     if all(sample.is_exact for sample in forecast.samples):
-        yield "exact (all read), before dedup: documents, text and tokens are counts; disk, memory and time are estimates"
+        yield "exact (all read), before dedup: documents, text and tokens are counts; the rest are estimates"
         return
     read_bytes = sum(sample.read_bytes for sample in forecast.samples)
     yield (

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from pipeline.document_batch import DocumentBatch
 from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
-from pipeline.kernels import HASH_SEEDS, frame_documents, hash_documents
+from pipeline.framing import encode_framed
+from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
 from pipeline.storage import name_temporary, sync_folder
@@ -123,6 +124,7 @@ def write_task(task: IngestTask, folder: Path) -> IngestRecord:
         )
         for wanted in join_small(batches):
             ingest_batch(wanted, task.settings, token_file)
+            del wanted  # a huge text goes before the next is read
     return token_file.record()
 
 
@@ -135,6 +137,7 @@ def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatc
         if file.subset is not None:
             batch = replace(batch, subsets=pa.repeat(pa.scalar(file.subset), len(batch.rows)))
         yield batch
+        del batch  # a huge text goes before the next is read
 
 
 @dataclass(frozen=True)
@@ -187,9 +190,10 @@ def join_small(batches: Iterator[WantedDocuments]) -> Iterator[WantedDocuments]:
     for batch in batches:
         waiting.append(batch)
         num_bytes += batch.texts.nbytes
+        del batch
         if num_bytes >= SMALLEST_BATCH_BYTES:
-            yield join_wanted(waiting)
-            waiting, num_bytes = [], 0
+            joined, waiting, num_bytes = [join_wanted(waiting)], [], 0
+            yield joined.pop()  # so that a huge text is not held here while it is worked on
     if waiting:
         yield join_wanted(waiting)
 
@@ -213,11 +217,11 @@ def ingest_batch(wanted: WantedDocuments, settings: IngestSettings, token_file: 
     documents["content_hash"], documents["row"], documents["raw_file"] = hashes, wanted.rows, wanted.raw_files
     documents["num_bytes"] = np.diff(offsets)
     encoded = [encode_texts(data, offsets, encode) for encode in settings.encode]
-    for number, texts in enumerate(encoded):
-        documents["num_tokens"][:, number] = texts.framed_lengths
-    rooms = token_file.reserve([int(texts.framed_lengths.sum()) for texts in encoded])
-    for texts, room in zip(encoded, rooms, strict=True):
-        texts.frame(data, offsets, room)
+    for number, (_, lengths) in enumerate(encoded):
+        documents["num_tokens"][:, number] = lengths
+    rooms = token_file.reserve([len(ids) for ids, _ in encoded])
+    for (ids, _), room in zip(encoded, rooms, strict=True):
+        room[:] = ids
     token_file.add(documents, choose_splits(hashes, wanted.splits, settings.valid_fraction))
 
 
@@ -233,40 +237,10 @@ def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), offsets.astype(np.int64)
 
 
-@dataclass(frozen=True)
-class EncodedTexts:
-    """The ids of some documents as an engine gives them: document i's are ids[offsets[i]:offsets[i + 1]]."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    tokenizer: Tokenizer
-    has_bos: bool
-
-    @property
-    def framed_lengths(self) -> np.ndarray:
-        """The ids of each document with those that frame it: int64."""
-        return np.diff(self.offsets) + 1 + self.has_bos
-
-    def frame(self, data: np.ndarray, text_offsets: np.ndarray, out: np.ndarray) -> None:
-        """Put all documents into `out`, framed by the document rule. data, text_offsets: the texts, for an error."""
-        tokenizer = self.tokenizer
-        bos = tokenizer.bos_id if self.has_bos else -1
-        first_bad = frame_documents(self.ids, self.offsets, bos, tokenizer.eos_id, out)
-        if first_bad >= 0:
-            text = data[text_offsets[first_bad] : text_offsets[first_bad + 1]].tobytes().decode()
-            raise ValueError(
-                f"tokenizer {tokenizer.path}: the text {text[:60]!r} makes a control id, so documents could not be "
-                "told apart. Use --engine reference, or another tokenizer"
-            )
-        if len(self.ids) and int(self.ids.max()) >= tokenizer.vocab_size:
-            raise ValueError(f"tokenizer {tokenizer.path} made an id beyond its vocabulary: {self.ids.max()}")
-
-
-def encode_texts(data: np.ndarray, offsets: np.ndarray, settings: EncodeSettings) -> EncodedTexts:
-    """The ids of some documents, not framed yet."""
+def encode_texts(data: np.ndarray, offsets: np.ndarray, settings: EncodeSettings) -> tuple[np.ndarray, np.ndarray]:
+    """The framed ids of some documents, in the dataset's dtype, and how many each has."""
     tokenizer = open_tokenizer(settings.tokenizer, settings.sha256, settings.engine)
-    ids, id_offsets = tokenizer.encode_documents(data, offsets)
-    return EncodedTexts(ids, id_offsets, tokenizer, has_bos=settings.document_rule == "bos+eos")
+    return encode_framed(tokenizer, data, offsets, document_rule=settings.document_rule, dtype=np.dtype(settings.dtype))
 
 
 @functools.cache  # one of each tokenizer per process: its caches make it fast

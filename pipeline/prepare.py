@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.arguments import BuildArguments
 from pipeline.documents import read_documents
 from pipeline.folders import RESERVED_NAMES, TOKENIZER_FOLDER
 from pipeline.ingest import find_excluded
 from pipeline.manifest import check_source_name, how_to_get, list_raw_files, load_source
 from pipeline.mix import Mix, MixEntry
-from pipeline.plan import PlannedSource, hash_texts
+from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_texts
 from pipeline.shard import LARGEST_UINT16_VOCABULARY
 from pipeline.storage import write_file
 from pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -66,6 +67,42 @@ def find_source(entry: MixEntry, raw: Path, *, notice: Notice) -> PlannedSource:
             "after its subset"
         )
     return PlannedSource(source, folder, entry.exclude, entry.weight, listed.files)
+
+
+def name_tokenizers(arguments: BuildArguments, mix: Mix) -> list[str]:
+    """The tokenizers asked for, or the default."""
+    default = SAMPLE_TOKENIZER if arguments.sample_mb is not None else "llama2"
+    return (arguments.tokenizer or mix.tokenizer or default).split(",")
+
+
+def choose_settings(arguments: BuildArguments) -> BuildSettings:
+    """The settings that decide the output, with nothing left to choose."""
+    return BuildSettings(
+        dedup=arguments.dedup,
+        min_chars=max(1, arguments.min_chars),
+        valid_fraction=arguments.valid_fraction,
+        shard_tokens=arguments.shard_tokens,
+        seed=arguments.seed,
+    )
+
+
+def plan_datasets(
+    arguments: BuildArguments,
+    settings: BuildSettings,
+    sources: tuple[PlannedSource, ...],
+    tokenizers: NamedTokenizers,
+) -> list[DatasetPlan]:
+    """What each tokenizer's dataset is decided by."""
+    shares = None
+    if arguments.tokens is not None:
+        shares = {source.name: int(arguments.tokens * source.weight) for source in sources}
+    datasets = []
+    for name, tokenizer in tokenizers.items():
+        rule = choose_document_rule(arguments.document_rule, tokenizer)
+        identity = identify_tokenizer(tokenizer)
+        described = describe_settings(settings, sources, tokenizer_identity=identity, document_rule=rule, shares=shares)
+        datasets.append(DatasetPlan(name, tokenizer, rule, described))
+    return datasets
 
 
 def name_datasets(tokenizers: list[str]) -> dict[str, str]:
