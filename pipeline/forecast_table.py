@@ -123,7 +123,7 @@ def describe_costs(forecast: Forecast) -> Iterator[str]:
     program, *stages = (f"{stage} {format_bytes(size)}" for stage, size in forecast.memory.items())
     yield (
         f"memory: up to {format_bytes(max(forecast.memory.values()))} for each worker ({', '.join(stages)}; "
-        f"of that {program}). A line or text file beyond a few MB takes up to nine times its size more"
+        f"of that {program}). A line or text file beyond a few MB takes about three times its size more"
     )
     yield "time: what a core of this machine worked on the sample, as often as needed; more where disks are slower"
 
