@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -11,6 +12,7 @@ from build_process import BuildProcess, checksums, kill_if_there, many_flags
 STAGES = {"ingest": 7, "dedup": 1, "drops": 7, "pack": 70}
 LAST_DELAY_SECONDS = 0.05  # behind the event that a kill waits for: tasks of these tests take 1 to 50 ms, ingest more
 VANISH_SECONDS = 5
+ATTEMPTS = 6  # at a moment: on a busy machine this process may be late
 
 
 @pytest.fixture
@@ -57,8 +59,14 @@ def stop_in_turn(start, out, seed, stages):
     """
     rng, build, stamps, num_stops = random.Random(seed), start(), {}, 0
     for number, stage in enumerate(stages, start=seed):
-        build = build if build.is_running else start()
-        if not wait_for_moment(build, *draw_moment(rng, stage)):
+        for _ in range(ATTEMPTS):
+            build = build if build.is_running else start()
+            if wait_for_moment(build, *draw_moment(rng, stage)):
+                break
+            if (out / "dataset.json").exists():  # all was over before the moment came: once more from the beginning
+                shutil.rmtree(out)
+                stamps = {}
+        else:
             continue
         num_stops += 1
         if number % 3 == 1 and build.list_workers():
@@ -88,7 +96,7 @@ MOMENTS = ["start", *STAGES, "finish"]
 )
 def test_a_build_stopped_at_seeded_moments_ends_with_the_bytes_of_one_left_alone(start, tmp_path, whole, seed, stages):
     num_stops = stop_in_turn(start, tmp_path / "out", seed, stages)
-    assert num_stops >= len(stages) - 1  # a stage may be over before the moment comes
+    assert num_stops >= len(stages) - 1  # the last moments of a build are short
     assert checksums(tmp_path / "out") == checksums(whole)
     assert not (tmp_path / "out/work").exists()
 
