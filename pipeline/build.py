@@ -29,6 +29,7 @@ from pipeline.forecast import make_forecast
 from pipeline.forecast_table import print_forecast
 from pipeline.ingest_checks import BadRows, check_sources
 from pipeline.ingest_plan import group_for_drops, plan_ingest
+from pipeline.interrupt import STOPPED, ending_soon_on_ctrl_c
 from pipeline.jobs import Executor, Workers, describe
 from pipeline.limit import select
 from pipeline.mix import Mix, parse_mix
@@ -54,13 +55,14 @@ def main() -> None:
     """The command: one line and a non-zero exit code for what the user can mend."""
     arguments = tyro.cli(BuildArguments)
     try:
-        build(arguments, make_console())
+        with ending_soon_on_ctrl_c():
+            build(arguments, make_console())
     except OSError as error:
         sys.exit(f"error: {describe(error)}")
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped. What was finished is kept: run the same command again to continue")
+        sys.exit(STOPPED)
 
 
 def build(arguments: BuildArguments, console: Console) -> None:

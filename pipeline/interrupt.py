@@ -1,0 +1,51 @@
+"""Ctrl-C ends a command within two seconds, whatever it is doing. Knows nothing of what that is.
+
+Python raises KeyboardInterrupt between two steps of its own: a sort of four million documents is one step. So a thread
+waits beside it, and ends the process where it has not ended in order. Whatever `kill -9` leaves can be gone on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+SECONDS_TO_END_IN_ORDER = 1.5
+STOPPED = "stopped. What was finished is kept: run the same command again to continue"
+SHOW_CURSOR = "\x1b[?25h"  # a live display hides it
+
+
+@contextlib.contextmanager
+def ending_soon_on_ctrl_c() -> Iterator[None]:
+    """In the block, Ctrl-C raises KeyboardInterrupt as ever; where the block has not ended soon, the process does.
+
+    For the main thread alone: no other may say what becomes of signals.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, args=(reader,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
+def watch(reader: int) -> None:
+    """Read the signals that arrive. Returns when the pipe's other end is closed; ends the process after Ctrl-C."""
+    while (received := os.read(reader, 1)) != bytes([signal.SIGINT]):
+        if not received:
+            return
+    is_said_again, _, _ = select.select([reader], [], [], SECONDS_TO_END_IN_ORDER)
+    if is_said_again and not os.read(reader, 1):
+        return
+    print(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}{STOPPED}", file=sys.stderr, flush=True)
+    os._exit(1)
