@@ -71,7 +71,7 @@ def tokens_table(forecast: Forecast) -> Table:
 
 def costs_table(forecast: Forecast) -> Table:
     """Disk and time, a row per source and one for all."""
-    workers = forecast.arguments.workers
+    workers = 1 if forecast.arguments.executor == "ray" else forecast.arguments.workers
     cores = f"{workers} core{'s' if workers > 1 else ''}"
     columns = ("output", "work files", "peak", "text/s and core", "1 core", *([cores] if workers > 1 else []))
     table = make_table("disk and time", ("source",), columns)
@@ -126,6 +126,8 @@ def describe_costs(forecast: Forecast) -> Iterator[str]:
         f"of that {program}). A line or text file beyond a few MB takes about three times its size more"
     )
     yield "time: what a core of this machine worked on the sample, as often as needed; more where disks are slower"
+    if forecast.arguments.executor == "ray":
+        yield "time: a Ray cluster of N CPUs like this takes an Nth of it, a worker's memory on each"
 
 
 def find_warnings(forecast: Forecast) -> Iterator[str]:
@@ -138,7 +140,7 @@ def find_warnings(forecast: Forecast) -> Iterator[str]:
     yield from find_full_disks(forecast)
     memory = max(forecast.memory.values()) * forecast.arguments.workers
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory > total:
+    if memory > total and forecast.arguments.executor != "ray":
         yield (
             f"{forecast.arguments.workers} workers may take {format_bytes(memory)} of memory, this machine has "
             f"{format_bytes(total)}: fewer --workers, or smaller shards (--shard-tokens)"
