@@ -44,6 +44,11 @@ class DocumentBatch:
     num_rows: int = 0
 
 
+def make_strings(data: np.ndarray | bytearray, offsets: np.ndarray) -> pa.Array:
+    """An Arrow string array of UTF-8 bytes, without a copy: text i is data[offsets[i]:offsets[i + 1]] (int32)."""
+    return pa.Array.from_buffers(pa.string(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
 def as_text(texts: pa.Array) -> pa.Array | None:
     """A binary array as a string array without a copy, or None where a value is null or not UTF-8."""
     if texts.null_count:

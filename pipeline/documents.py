@@ -7,14 +7,15 @@ which is one document. Texts come out as they stand in the file: valid UTF-8, no
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.document_batch import DocumentBatch, split_good_from_bad
+from pipeline.document_batch import DocumentBatch, make_strings, split_good_from_bad
 from pipeline.file_parts import SCAN_BYTES, WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
-from pipeline.json_lines import LineFields, Lines, parse_lines
-from pipeline.json_long_line import one_text
+from pipeline.json_lines import LineFields, parse_lines
 from pipeline.parquet_rows import read_parquet, rows_before_group, split_row_groups
 
 BLOCK_BYTES = 8 << 20
@@ -89,7 +90,7 @@ def read_json_lines(
     row = 0
     try:
         for block in read_blocks(path, compression=compression, start=start, end=end):
-            batch = parse_lines(Lines.cut(block, first_row=row), fields=fields)
+            batch = parse_lines(block, first_row=row, fields=fields)
             row += batch.num_rows
             del block
             yield batch
@@ -137,46 +138,53 @@ def long_line(path: Path, row: int) -> ValueError:
     )
 
 
-def read_blocks(path: Path, *, compression: str | None, start: int, end: int | None) -> Iterator[bytearray]:
+def read_blocks(path: Path, *, compression: str | None, start: int, end: int | None) -> Iterator[memoryview]:
     """The bytes start to end of a file, decompressed, in blocks that end with a line; a longer line makes its block
-    longer. Raises LongLineError."""
-    block = bytearray()
-    for chunk in read_chunks(path, compression=compression, start=start, end=end):
-        cut = chunk.rfind(b"\n") + 1
-        if cut:
-            block += memoryview(chunk)[:cut]
-            whole, block = [block], bytearray()
-            yield whole.pop()  # so that a long line is not held here while its text is worked on
-        block += memoryview(chunk)[cut:]
-        if len(block) > LONGEST_LINE_BYTES:
-            raise LongLineError
-    if block:
-        yield block
+    longer. A block is good until the next is asked for: its memory is used again. Raises LongLineError."""
+    room, num_bytes = bytearray(BLOCK_BYTES), 0
+    with opened(path, compression, start=start) as stream:
+        left = None if end is None else end - start
+        while num_read := stream.readinto(memoryview(room)[num_bytes:][:left]):
+            left = None if left is None else left - num_read
+            cut = room.rfind(b"\n", num_bytes, num_bytes + num_read) + 1
+            num_bytes += num_read
+            if cut:
+                rest = room[cut:num_bytes]
+                filled, num_bytes = [memoryview(room)[:cut]], len(rest)
+                if len(room) > BLOCK_BYTES:  # a long line goes while its text is worked on
+                    room = bytearray(max(BLOCK_BYTES, 2 * len(rest)))
+                yield filled.pop()
+                room[: len(rest)] = rest
+            elif num_bytes > LONGEST_LINE_BYTES:
+                raise LongLineError
+            elif num_bytes == len(room):
+                room += bytes(BLOCK_BYTES)
+    if num_bytes:
+        yield memoryview(room)[:num_bytes]
 
 
-def read_chunks(
-    path: Path, *, compression: str | None, start: int = 0, end: int | None = None, most_bytes: int = BLOCK_BYTES
-) -> Iterator[bytes]:
-    """The bytes start to end of a file, decompressed, in pieces of `most_bytes` at most. A packed one starts at 0."""
+def read_chunks(path: Path, *, compression: str | None, most_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """The bytes of a file, decompressed, in pieces of `most_bytes` at most."""
+    with opened(path, compression, start=0) as stream:
+        while chunk := stream.read(most_bytes):
+            yield chunk
+
+
+@contextmanager
+def opened(path: Path, compression: str | None, *, start: int) -> Iterator[pa.NativeFile]:
+    """A raw file's bytes from `start` on, decompressed; a packed one is read from its own start."""
     with pa.OSFile(str(path)) as file:
         if compression is None:
             file.seek(start)
-            yield from read_stretch(file, start, end, most_bytes)
+            yield file
             return
         if file.size() == 0:
             raise ValueError(f"{path} is empty, not {compression}: fetch it again, or remove it to build without it")
         with pa.CompressedInputStream(file, compression) as stream:
             try:
-                yield from read_stretch(stream, 0, end, most_bytes)
+                yield stream
             except OSError as error:
                 raise unreadable(path, compression, error) from error
-
-
-def read_stretch(file: pa.NativeFile, start: int, end: int | None, most_bytes: int) -> Iterator[bytes]:
-    """The bytes of an open file that stands at `start`, until `end` (None: its end), `most_bytes` at most at once."""
-    while chunk := file.read(most_bytes if end is None else min(most_bytes, end - start)):
-        start += len(chunk)
-        yield chunk
 
 
 def measure_unpacking(path: Path) -> float:
@@ -225,4 +233,5 @@ def read_text_file(path: Path, *, compression: str | None) -> Iterator[DocumentB
                 f"{path}: row 0 is longer than {LONGEST_LINE_BYTES >> 20} MiB, and a text file is one document. "
                 "Split the file, or turn it into JSON lines"
             )
-    yield split_good_from_bad(one_text(text).cast(pa.binary()), first_row=0)
+    texts = make_strings(text, np.array([0, len(text)], np.int32))
+    yield split_good_from_bad(texts.view(pa.binary()), first_row=0)

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from pipeline.document_batch import DocumentBatch, split_good_from_bad
 from pipeline.file_parts import WHOLE, Part, split_weighted
-from pipeline.json_lines import LineFields, find_subsets
+from pipeline.json_lines import LineFields
+from pipeline.subsets import find_subsets
 
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20

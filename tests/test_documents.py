@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline import documents
 from pipeline.document_batch import BadRow
 from pipeline.documents import read_documents
-from pipeline.json_lines import LineFields, Lines, parse_lines
+from pipeline.json_lines import LineFields, parse_lines
 
 
 def read_all(path, **options):
@@ -119,14 +119,14 @@ def test_a_lines_fate_is_its_own(lines, cuts, ending):
     fields = LineFields("text")
     alone_texts, alone_bad = {}, []
     for row, line in enumerate(lines):
-        batch = parse_lines(Lines.cut(line + ending, first_row=row), fields=fields)
+        batch = parse_lines(bytearray(line + ending), first_row=row, fields=fields)
         alone_texts.update(zip(batch.rows.tolist(), batch.texts.to_pylist(), strict=True))
         alone_bad += [(bad.row, bad.reason) for bad in batch.bad_rows]
     borders = sorted({0, len(lines), *(min(cut, len(lines)) for cut in cuts)})
     texts, bad = {}, []
     for first, last in zip(borders[:-1], borders[1:], strict=True):
         block = b"".join(line + ending for line in lines[first:last])
-        batch = parse_lines(Lines.cut(block, first_row=first), fields=fields)
+        batch = parse_lines(bytearray(block), first_row=first, fields=fields)
         texts.update(zip(batch.rows.tolist(), batch.texts.to_pylist(), strict=True))
         bad += [(row.row, row.reason) for row in batch.bad_rows]
     assert texts == alone_texts
@@ -247,15 +247,6 @@ def test_half_a_surrogate_in_a_subset_is_no_subset(tmp_path):
     path = write(tmp_path / "a.jsonl", b'{"text":"t","meta":{"redpajama_set_name":"\\ud800"}}')
     (batch,) = read_documents(path, text_field="text", subset_field=META)
     assert batch.subsets.to_pylist() == [None]
-
-
-def test_spaces_around_objects_and_null_texts_are_read_in_bulk(tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise AssertionError("read line by line")
-
-    path = write(tmp_path / "a.jsonl", b' \t{"text":"a"} \r\n   \n{"text":"b"}\t\n')
-    monkeypatch.setattr("pipeline.json_lines.parse_alone", fail)
-    assert read_all(path) == ({0: "a", 2: "b"}, [])
 
 
 def test_two_text_columns_are_refused(tmp_path):
