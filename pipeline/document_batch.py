@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # Why a row is not a document, and what that means for a person. The words stand in drops/ and in dataset.json.
 BAD_REASONS = {
@@ -20,12 +20,15 @@ BAD_REASONS = {
 }
 
 
-class BadRow(NamedTuple):
-    """A row that holds no document: its number, one of BAD_REASONS, and its size."""
+BAD_NAMES = tuple(BAD_REASONS)
+BAD_ROW = np.dtype([("row", "<u8"), ("num_bytes", "<u8"), ("reason", "u1")])  # reason: its index in BAD_NAMES
 
-    row: int
-    reason: str
-    num_bytes: int
+
+def list_bad_rows(rows: np.ndarray, num_bytes: np.ndarray, reasons: np.ndarray | int) -> np.ndarray:
+    """BAD_ROW records of rows that hold no document."""
+    bad_rows = np.empty(len(rows), BAD_ROW)
+    bad_rows["row"], bad_rows["num_bytes"], bad_rows["reason"] = rows, num_bytes, reasons
+    return bad_rows
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class DocumentBatch:
     """Some documents of one raw file, in row order, and the bad rows found between them.
 
     texts: Arrow string array, no nulls. rows: uint64, one per text. subsets: Arrow string array, one per text, null
-    where a row names none; None where no subset was asked for. num_rows: how many rows of the file the batch covers,
-    blank lines too; those of all batches add up to the file's.
+    where a row names none; None where no subset was asked for. bad_rows: BAD_ROW records, in row order.
+    num_rows: how many rows of the file the batch covers, blank lines too; those of all batches add up to the file's.
     """
 
     texts: pa.Array
     rows: np.ndarray
     subsets: pa.Array | None = None
-    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_rows: np.ndarray = field(default_factory=lambda: np.empty(0, BAD_ROW))
     num_rows: int = 0
 
 
@@ -65,17 +68,16 @@ def split_good_from_bad(texts: pa.Array, *, first_row: int, subsets: pa.Array | 
     strings = as_text(texts)
     if strings is not None:
         return DocumentBatch(strings, rows, subsets, num_rows=len(texts))
-    bad_rows = []
-    for index in find_suspects(texts):
-        text = texts[index].as_py()
-        reason = "bad_text_null" if text is None else "bad_utf8"
-        bad_rows.append(BadRow(first_row + index, reason, len(text or b"")))
+    suspects = np.array(find_suspects(texts))
+    is_null = texts.is_null().to_numpy(zero_copy_only=False)[suspects]
+    reasons = np.where(is_null, BAD_NAMES.index("bad_text_null"), BAD_NAMES.index("bad_utf8"))
+    num_bytes = pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False)[suspects]
     is_good = np.ones(len(texts), bool)
-    is_good[[bad.row - first_row for bad in bad_rows]] = False
-    is_good = pa.array(is_good)
-    kept_subsets = None if subsets is None else subsets.filter(is_good)
-    good_rows = rows[is_good.to_numpy(zero_copy_only=False)]
-    return DocumentBatch(texts.filter(is_good).cast(pa.string()), good_rows, kept_subsets, bad_rows, len(texts))
+    is_good[suspects] = False
+    bad_rows = list_bad_rows(rows[suspects], num_bytes, reasons)
+    kept_subsets = None if subsets is None else subsets.filter(pa.array(is_good))
+    kept_texts = texts.filter(pa.array(is_good)).cast(pa.string())
+    return DocumentBatch(kept_texts, rows[is_good], kept_subsets, bad_rows, len(texts))
 
 
 def find_suspects(texts: pa.Array) -> list[int]:

@@ -169,6 +169,6 @@ def take_rows(batches: Iterator[DocumentBatch], most_rows: int | None) -> Iterat
 def cut_batch(batch: DocumentBatch, end_row: int, num_rows: int) -> DocumentBatch:
     """The rows of a batch before `end_row`: its first `num_rows`."""
     num_documents = int(np.searchsorted(batch.rows, end_row))
-    bad_rows = [bad for bad in batch.bad_rows if bad.row < end_row]
+    bad_rows = batch.bad_rows[batch.bad_rows["row"] < end_row]
     subsets = None if batch.subsets is None else batch.subsets[:num_documents]
     return DocumentBatch(batch.texts[:num_documents], batch.rows[:num_documents], subsets, bad_rows, num_rows)

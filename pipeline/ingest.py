@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.document_batch import DocumentBatch
+from pipeline.document_batch import BAD_NAMES, DocumentBatch
 from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
 from pipeline.framing import encode_framed
@@ -158,8 +158,9 @@ def keep_wanted(
 ) -> WantedDocuments:
     """The documents to keep of one batch; what is bad, excluded or short is written down."""
     token_file.num_rows += batch.num_rows
-    for bad in batch.bad_rows:
-        token_file.drop(file.number, [bad.row], [bad.num_bytes], reason=bad.reason)
+    for reason in np.unique(batch.bad_rows["reason"]).tolist():
+        bad = batch.bad_rows[batch.bad_rows["reason"] == reason]
+        token_file.drop(file.number, bad["row"], bad["num_bytes"], reason=BAD_NAMES[reason])
     texts, rows = batch.texts, batch.rows
     num_bytes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     is_excluded = find_excluded(batch, settings.exclude)

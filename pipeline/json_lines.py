@@ -12,17 +12,20 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import json_kernel
-from pipeline.document_batch import BadRow, DocumentBatch, as_text, find_suspects, make_strings
+from pipeline.document_batch import BAD_NAMES, DocumentBatch, as_text, find_suspects, list_bad_rows, make_strings
 from pipeline.subsets import find_in_json
 
-REASONS = {
-    json_kernel.BAD_JSON: "bad_json",
-    json_kernel.BAD_OBJECT: "bad_object",
-    json_kernel.TEXT_MISSING: "bad_text_missing",
-    json_kernel.TEXT_NULL: "bad_text_null",
-    json_kernel.TEXT_TYPE: "bad_text_type",
-    json_kernel.BAD_SURROGATE: "bad_surrogate",
-}
+# By the kernel's fates, each one's index in BAD_NAMES.
+REASONS = np.zeros(json_kernel.BLANK, np.uint8)
+for _fate, _reason in (
+    (json_kernel.BAD_JSON, "bad_json"),
+    (json_kernel.BAD_OBJECT, "bad_object"),
+    (json_kernel.TEXT_MISSING, "bad_text_missing"),
+    (json_kernel.TEXT_NULL, "bad_text_null"),
+    (json_kernel.TEXT_TYPE, "bad_text_type"),
+    (json_kernel.BAD_SURROGATE, "bad_surrogate"),
+):
+    REASONS[_fate] = BAD_NAMES.index(_reason)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def parse_lines(block: bytearray | memoryview, *, first_row: int, fields: LineFi
         names = fields.subset.split(".")[1:]
         subsets = find_in_json(make_strings(subset, subset_offsets[: num_texts + 1]), names)
     rows = (lines[:num_texts] + first_row).astype(np.uint64)
-    bad_rows = [BadRow(first_row + line, REASONS[fate], size) for line, fate, size in bad[:num_bad].tolist()]
+    bad_rows = list_bad_rows(bad[:num_bad, 0] + first_row, bad[:num_bad, 2], REASONS[bad[:num_bad, 1]])
     batch = DocumentBatch(texts, rows, subsets, bad_rows, num_lines)
     return batch if is_utf8(block) else leave_out_bad_utf8(batch, block, first_row=first_row)
 
@@ -72,12 +75,9 @@ def leave_out_bad_utf8(batch: DocumentBatch, block: bytearray | memoryview, *, f
     starts = np.unique(np.concatenate([[0], feeds + 1, [len(block)]])).astype(np.int32)
     lines = np.array(find_suspects(make_strings(block, starts).view(pa.binary())))
     sizes = np.diff(starts)[lines] - np.isin(starts[lines + 1] - 1, feeds)
-    bad_utf8 = [
-        BadRow(first_row + line, "bad_utf8", size) for line, size in zip(lines.tolist(), sizes.tolist(), strict=True)
-    ]
-    is_good = ~np.isin(batch.rows, lines + first_row)
-    rows = {bad.row for bad in bad_utf8}
-    others = [bad for bad in batch.bad_rows if bad.row not in rows]
+    bad_utf8 = list_bad_rows(lines + first_row, sizes, BAD_NAMES.index("bad_utf8"))
+    others = batch.bad_rows[~np.isin(batch.bad_rows["row"], bad_utf8["row"])]
+    bad_rows = np.sort(np.concatenate([others, bad_utf8]), order="row")
+    is_good = ~np.isin(batch.rows, bad_utf8["row"])
     subsets = None if batch.subsets is None else batch.subsets.filter(pa.array(is_good))
-    texts = batch.texts.filter(pa.array(is_good))
-    return DocumentBatch(texts, batch.rows[is_good], subsets, sorted(others + bad_utf8), batch.num_rows)
+    return DocumentBatch(batch.texts.filter(pa.array(is_good)), batch.rows[is_good], subsets, bad_rows, batch.num_rows)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.document_batch import BadRow, DocumentBatch
+from pipeline.document_batch import BAD_NAMES, DocumentBatch
 from pipeline.ingest import IngestSettings, TaskFile, find_excluded, find_places, read_file, text_buffers
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.manifest import RawFile, find_subset
@@ -121,7 +121,7 @@ class SourceCheck:
         base = file.number << ROW_BITS
         first = base
         for batch in read_file(file, self.settings):
-            found = np.union1d(batch.rows, np.array([bad.row for bad in batch.bad_rows], np.uint64))
+            found = np.union1d(batch.rows, batch.bad_rows["row"])
             if not len(found):
                 continue
             last = base + int(found[-1]) + 1
@@ -141,17 +141,17 @@ class SourceCheck:
         if num_more:
             yield f"{file.path}: ends before row {first - base:,}, but {num_more:,} more rows are in shards or drops/"
 
-    def verify_bad_rows(self, bad_rows: list[BadRow], dropped: np.ndarray, file: TaskFile) -> Iterator[str]:
+    def verify_bad_rows(self, bad_rows: np.ndarray, dropped: np.ndarray, file: TaskFile) -> Iterator[str]:
         """That each bad row is listed, with its reason and size."""
-        keys = np.array([file.number << ROW_BITS | bad.row for bad in bad_rows], np.uint64)
+        keys = np.uint64(file.number << ROW_BITS) | bad_rows["row"]
         at, is_dropped = look_up(dropped["key"], keys)
-        for index, bad in enumerate(bad_rows):
+        for index, (row, num_bytes, reason) in enumerate(bad_rows.tolist()):
             drop = dropped[at[index]] if is_dropped[index] else None
-            reason = "a document" if drop is None else DROP_REASONS[drop["reason"]]
-            if reason != bad.reason:
-                yield f"{file.path} row {bad.row}: {bad.reason}, but the dataset says {reason}"
-            elif drop["num_bytes"] != bad.num_bytes:
-                yield f"{file.path} row {bad.row}: {bad.num_bytes:,} bytes, but drops/ says {drop['num_bytes']:,}"
+            found = "a document" if drop is None else DROP_REASONS[drop["reason"]]
+            if found != BAD_NAMES[reason]:
+                yield f"{file.path} row {row}: {BAD_NAMES[reason]}, but the dataset says {found}"
+            elif drop["num_bytes"] != num_bytes:
+                yield f"{file.path} row {row}: {num_bytes:,} bytes, but drops/ says {drop['num_bytes']:,}"
 
     def verify_documents(
         self, batch: DocumentBatch, kept: np.ndarray, dropped: np.ndarray, file: TaskFile

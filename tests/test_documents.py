@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import documents
-from pipeline.document_batch import BadRow
+from pipeline.document_batch import BAD_NAMES
 from pipeline.documents import read_documents
 from pipeline.json_lines import LineFields, parse_lines
+
+
+def named(bad_rows):
+    """The bad rows of a batch as (row, reason, bytes)."""
+    return [(row, BAD_NAMES[reason], num_bytes) for row, num_bytes, reason in bad_rows.tolist()]
 
 
 def read_all(path, **options):
@@ -22,7 +27,7 @@ def read_all(path, **options):
     texts, bad = {}, []
     for batch in read_documents(path, **{"text_field": "text", **options}):
         texts.update(zip(batch.rows.tolist(), batch.texts.to_pylist(), strict=True))
-        bad += [(row.row, row.reason) for row in batch.bad_rows]
+        bad += [(row, reason) for row, reason, _ in named(batch.bad_rows)]
     return texts, bad
 
 
@@ -89,7 +94,7 @@ def test_blank_lines_and_two_objects_in_a_line_do_not_shift_rows(tmp_path):
 @pytest.mark.parametrize("data", [b"{", b"{\n", b"{\n\n", b'{\n{"text":""}'])
 def test_a_bad_lines_size_is_without_its_line_feed(tmp_path, data):
     first = next(read_documents(write(tmp_path / "a.jsonl", data), text_field="text"))
-    assert first.bad_rows == [BadRow(0, "bad_json", 1)]
+    assert named(first.bad_rows) == [(0, "bad_json", 1)]
 
 
 def test_a_blank_line_beside_a_bad_one_is_no_row(tmp_path):
@@ -121,14 +126,14 @@ def test_a_lines_fate_is_its_own(lines, cuts, ending):
     for row, line in enumerate(lines):
         batch = parse_lines(bytearray(line + ending), first_row=row, fields=fields)
         alone_texts.update(zip(batch.rows.tolist(), batch.texts.to_pylist(), strict=True))
-        alone_bad += [(bad.row, bad.reason) for bad in batch.bad_rows]
+        alone_bad += [(row, reason) for row, reason, _ in named(batch.bad_rows)]
     borders = sorted({0, len(lines), *(min(cut, len(lines)) for cut in cuts)})
     texts, bad = {}, []
     for first, last in zip(borders[:-1], borders[1:], strict=True):
         block = b"".join(line + ending for line in lines[first:last])
         batch = parse_lines(bytearray(block), first_row=first, fields=fields)
         texts.update(zip(batch.rows.tolist(), batch.texts.to_pylist(), strict=True))
-        bad += [(row.row, row.reason) for row in batch.bad_rows]
+        bad += [(row, reason) for row, reason, _ in named(batch.bad_rows)]
     assert texts == alone_texts
     assert sorted(bad) == sorted(alone_bad)
 

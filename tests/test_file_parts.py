@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_documents import BAD_LINES, write
+from test_documents import BAD_LINES, named, write
 
 from pipeline import documents
 from pipeline.documents import read_documents, split_file
@@ -31,7 +31,7 @@ def read_parts(path, parts):
         for batch in read_documents(path, text_field="text", part=part):
             rows = (batch.rows + first_row).tolist()
             texts.update(zip(rows, batch.texts.to_pylist(), strict=True))
-            bad += [(row.row + first_row, row.reason, row.num_bytes) for row in batch.bad_rows]
+            bad += [(row + first_row, reason, num_bytes) for row, reason, num_bytes in named(batch.bad_rows)]
             num_rows += batch.num_rows
         first_row += num_rows
     return texts, bad, first_row

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_documents import BAD_LINES
+from test_documents import BAD_LINES, named
 
 from pipeline.json_lines import LineFields, parse_lines
 from pipeline.subsets import find_subset, is_unicode
@@ -92,12 +92,12 @@ def test_lines_are_what_the_json_module_says(lines, ending, is_whole):
     found = dict(
         zip(batch.rows.tolist(), zip(batch.texts.to_pylist(), batch.subsets.to_pylist(), strict=True), strict=True)
     )
-    found |= {bad.row: bad.reason for bad in batch.bad_rows}
+    found |= {row: reason for row, reason, _ in named(batch.bad_rows)}
     rows = block.removesuffix(b"\n").split(b"\n") if block else []
     judged = {7 + row: judge(line) for row, line in enumerate(rows)}
     assert found == {row: fate for row, fate in judged.items() if fate is not None}
     assert batch.num_rows == len(rows)
-    sizes = {bad.row: bad.num_bytes for bad in batch.bad_rows}
+    sizes = {row: num_bytes for row, _, num_bytes in named(batch.bad_rows)}
     assert sizes == {row: len(rows[row - 7]) for row in sizes}
 
 
@@ -114,7 +114,7 @@ def test_an_escape_that_json_does_not_know_is_bad_wherever_it_stands(key, escape
     for ending in (b'"}', b'"}' + b" " * 20):
         line = f'{{"text":"a","{key}":"{escape}'.encode() + ending
         batch = parse_lines(bytearray(line), first_row=0, fields=LineFields("text"))
-        assert [bad.reason for bad in batch.bad_rows] == ["bad_json"]
+        assert [reason for _, reason, _ in named(batch.bad_rows)] == ["bad_json"]
 
 
 def test_a_block_cut_anywhere_is_never_read_beyond_its_end():
@@ -122,7 +122,7 @@ def test_a_block_cut_anywhere_is_never_read_beyond_its_end():
     for end in range(1, len(line)):
         room = bytearray(line[:end] + b'","x":"}"}]}')  # what stands behind the block would make the line whole
         batch = parse_lines(memoryview(room)[:end], first_row=0, fields=LineFields("text"))
-        assert [bad.reason for bad in batch.bad_rows] == ["bad_json"], line[:end]
+        assert [reason for _, reason, _ in named(batch.bad_rows)] == ["bad_json"], line[:end]
 
 
 def test_deep_nesting_is_no_json_and_takes_no_stack():
@@ -130,4 +130,4 @@ def test_deep_nesting_is_no_json_and_takes_no_stack():
     assert parse_lines(bytearray(deep), first_row=0, fields=LineFields("text")).texts.to_pylist() == ["a"]
     deeper = b'{"text":"a","b":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
     batch = parse_lines(bytearray(deeper), first_row=0, fields=LineFields("text"))
-    assert [bad.reason for bad in batch.bad_rows] == ["bad_json"]
+    assert [reason for _, reason, _ in named(batch.bad_rows)] == ["bad_json"]

@@ -8,7 +8,14 @@ import pytest
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from pipeline.unicode_tables import DIFFERING_RANGES, build_differing_table, find_differing_documents
+from pipeline.unicode_tables import (
+    DIFFERING_RANGES,
+    LEAD_OF_3_A,
+    LEAD_OF_3_B,
+    LEAD_OF_4,
+    build_differing_table,
+    find_differing_documents,
+)
 
 CONTEXT_BYTES = b"a1! '\ns"
 # Each code point beside a letter, a digit, a sign, spaces, an apostrophe and line ends.
@@ -113,7 +120,11 @@ def test_only_the_documents_asked_about_are_looked_at():
     assert find_differing_documents(data, np.array([6]), table=table).tolist() == []
 
 
-def test_a_document_longer_than_one_chunk_is_found_wherever_the_code_point_stands(monkeypatch):
-    monkeypatch.setattr("pipeline.unicode_tables._CHUNK_BYTES", 8)
+def test_a_code_point_is_found_wherever_it_stands():
     for position in range(20):
         assert find_in(["z", "a" * position + "\U000323b0" + "b" * 20, "z"]) == [1]
+
+
+def test_every_differing_code_point_begins_with_a_byte_that_is_decoded():
+    leads = {LEAD_OF_3_A, LEAD_OF_3_B, LEAD_OF_4}
+    assert {chr(code_point).encode()[0] for code_point in differing_code_points()} == leads
