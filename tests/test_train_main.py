@@ -43,6 +43,7 @@ BROKEN_DISK = """
 import os, sys
 sys.path[0] = {root!r}
 from pipeline.dataset import PackedDataset
+from train.distributed import end_process
 from train.main import main
 
 def fail(self, positions):
@@ -50,7 +51,7 @@ def fail(self, positions):
 
 if os.environ["RANK"] == "1":
     PackedDataset.samples_with_ends = fail
-sys.exit(main())
+end_process(main)
 """
 
 

@@ -2,7 +2,10 @@
 
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -89,6 +92,26 @@ def stop_ranks(*, in_order: bool) -> None:
     if in_order:
         dist.barrier()
     dist.destroy_process_group()
+
+
+def end_process(main: Callable[[], int]) -> NoReturn:
+    """Run an entry point that joins a process group, then end the process at once with its exit code.
+
+    The interpreter is not shut down. A gloo thread may still hold a tensor of the last collective even after
+    `stop_ranks`, since device meshes and torch's caches keep the group and its threads alive, and it needs the GIL to
+    drop it. Python before 3.14 ends a thread that asks for the GIL during the shutdown by unwinding it, which in a
+    destructor is std::terminate: the rank would die of SIGABRT although all was done and saved.
+    """
+    try:
+        code = main()
+    except SystemExit:
+        raise  # of flags and help, before any group
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def build_model(config: ModelConfig, *, attention_backend: str, seed: int, placement: Placement) -> Transformer:

@@ -23,6 +23,7 @@ from train.checkpoint import save_checkpoint
 from train.config import TrainConfig, load_recipe, read_flags
 from train.data import MicroBatch, RankReader, arrange_mix, document_mask_of, parse_mix
 from train.distributed import (
+    end_process,
     print_error,
     rank_from_environment,
     resolve_device,
@@ -206,4 +207,4 @@ def log(run: Run, record: Record) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)
