@@ -58,13 +58,17 @@ def main() -> None:
     """The command."""
     flags = tyro.cli(MemoryFlags)
     console = make_console()
+    cases = [case for case in CASES if not flags.cases or case.name.startswith(flags.cases)]
+    if not cases:
+        sys.exit(
+            f"error: no case begins with {' or '.join(flags.cases)}; there are {', '.join(case.name for case in CASES)}"
+        )
     folder = Path(tempfile.mkdtemp(prefix="tokenmill-memory-", dir=flags.folder))
     figures: list[dict[str, Any]] = []
     try:
-        for case in CASES:
-            if not flags.cases or case.name.startswith(flags.cases):
-                figures += measure_case(case, flags.tokenizers, folder)
-                console.print(describe(figures[-len(flags.tokenizers) :]))
+        for case in cases:
+            figures += measure_case(case, flags.tokenizers, folder)
+            console.print(describe(figures[-len(flags.tokenizers) :]))
     finally:
         shutil.rmtree(folder)
     console.print(tabulate(figures))
