@@ -74,10 +74,22 @@ def find_index(source: SourceShards, *, seq_len: int, cache: Path | None = None)
     if source.num_tokens >= 1 << (64 - LENGTH_BITS):
         raise ValueError(f"{source.num_tokens:,} tokens in one source are too many for best-fit packing: use concat")
     folder = index_folder(source, seq_len=seq_len, cache=cache)
-    path = folder / "index.json"
-    if not path.is_file():
-        write_json(path, asdict(write_index(source, folder, seq_len=seq_len)))
-    return folder, PackingIndex(**read_json(path))
+    index = read_index(folder)
+    if index is None:
+        index = write_index(source, folder, seq_len=seq_len)
+        write_json(folder / "index.json", asdict(index))
+    return folder, index
+
+
+def read_index(folder: Path) -> PackingIndex | None:
+    """The index of a folder; None where it is not finished, or its files are not whole."""
+    if not (folder / "index.json").is_file():
+        return None
+    index = PackingIndex(**read_json(folder / "index.json"))
+    for name, count in (("bins.u64", index.num_bins + 1), ("pieces.u64", index.num_pieces)):
+        if not (folder / name).is_file() or (folder / name).stat().st_size != 8 * count:
+            return None
+    return index
 
 
 def write_index(source: SourceShards, folder: Path, *, seq_len: int) -> PackingIndex:
