@@ -159,9 +159,12 @@ def open_document_ends(bin_path: Path, *, num_documents: int) -> np.ndarray:
 
 def check_size(path: Path, expected_bytes: int) -> None:
     """Raise where a file is missing or has another size than dataset.json says."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: dataset.json lists it. Copy it again, or rebuild with --replace")
-    found_bytes = path.stat().st_size
+    try:
+        found_bytes = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{path} is missing: dataset.json lists it. Copy it again, or rebuild with --replace"
+        ) from None
     if found_bytes != expected_bytes:
         raise ValueError(
             f"{path} has {found_bytes:,} bytes, dataset.json says {expected_bytes:,}: "
