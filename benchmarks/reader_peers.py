@@ -99,6 +99,7 @@ def open_litdata(folder: Path, seq_len: int) -> Read:
     """litdata's StreamingDataset with its TokensLoader, over chunks that our export wrote."""
     from litdata import StreamingDataset
     from litdata.streaming import TokensLoader
+
     from pipeline.export import ExportArguments, export
 
     target = Path(tempfile.mkdtemp())
@@ -110,8 +111,9 @@ def open_litdata(folder: Path, seq_len: int) -> Read:
 
 def open_streaming(folder: Path, seq_len: int) -> Read:
     """mosaicml-streaming's StreamingDataset, over shards that our export wrote."""
-    from pipeline.export import ExportArguments, export
     from streaming import StreamingDataset
+
+    from pipeline.export import ExportArguments, export
 
     target = Path(tempfile.mkdtemp())
     export(ExportArguments(dataset=folder, to="mds", out=target / "mds", seq_len=seq_len))

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.maps import OpenFile, OpenFiles
 from pipeline.packing_index import LENGTH_BITS, find_index
-from pipeline.windows import SourceShards, offset_in_document
+from pipeline.source_shards import SourceShards, offset_in_document
 
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
 
@@ -49,7 +49,6 @@ class SourceBins(SourceShards):
     ):
         super().__init__(folder, shards, dtype=dtype, files=files)
         self.seq_len, self.pad_id = seq_len, pad_id
-        self.first_tokens = np.concatenate([[0], np.cumsum(self.num_tokens_of)])
         self.index_folder, self.index = find_index(self, seq_len=seq_len, cache=cache)
         self.num_windows = self.index.num_bins
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from pipeline.catalogue import Catalogue
 from pipeline.packing_index import PackingIndex, find_index
 from pipeline.progress import make_console
-from pipeline.windows import SourceShards
+from pipeline.source_shards import SourceShards
 
 LOWEST_REAL_FRACTION = 0.999
 

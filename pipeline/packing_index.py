@@ -15,14 +15,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.order import derive_key, permute
+from pipeline.source_shards import SourceShards
 from pipeline.storage import open_new, read_json, write_json
-from pipeline.windows import SourceShards
 
 POOL_DOCUMENTS = 100_000
 LENGTH_BITS = 20
@@ -110,22 +111,12 @@ def write_index(source: SourceShards, folder: Path, *, seq_len: int) -> PackingI
 
 def read_pools(source: SourceShards) -> Iterator[tuple[int, np.ndarray]]:
     """The documents of a source in pools: the first one's first token over all shards, and their lengths, int64."""
-    counts = np.array([shard["documents"] for shard in source.shards], dtype=np.int64)
-    first_documents = np.concatenate([[0], np.cumsum(counts)])
-    num_pools = max(1, int(first_documents[-1]) // POOL_DOCUMENTS)
-    borders = np.linspace(0, first_documents[-1], num_pools + 1).astype(np.int64).tolist()
+    num_documents = int(source.first_documents[-1])
+    num_pools = max(1, num_documents // POOL_DOCUMENTS)
+    borders = [num_documents * number // num_pools for number in range(num_pools + 1)]
     first_token = 0
-    for first, last in zip(borders[:-1], borders[1:], strict=True):
-        shards = range(int(np.searchsorted(first_documents, first, side="right")) - 1, len(counts))
-        parts = []
-        for shard in shards:
-            start, stop = max(0, first - int(first_documents[shard])), min(counts[shard], last - first_documents[shard])
-            if stop <= 0:
-                break
-            ends = source.ends(shard)
-            before = ends[start - 1] if start else 0
-            parts.append(np.diff(ends.view(start, int(stop)).astype(np.int64), prepend=before))
-        lengths = np.concatenate([np.empty(0, np.int64), *parts])
+    for first, last in pairwise(borders):
+        lengths = source.document_lengths(first, last)
         yield first_token, lengths
         first_token += int(lengths.sum())
 

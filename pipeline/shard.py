@@ -142,6 +142,16 @@ def write_documents(path: Path, lengths: np.ndarray, documents: Mapping[str, np.
         pq.write_table(table, file, compression="zstd")
 
 
+def read_documents(bin_path: Path) -> dict[str, np.ndarray]:
+    """A shard's table of documents: raw_file, row, num_tokens, content_hash (two uint64), an array of each."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(documents_path(bin_path))
+    columns = {name: table[name].to_numpy() for name in ("raw_file", "row", "num_tokens")}
+    hashes = b"".join(table["content_hash"].to_pylist())
+    return {**columns, "content_hash": np.frombuffer(hashes, "<u8").reshape(-1, 2)}
+
+
 def open_tokens(bin_path: Path, *, dtype: np.dtype, num_tokens: int) -> np.ndarray:
     """The ids of a shard: a read-only map of the file, shape (num_tokens,). Nothing is read yet.
 

@@ -9,7 +9,6 @@ from 64 counts.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.maps import OpenFile, OpenFiles
+from pipeline.maps import OpenFiles
 from pipeline.order import permute
-from pipeline.shard import check_size, index_path
+from pipeline.source_shards import SourceShards, ends_between, offset_in_document
 
 NUM_PHASES = 64
 
@@ -35,31 +34,6 @@ class Documents(NamedTuple):
     """For each input whether the token after it is to be predicted: bool, shape (seq_len,). All, unless best-fit."""
     first_offset: int
     """How many tokens of the first piece's document precede the sample."""
-
-
-class SourceShards:
-    """The shards of one source and split, their tokens and document ends opened on first use."""
-
-    def __init__(self, folder: Path, shards: Sequence[Mapping], *, dtype: np.dtype, files: OpenFiles | None = None):
-        self.paths = [folder / shard["path"] for shard in shards]
-        self.shards, self.dtype = shards, dtype
-        self.files = OpenFiles() if files is None else files
-        self.num_tokens_of = np.array([shard["tokens"] for shard in shards], dtype=np.int64)
-        self.num_tokens = int(self.num_tokens_of.sum())
-
-    def check_files(self) -> None:
-        """Raise where a file of tokens is missing or has another size than dataset.json says: before a run begins."""
-        for path, shard in zip(self.paths, self.shards, strict=True):
-            check_size(path, shard["tokens"] * self.dtype.itemsize)
-
-    def tokens(self, shard: int) -> OpenFile:
-        """The ids of one shard."""
-        return self.files.open(self.paths[shard], dtype=self.dtype, count=self.shards[shard]["tokens"])
-
-    def ends(self, shard: int) -> OpenFile:
-        """Where the documents of one shard end, in tokens."""
-        path = index_path(self.paths[shard])
-        return self.files.open(path, dtype=np.dtype("<u8"), count=self.shards[shard]["documents"])
 
 
 class SourceWindows(SourceShards):
@@ -184,17 +158,3 @@ def count_positions(ends: np.ndarray) -> np.ndarray:
     """For each token its place in its piece, from 0: int64, as many as the last of the pieces' ends."""
     starts = np.concatenate([[0], ends[:-1]])
     return np.arange(ends[-1]) - np.repeat(starts, ends - starts)
-
-
-def ends_between(ends: OpenFile, start: int, stop: int) -> np.ndarray:
-    """Where the pieces of documents in tokens [start, stop) of a shard end, counted from start; the last at stop."""
-    first = bisect.bisect_right(ends, start)
-    last = bisect.bisect_left(ends, stop, lo=first)
-    inside = ends.view(first, last).astype(np.int64) - start
-    return np.append(inside, stop - start)
-
-
-def offset_in_document(ends: OpenFile, start: int) -> int:
-    """How many tokens of its document precede the token at `start` of a shard."""
-    document = bisect.bisect_right(ends, start)
-    return start - (ends[document - 1] if document else 0)
