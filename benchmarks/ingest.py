@@ -144,6 +144,7 @@ def make_task(name: str, paths: tuple[Path, ...], tokenizer: Tokenizer, folder: 
         min_chars=1,
         valid_fraction=0.005,
         seed=0,
+        dedup="near",
         encode=(
             EncodeSettings(
                 tokenizer=str(tokenizer.path),

@@ -281,6 +281,7 @@ def ingest_file(path: Path, tokenizer_names: str, folder: Path) -> dict[str, Any
         min_chars=1,
         valid_fraction=0.005,
         seed=0,
+        dedup="near",
         encode=tuple(describe_tokenizer(name) for name in tokenizer_names.split("+")),
     )
     task = IngestTask("whole", "memory", (TaskFile(0, str(path), "train", None),), 0, settings, str(folder), "")

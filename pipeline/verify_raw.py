@@ -200,7 +200,7 @@ class SourceCheck:
                 problem = "its partner has another text"
             elif reason == "beyond_tokens" and expected == NO_REASON:
                 problem = self.verify_beyond(documents.hashes[index], file)
-            elif reason != DROP_REASONS[expected]:
+            elif reason != DROP_REASONS[expected] and not (reason == "duplicate_near" and expected == NO_REASON):
                 problem = (
                     f"it has {num_chars:,} characters and is {EXCLUDED_OR_NOT[DROP_REASONS[expected] == 'excluded']}"
                 )
@@ -272,6 +272,7 @@ def ingest_settings(source: ClaimedSource, content: Mapping[str, Any]) -> Ingest
         min_chars=settings["min_chars"],
         valid_fraction=source.valid_fraction,
         seed=settings["seed"],
+        dedup=settings["dedup"],
         encode=(),
     )
 

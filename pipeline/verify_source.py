@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dedup import PRIORITY
 from pipeline.ingest import choose_splits
 from pipeline.manifest import Source, assign_splits, load_source
+from pipeline.ranks import PRIORITY
 from pipeline.shard import SPLITS
 
 ROW_BITS = 40  # a key is raw_file << ROW_BITS | row
@@ -32,6 +32,11 @@ class ClaimedSource:
     def source(self) -> Source:
         """What the manifests know of it."""
         return load_source(self.name)
+
+    @property
+    def priority(self) -> int:
+        """Where it stands among the sources: of two documents that of the lower stays."""
+        return self.settings["dedup_priority"].index(self.name)
 
     @cached_property
     def shards(self) -> list[tuple[str, Mapping[str, Any]]]:
