@@ -13,7 +13,8 @@ Bytes above 0x7F are copied as they stand, so the caller checks that the block i
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import compiled, count_trailing_zeros, load_word, store_word
 
 DOCUMENT, BAD_JSON, BAD_OBJECT, TEXT_MISSING, TEXT_NULL, TEXT_TYPE, BAD_SURROGATE, BLANK = range(8)  # a line's fate
 SLACK_BYTES = 8  # what is written behind the end of a text before the next one overwrites it
@@ -33,10 +34,9 @@ HEX_VALUE[list(b"0123456789abcdefABCDEF")] = [int(digit, 16) for digit in "01234
 
 ONES, TOP_BITS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 QUOTES, BACKSLASHES, SPACES = ONES * np.uint64(QUOTE), ONES * np.uint64(BACKSLASH), ONES * np.uint64(0x20)
-BYTE_NUMBERS = np.uint64(0x0001020304050607)  # (1 << 8 * i) * this has i in its highest byte
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled
 def count_plain(word):
     """How many of a word's eight bytes come before the first quote, backslash or control character.
 
@@ -47,23 +47,17 @@ def count_plain(word):
     found |= (quotes - ONES) & ~quotes
     found |= (backslashes - ONES) & ~backslashes
     found &= TOP_BITS
-    if found == 0:
-        return np.int64(8)
-    lowest = found & (~found + np.uint64(1))
-    return np.int64(((lowest >> np.uint64(7)) * BYTE_NUMBERS) >> np.uint64(56))
+    return np.int64(count_trailing_zeros(found) >> np.uint64(3)) if found else np.int64(8)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def copy_string(data, position, end, text, place):
     """Write the string whose inside begins at `position`. Returns what is behind both, and whether it is Unicode."""
     is_unicode = True
     while True:
         while position + 8 <= end:
-            word = np.uint64(0)
-            for byte in range(8):
-                word |= np.uint64(data[np.uint64(position + byte)]) << np.uint64(8 * byte)
-            for byte in range(8):
-                text[np.uint64(place + byte)] = np.uint8(word >> np.uint64(8 * byte))
+            word = load_word(data, position)
+            store_word(text, place, word)
             num_plain = count_plain(word)
             position += num_plain
             place += num_plain
@@ -87,7 +81,7 @@ def copy_string(data, position, end, text, place):
             place += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def copy_escape(data, position, end, text, place):
     """Write what the backslash at `position` begins. Returns what is behind both, and whether it is Unicode."""
     if position + 1 >= end:
@@ -111,7 +105,7 @@ def copy_escape(data, position, end, text, place):
     return position + 6, write_utf8(text, place, code_point), True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def read_hex(data, position, end):
     """The value of four hexadecimal digits, or -1."""
     value = np.int64(0 if position + 4 <= end else -1)
@@ -123,7 +117,7 @@ def read_hex(data, position, end):
     return value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def write_utf8(text, place, code_point):
     """Write a character; returns the place behind it."""
     if code_point < 0x80:
@@ -137,21 +131,21 @@ def write_utf8(text, place, code_point):
     return place + num_more + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def skip_spaces(data, position, end):
     while position < end and (data[position] == 32 or data[position] == 9 or data[position] == 13):
         position += 1
     return position
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def skip_digits(data, position, end):
     while position < end and ZERO <= data[position] <= NINE:
         position += 1
     return position
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def starts_with(data, position, end, word):
     if position + len(word) > end:
         return False
@@ -161,7 +155,7 @@ def starts_with(data, position, end, word):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def skip_number(data, position, end):
     """Behind a number or a literal; NO_JSON where there is neither. What may follow it is the caller's to check."""
     if data[position] != MINUS:
@@ -191,7 +185,7 @@ def skip_number(data, position, end):
     return position
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def read_key(data, position, end, names, text, place):
     """Behind a key, its colon and the spaces around it, or NO_JSON; and which it is of `names` (text, subset)."""
     position = skip_spaces(data, position, end)
@@ -210,7 +204,7 @@ def read_key(data, position, end, names, text, place):
     return position, OTHER
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def read_value(data, position, end, names, text, place, closers):
     """The value at `position`, which is a line's: what is behind it, or NO_JSON, and its fate, where its text ends in
     `text` and the span of its subset's value (0, 0: none). closers: room for what ends each value that is open."""
@@ -267,7 +261,7 @@ def read_value(data, position, end, names, text, place, closers):
     return NO_JSON, fate, stop, 0, 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def read_line(data, start, end, names, text, place, closers):
     """The line that begins at `start`, as read_value; what is behind it is its line feed or the block's end."""
     position = skip_spaces(data, start, end)
@@ -286,7 +280,7 @@ def read_line(data, start, end, names, text, place, closers):
     return position, BAD_JSON, place, 0, 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_lines(data):
     """How many lines a block has; the last may lack its line feed."""
     num_feeds = 0
@@ -295,17 +289,16 @@ def count_lines(data):
     return num_feeds + (len(data) > 0 and data[len(data) - 1] != LINE_FEED)
 
 
-@njit(cache=True, nogil=True)
-def read_lines(data, names, text, offsets, lines, subset, subset_offsets, bad):
+@compiled
+def read_lines(data, names, text, offsets, lines, subset, subset_offsets, bad, closers):
     """The texts of a block's lines, back to back in `text`; returns how many, and how many lines are no document.
 
     data, text: uint8; text needs SLACK_BYTES more than the block. names: UTF-8 of the text's key and of the subset's
     (None is wanted where subset has no room). offsets, subset_offsets: int32, of each text and of the JSON of its
     subset's value, which is empty where there is none. lines: int64, each text's line. bad: int64, (lines, 3), a line's
-    number, fate and bytes.
+    number, fate and bytes. closers: uint8, room for MOST_DEPTH.
     """
     num_texts, num_bad, position, line, place, subset_place = 0, 0, 0, 0, 0, 0
-    closers = np.empty(MOST_DEPTH, np.uint8)
     while position < len(data):
         start = position
         position, fate, stop, subset_start, subset_end = read_line(data, start, len(data), names, text, place, closers)
