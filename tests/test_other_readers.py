@@ -89,7 +89,7 @@ def test_megatron_trains_on_every_token(packed, shards, tmp_path):
         for start, end in pairwise(cuts[1:]):  # what lies between two ends is a document of ours
             assert tuple(tokens[start:end]) in documents
             found.append(tuple(tokens[start:end]))
-    assert len(set(found)) > 100
+    assert len(set(found)) > 50  # windows are short: only documents of up to 31 tokens lie whole in one
 
 
 # datatrove
