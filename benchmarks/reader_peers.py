@@ -61,15 +61,11 @@ def open_random_sampler(folder: Path, seq_len: int) -> Read:
 
 def open_megatron(folder: Path, seq_len: int) -> Read:
     """megatron-core's GPTDataset over its IndexedDataset, one blend of all shards."""
-    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDataset
-    from tests.megatron_config import megatron_config  # the same as the test's
+    from tests.megatron_config import build_gpt_dataset  # as the test of it reads
 
     prefixes = [str(path.with_suffix("")) for path in list_shards(folder)]
     num_samples = sum(path.stat().st_size // 2 for path in list_shards(folder)) // seq_len // 2
-    config = megatron_config(prefixes, seq_len=seq_len, cache=Path(tempfile.mkdtemp()))
-    builder = BlendedMegatronDatasetBuilder(GPTDataset, [num_samples, 0, 0], lambda: True, config)
-    dataset = builder.build()[0]
+    dataset = build_gpt_dataset(prefixes, seq_len, num_samples=num_samples, vocab_size=50_000, eos_id=0)
     return lambda positions: [dataset[int(position) % num_samples] for position in positions]
 
 

@@ -121,6 +121,10 @@ class SourceBins(SourceShards):
         ends = np.minimum(pieces.columns + pieces.lengths, self.seq_len)
         return ends if ends[-1] == self.seq_len else np.append(ends, self.seq_len)
 
+    def piece_starts(self, epoch: int, bin_number: int) -> list[int]:
+        """The first token of each piece of a document in a bin, counted over all shards."""
+        return self.pieces(np.array([bin_number])).starts.tolist()
+
     def first_offset(self, epoch: int, bin_number: int) -> int:
         """How many tokens of the bin's first document precede it: more than 0 where a document was cut."""
         shard, start = (int(value[0]) for value in self._locate(self.pieces(np.array([bin_number])).starts[:1]))

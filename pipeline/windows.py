@@ -144,6 +144,12 @@ class SourceWindows(SourceShards):
         shard, start = self._locate_one(epoch, window)
         return ends_between(self.ends(shard), start, start + self.seq_len)
 
+    def piece_starts(self, epoch: int, window: int) -> list[int]:
+        """The first token of each piece of a document in a window's inputs, counted over all shards."""
+        shard, start = self._locate_one(epoch, window)
+        first = int(self.first_tokens[shard]) + start
+        return [first, *(first + self.document_ends(epoch, window)[:-1]).tolist()]
+
     def first_offset(self, epoch: int, window: int) -> int:
         """How many tokens of the window's first document precede the window."""
         shard, start = self._locate_one(epoch, window)
