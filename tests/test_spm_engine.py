@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spm_models import OPTIONS, TEXT, build, parse, train
 
-from pipeline.spm_engine import SentencePieceEngine
+from pipeline.tokenizer_sentencepiece import read_sentencepiece
 
 PARTS = (
     *("<s>", "</s>", "<unk>", "<0x0A>", "<sep>", "<se", "fo", "fox", "foxfox", " the", "\u2581the", "aa", "aaa", "q", "  x", "\u2581\u2581x"),
@@ -28,7 +29,8 @@ class Pair:
     """Our engine and sentencepiece's own, of one model."""
 
     def __init__(self, model):
-        self.engine = SentencePieceEngine(model)
+        file = read_sentencepiece(Path("small.model"), model.SerializeToString())
+        self.engine, self.decode_bytes = file.open_fast(), file.reference.decode_bytes
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def check(self, texts):
@@ -39,6 +41,16 @@ class Pair:
             ids, id_offsets = self.engine.encode_documents(data, offsets)
             bounds = zip(id_offsets, id_offsets[1:], strict=False)
             assert [ids[start:end].tolist() for start, end in bounds] == expected
+        self.check_decoding(ids, id_offsets)
+
+    def check_decoding(self, ids, id_offsets):
+        """As our decoder of single documents, which is compared with sentencepiece's, too."""
+        data, offsets = self.engine.decode_documents(ids, id_offsets)
+        for document, (start, end) in enumerate(zip(id_offsets, id_offsets[1:], strict=False)):
+            found = data[offsets[document] : offsets[document + 1]].tobytes()
+            assert found == self.decode_bytes(ids[start:end].tolist())
+            if "\ufffd" not in (text := found.decode(errors="replace")):
+                assert text == self.processor.decode(ids[start:end].tolist())
 
 
 def as_batch(texts):
@@ -120,6 +132,21 @@ def test_any_vocabulary_joins_as_sentencepiece_joins(pieces, user_defined, texts
     Pair(model).check(texts)
 
 
+@settings(deadline=None, max_examples=40)
+@given(documents=st.lists(st.lists(st.integers(0, 1 << 20), max_size=40), min_size=1, max_size=5))
+def test_any_ids_are_decoded_as_one_document_after_the_other(pair, documents):
+    size = pair.processor.get_piece_size()
+    documents = [[id_ % (300 if id_ % 3 else size) % size for id_ in document] for document in documents]
+    ids = np.array([0, *(id_ for document in documents for id_ in document)], np.uint32)
+    pair.check_decoding(ids, 1 + np.cumsum([0, *map(len, documents)], dtype=np.int64))
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(pair):
+    size = pair.processor.get_piece_size()
+    with pytest.raises(ValueError, match=f"id {size} is beyond the vocabulary of {size:,} pieces"):
+        pair.engine.decode_documents(np.array([1, size], np.uint32), np.array([0, 1, 2]))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_cannot_be_cut_is_joined_as_sentencepiece_joins(seed):
     chance = np.random.default_rng(seed)
@@ -176,12 +203,13 @@ import numpy as np
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {root!r} + "/tests")
 from spm_models import build
-from pipeline.spm_engine import SentencePieceEngine
+from pipeline.tokenizer_sentencepiece import read_sentencepiece
 page = mmap.PAGESIZE
 memory = mmap.mmap(-1, 2 * page)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address + page), page, 0) == 0
-engine = SentencePieceEngine(build([(text, 0) for text in ("a", "b", "ab", "\\u2581")], has_prefix=True))
+model = build([(text, 0) for text in ("a", "b", "ab", "\\u2581")], has_prefix=True)
+engine = read_sentencepiece("small.model", model.SerializeToString()).open_fast()
 for text in (*("ab" * 40 for _ in range(2)), "a b ab", "\\u4e2d", "\\U0001f600", "a" * 15, "b " * 9):
     for bad in (b"", b"\\xf0", b"\\xe4\\xb8"):
         encoded = text.encode() + bad
