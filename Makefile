@@ -1,13 +1,14 @@
 # make demo   raw text -> shards -> a trained model that writes, on this machine, in a few minutes
 # make test   the tests; make test-long the slow ones; make test-ray those that need the extra `ray`
 # make test-readers   other programs' readers, installed into .readers, on our shards
+# make fuzz   five minutes of random texts and vocabularies through our tokenizer and sentencepiece
 PYTHON ?= python3
 BIN := .venv/bin
 MIX := slimpajama:0.7,starcoder:0.3
 DEMO_DATA := data/demo
 DEMO_RUN := runs/make-demo
 
-.PHONY: demo test test-long test-ray test-readers lint clean
+.PHONY: demo test test-long test-ray test-readers lint clean fuzz
 
 demo: .venv/installed
 	$(BIN)/python pipeline/build.py --mix $(MIX) --sample-mb 20 --out $(DEMO_DATA)
@@ -30,6 +31,9 @@ test-ray: .venv/installed-ray
 
 test-readers: .readers/installed
 	PYTHONPATH=.readers $(BIN)/python -m pytest tests/test_other_readers.py
+
+fuzz: .venv/installed
+	$(BIN)/python tests/fuzz_spm.py --seconds 300
 
 lint: .venv/installed
 	$(BIN)/ruff check --fix .

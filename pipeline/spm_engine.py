@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from pipeline.spm_cuts import bound_chunks, mark_cuts
+from pipeline.spm_decode import build_piece_texts, decode_batch
 from pipeline.spm_kernel import SPARE_IDS, encode_documents
 from pipeline.spm_tables import USUAL_CHUNK, Memory, allocate_room, build_memory, build_tables
 
@@ -16,8 +18,9 @@ NO_ID = -1
 class SentencePieceEngine:
     """Exact ids of one SentencePiece BPE model, on one thread; remembers chunks of text in 12 MiB."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - a protobuf message
-        """Raises NotServedError where the model is of another kind."""
+    def __init__(self, model: Any, *, say_piece: Callable[[Any], bytes]) -> None:  # noqa: ANN401 - a protobuf message
+        """say_piece: the bytes that a piece stands for. Raises NotServedError where the model has too many pieces."""
+        self._piece_texts = build_piece_texts(model, say_piece)
         self._cut_tables, self._join_tables = build_tables(model)
         self._memory = build_memory()
         self._dtype = np.dtype(np.uint16 if len(model.pieces) <= 1 << 16 else np.uint32)
@@ -28,6 +31,10 @@ class SentencePieceEngine:
         """The documents' ids, flat uint32, and their offsets, int64. Raises ValueError for what is not UTF-8."""
         ids, ends = self.encode_and_frame(data, offsets, bos_id=NO_ID, eos_id=NO_ID)
         return ids.astype(np.uint32, copy=False), np.concatenate(([0], ends))
+
+    def decode_documents(self, ids: np.ndarray, id_offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The documents' bytes, flat uint8, and their offsets; see decode_batch."""
+        return decode_batch(self._piece_texts, ids, id_offsets)
 
     def encode_and_frame(
         self, data: np.ndarray, offsets: np.ndarray, *, bos_id: int, eos_id: int
@@ -47,7 +54,7 @@ class SentencePieceEngine:
         num_documents = len(offsets) - 1
         memory, longest = self._memory, bound_chunks(cuts)
         if longest > USUAL_CHUNK:
-            memory = Memory(memory.short, memory.long, memory.masks, *allocate_room(longest))
+            memory = Memory(*memory[:3], *allocate_room(longest))
         most = self._ids_per_byte * (last - first + num_documents) + 2 * num_documents + SPARE_IDS
         out, ends = np.empty(most, self._dtype), np.empty(num_documents, np.int64)
         encode_documents(self._join_tables, memory, data, offsets, cuts, bos_id, eos_id, out, ends)

@@ -3,11 +3,11 @@
 A document is cut where its ids cannot change (why: at the top of spm_cuts.py), into chunks of about four bytes. The ids
 of a chunk depend on its bytes alone, and chunks repeat, so they are remembered, in entries that hold the whole chunk: a
 hash only says where to look. Others are joined as SentencePiece does, by score; then a symbol that is no piece becomes
-its bytes' pieces, or the unknown piece. A space that a model puts before a text belongs to its first chunk.
+its bytes' pieces, or the unknown piece. A space put before a text belongs to the first chunk.
 
-An entry for up to 15 bytes has 4 words: the bytes, with their number in the topmost; the ids, with their number in the
-topmost 16 bits. One for up to 31 bytes, or for more ids, has 8 words, 4 and 4. Two entries stand at one place. A new
-one takes the second, so that what came first, and is frequent, stays; the tables never fill up and never grow.
+An entry for up to 7 bytes has 2 words: the bytes, with their number in the topmost; and the ids, with their number in
+the topmost 16 bits. One for up to 15 bytes, or for more ids, has 4 words; one for up to 31 bytes, 8. Two entries are a
+row. A new one is its second, so that what came first, and is frequent, stays. So the tables never fill up nor grow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.compiled import compiled, count_trailing_zeros, load_word, store_word
 
 # numba makes float64 of uint64 and int64 together, so constants have a type.
-N0, N1, N2, N3, N4, N5, N6, N8, N15 = map(np.uint64, (0, 1, 2, 3, 4, 5, 6, 8, 15))
+N0, N1, N2, N3, N4, N6, N7, N8, N15 = map(np.uint64, (0, 1, 2, 3, 4, 6, 7, 8, 15))
 N16, N24, N31, N32, N40, N48, N56, N63, N64 = map(np.uint64, (16, 24, 31, 32, 40, 48, 56, 63, 64))
 NO_ENTRY, NO_PIECE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint32(0xFFFFFFFF)
 SYMBOL_BITS, SYMBOL_MASK = np.uint64(21), np.uint64((1 << 21) - 1)
@@ -65,10 +65,7 @@ def match_user_defined(tables, symbols, start, count):
 @compiled
 def read_characters(data, start, end, prefix, characters):
     """Write a chunk's characters, spaces as U+2581; how many. The chunk is valid UTF-8."""
-    count = N0
-    if prefix:
-        characters[N0], count = SPACE_MARK, N1
-    character = np.uint32(0)
+    characters[N0], count, character = SPACE_MARK, prefix, np.uint32(0)
     for position in range(start, end):
         byte = np.uint32(data[position])
         if byte & np.uint32(0xC0) == np.uint32(0x80):
@@ -88,9 +85,7 @@ def read_symbols(tables, data, start, end, prefix, symbols):
     count = read_characters(data, start, end, prefix, symbols)
     written = at = N0
     while at < count:
-        piece, length = np.int64(-1), N0
-        if len(tables.user_defined):
-            piece, length = match_user_defined(tables, symbols, at, count)
+        piece, length = match_user_defined(tables, symbols, at, count)
         symbols[written] = np.uint32(piece) if length else tables.symbols[np.uint64(symbols[at])]
         written += N1
         at += max(length, N1)
@@ -106,8 +101,7 @@ def write_symbol(tables, symbol, out, start, place):
     if tables.unknown_id >= 0:
         out[place] = tables.unknown_id
         return place if place > start and out[place - N1] == tables.unknown_id else place + N1
-    number = np.uint64(symbol)
-    character = number ^ np.uint64(LOOSE) if symbol >= LOOSE else tables.other_characters[number - tables.num_pieces]
+    character = np.uint64(symbol ^ LOOSE if symbol >= LOOSE else tables.others[np.uint64(symbol - tables.num_pieces)])
     length = N1 + np.uint64(character >= 0x80) + np.uint64(character >= 0x800) + np.uint64(character >= 0x10000)
     for at in range(length):
         byte = (character >> N6 * (length - N1 - at)) & np.uint64(0x7F if length == N1 else 0x3F)
@@ -180,8 +174,7 @@ def join_chunk(tables, data, start, end, prefix, memory, out, place):
             size = push(heap, size, join, left)
     first, at = place, N0
     while at < count:
-        place = write_symbol(tables, symbols[at], out, first, place)
-        at = np.uint64(after[at])
+        place, at = write_symbol(tables, symbols[at], out, first, place), np.uint64(after[at])
     return place
 
 
@@ -198,43 +191,42 @@ def read_word(data, start, end, prefix, skipped):
 
 
 @compiled
-def recall(row, key, out, place):
+def find_row(table, word0, word1, width):
+    """Where in a table the row of two words begins; rows have `width` words."""
+    return (((word0 * HASH1) ^ (word1 * HASH2)) >> (N64 - count_trailing_zeros(np.uint64(len(table))))) & ~(width - N1)
+
+
+@compiled
+def recall(table, row, key, out, place):
     """Write the ids of an entry of a row, if one has this key, at out[place]; where they end, or 0."""
-    for start in (N0, np.uint64(len(row)) >> N1):
+    for entry in (row, row + np.uint64(2 * len(key))):
         differs = N0
         for at in range(len(key)):
-            differs |= row[start + np.uint64(at)] ^ key[at]
+            differs |= table[entry + np.uint64(at)] ^ key[at]
         if differs == N0:
             for at in range(len(key)):
-                store_word(out, place + np.uint64(at * (8 // out.itemsize)), row[start + np.uint64(len(key) + at)])
-            return place + (row[start + np.uint64(2 * len(key) - 1)] >> N48)
+                ids = table[entry + np.uint64(len(key) + at)]
+                store_word(out, place + np.uint64(at * (8 // out.itemsize)), ids)
+            return place + (ids >> N48)
     return N0
 
 
 @compiled
-def remember(row, key, out, first, last):
-    """Make an entry of a row of the ids out[first:last], where there is room for so many; whether there was."""
+def remember(table, row, key, out, first, last):
+    """Make an entry of a row of the ids out[first:last], if they are few enough; whether they are."""
     ids_per_word = 8 // out.itemsize
     if last - first >= np.uint64(ids_per_word * len(key)):
         return False
-    half = np.uint64(len(row)) >> N1
-    start = half if row[np.uint64(len(key) - 1)] else N0
+    entry = row if table[row + np.uint64(len(key) - 1)] == N0 else row + np.uint64(2 * len(key))
     for at in range(len(key)):
-        row[start + np.uint64(at)], word = key[at], N0
+        word = N0
         for id_ in range(ids_per_word):
             place = first + np.uint64(at * ids_per_word + id_)
             if place < last:
                 word |= np.uint64(out[place]) << np.uint64(8 * out.itemsize * id_)
-        row[start + np.uint64(len(key) + at)] = word
-    row[start + half - N1] |= (last - first) << N48
+        table[entry + np.uint64(at)], table[entry + np.uint64(len(key) + at)] = key[at], word
+    table[entry + np.uint64(2 * len(key) - 1)] |= (last - first) << N48
     return True
-
-
-@compiled
-def choose_row(table, word0, word1):
-    """The number of the row of a table where these words are looked for."""
-    mixed = (word0 ^ (word1 * HASH2)) * HASH1
-    return ((mixed ^ (mixed >> N32)) * HASH1) >> (N64 - count_trailing_zeros(np.uint64(len(table))))
 
 
 @compiled
@@ -245,15 +237,18 @@ def write_chunk(tables, memory, data, start, end, prefix, out, place):
         return join_chunk(tables, data, start, end, prefix, memory, out, place)
     word0, word1 = read_word(data, start, end, prefix, N0), read_word(data, start, end, prefix, N8)
     word2, word3 = read_word(data, start, end, prefix, N16), read_word(data, start, end, prefix, N24) | (size << N56)
-    key, short_key = (word0, word1, word2, word3), (word0, word1 | (size << N56))
-    row = memory.long[choose_row(memory.long, word0 ^ word2 * HASH3, word1 ^ word3 * HASH3)]
-    short_row = memory.short[choose_row(memory.short, word0, short_key[1])]
-    found = (recall(short_row, short_key, out, place) if size <= N15 else N0) or recall(row, key, out, place)
-    if found:
+    key1, key2, key4 = (word0 | (size << N56),), (word0, word1 | (size << N56)), (word0, word1, word2, word3)
+    row1, row2 = find_row(memory.short, key1[0], N0, N4), find_row(memory.medium, word0, key2[1], N8)
+    row4 = find_row(memory.long, word0 ^ word2 * HASH3, word1 ^ word3 * HASH3, N16)
+    found = recall(memory.short, row1, key1, out, place) if size <= N7 else N0
+    found = found or (recall(memory.medium, row2, key2, out, place) if size <= N15 else N0)
+    if found := found or recall(memory.long, row4, key4, out, place):
         return found
     last = join_chunk(tables, data, start, end, prefix, memory, out, place)
-    if size > N15 or not remember(short_row, short_key, out, place, last):
-        remember(row, key, out, place, last)
+    if size <= N7 and remember(memory.short, row1, key1, out, place, last):
+        return last
+    if size > N15 or not remember(memory.medium, row2, key2, out, place, last):
+        remember(memory.long, row4, key4, out, place, last)
     return last
 
 
@@ -263,38 +258,43 @@ def encode_documents(tables, memory, data, offsets, cuts, bos, eos, out, ends):
 
     bos, eos: written around each document unless negative. cuts: of spm_cuts.mark_cuts. out: uint16 or uint32.
     """
-    place, ids_per_word = N0, np.uint64(8 // out.itemsize)
+    short, medium, place = memory.short, memory.medium, N0
     for document in range(len(offsets) - 1):
         start, end = np.uint64(offsets[document]), np.uint64(offsets[document + 1])
         prefix = np.uint64(tables.has_prefix)
-        if bos >= 0:
-            out[place] = bos
-            place += N1
+        out[place] = bos  # overwritten if there is none
+        place += np.uint64(bos >= 0)
         for number in range(start >> N6, (end >> N6) + N1):
             word = cuts[number]
             if number == start >> N6:
                 word &= (NO_ENTRY << (start & N63)) << N1
             if number == end >> N6:
                 word &= NO_ENTRY >> (N63 - (end & N63))
+            # Some chunks are not looked for here: the first, and those near the end of the data.
+            slow = N16 if prefix or (number << N6) + N64 + N16 > np.uint64(len(data)) else N0
             while word:
                 stop = (number << N6) | count_trailing_zeros(word)
                 word &= word - N1
-                size = stop - start
-                if size <= N15 and start + N16 <= np.uint64(len(data)) and not prefix:
-                    word0 = load_word(data, start) & memory.masks[size, N0]
-                    word1 = load_word(data, start + N8) & memory.masks[size, N1] | (size << N56)
-                    row = memory.short[choose_row(memory.short, word0, word1)]
-                    differs0, differs1 = (row[N0] ^ word0) | (row[N1] ^ word1), (row[N4] ^ word0) | (row[N5] ^ word1)
-                    if (differs0 == N0) | (differs1 == N0):
-                        entry = N4 * np.uint64(differs0 != N0)
-                        store_word(out, place, row[entry + N2])
-                        store_word(out, place + ids_per_word, row[entry + N3])
-                        place += row[entry + N3] >> N48
-                        start = stop
+                size = stop - start + slow
+                if size <= N7:
+                    key = load_word(data, start) & ((N1 << (size << N3)) - N1) | (size << N56)
+                    row = find_row(short, key, N0, N4)
+                    is_first = short[row] == key
+                    if is_first | (short[row + N2] == key):
+                        ids = short[row + (N1 if is_first else N3)]
+                        store_word(out, place, ids)
+                        place, start = place + (ids >> N48), stop
+                        continue
+                if size <= N15:
+                    word0 = load_word(data, start) & (NO_ENTRY >> (N64 - (min(size, N8) << N3)))
+                    word1 = load_word(data, start + N8) & ((N1 << ((max(size, N8) - N8) << N3)) - N1) | (size << N56)
+                    found = recall(medium, find_row(medium, word0, word1, N8), (word0, word1), out, place)
+                    if found:
+                        place, start = found, stop
                         continue
                 place = write_chunk(tables, memory, data, start, stop, prefix, out, place)
                 start, prefix = stop, N0
-        if eos >= 0:
-            out[place] = eos
-            place += N1
+                slow = N0 if (number << N6) + N64 + N16 <= np.uint64(len(data)) else N16
+        out[place] = eos
+        place += np.uint64(eos >= 0)
         ends[document] = place

@@ -16,8 +16,7 @@ BITS_PER_BRIDGE = 64  # so that one pair in 64 is taken for a bridge that is non
 FEWEST_BRIDGE_WORDS = 1 << 11
 NO_ENTRY = (1 << 64) - 1
 
-SHORT_ROWS = 1 << 17  # of 64 bytes: 8 MiB
-LONG_ROWS = 1 << 15  # of 128 bytes: 4 MiB
+TABLE_WORDS = 1 << 19  # 4 MiB for each of the three tables of chunks
 USUAL_CHUNK = 1 << 12  # bytes; room for larger ones is made when they are met
 
 
@@ -28,10 +27,10 @@ class JoinTables(NamedTuple):
     pairs: np.ndarray  # uint64, hashed: left symbol, right symbol, the piece that they make, 21 bits each
     ranks: np.ndarray  # uint32 per piece: 0 is joined first; equal where scores are
     symbols: np.ndarray  # uint32 per code point
-    other_characters: np.ndarray  # uint32: code points of the symbols after the pieces
+    others: np.ndarray  # uint32: code points of the symbols after the pieces
     byte_ids: np.ndarray  # uint32, 256
     unknown_id: np.int64  # -1: unknown characters become bytes
-    user_defined: np.ndarray  # uint64, hashed like pairs: state, character, next state; empty if there are none
+    user_defined: np.ndarray  # uint64, hashed like pairs: state, character, next state
     user_defined_ids: np.ndarray  # int64 per state: the piece that ends in it, or -1
     has_prefix: bool  # a space before each text
     num_pieces: np.uint32
@@ -40,9 +39,9 @@ class JoinTables(NamedTuple):
 class Memory(NamedTuple):
     """The chunks remembered, and room to work in. Of one worker; never shared by threads."""
 
-    short: np.ndarray  # uint64, (a power of 2, 8): two entries a row
-    long: np.ndarray  # uint64, (a power of 2, 16)
-    masks: np.ndarray  # uint64, (16, 2): the first n bytes of two words
+    short: np.ndarray  # uint64, a power of 2: rows of two entries of 2 words
+    medium: np.ndarray  # of 4 words
+    long: np.ndarray  # of 8 words
     symbols: np.ndarray  # uint32, as many as a chunk has bytes and a few more; so the next three
     pieces: np.ndarray
     before: np.ndarray
@@ -82,10 +81,10 @@ def build_tables(model: Any) -> tuple[CutTables, JoinTables]:  # noqa: ANN401
         pairs=build_entries([join[:3] for join in joins]),
         ranks=rank_scores(model),
         symbols=build_symbols(symbols),
-        other_characters=np.array([*(ord(text) for text in list(symbols)[len(normal) :]), 0], np.uint32),
+        others=np.array([*(ord(text) for text in list(symbols)[len(normal) :]), 0], np.uint32),
         byte_ids=find_byte_ids(model),
         unknown_id=find_unknown_id(model) if fuses_unknown else -1,
-        user_defined=build_entries(states) if states else np.empty(0, np.uint64),
+        user_defined=build_entries(states),
         user_defined_ids=state_ids,
         has_prefix=bool(model.normalizer_spec.add_dummy_prefix),
         num_pieces=np.uint32(len(model.pieces)),
@@ -180,9 +179,7 @@ def find_unknown_id(model: Any) -> int:  # noqa: ANN401
 
 def build_memory() -> Memory:
     """Room for chunks to be remembered: 12 MiB, taken as it is used."""
-    masks = [[(1 << 8 * min(size, 8)) - 1, (1 << 8 * max(size - 8, 0)) - 1] for size in range(16)]
-    tables = allocate_rows(SHORT_ROWS, 8), allocate_rows(LONG_ROWS, 16), np.array(masks, np.uint64)
-    return Memory(*tables, *allocate_room(USUAL_CHUNK))
+    return Memory(*(allocate_table() for _ in range(3)), *allocate_room(USUAL_CHUNK))
 
 
 def allocate_room(num_bytes: int) -> tuple[np.ndarray, ...]:
@@ -190,8 +187,8 @@ def allocate_room(num_bytes: int) -> tuple[np.ndarray, ...]:
     return *(np.empty(num_bytes + 2, np.uint32) for _ in range(4)), np.empty(2 * (num_bytes + 2), np.uint64)
 
 
-def allocate_rows(num_rows: int, num_words: int) -> np.ndarray:
-    """Zeros, uint64, whose rows begin where lines of the processor's cache do."""
-    memory = np.zeros(num_rows * num_words + 8, np.uint64)
+def allocate_table() -> np.ndarray:
+    """Zeros that begin where a line of the processor's cache does."""
+    memory = np.zeros(TABLE_WORDS + 8, np.uint64)
     first = -memory.ctypes.data // 8 % 8
-    return memory[first : first + num_rows * num_words].reshape(num_rows, num_words)
+    return memory[first : first + TABLE_WORDS]

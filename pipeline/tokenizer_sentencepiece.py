@@ -64,7 +64,9 @@ def _open_fast(model: Any) -> Engine:  # noqa: ANN401
         raise NotServedError("; ".join(reasons))
     from pipeline.spm_engine import SentencePieceEngine
 
-    return SentencePieceEngine(model)
+    return SentencePieceEngine(
+        model, say_piece=lambda piece: _bytes_of(piece, unk_surface=model.trainer_spec.unk_surface)
+    )
 
 
 def _list_refusals(model: Any) -> list[str]:  # noqa: ANN401

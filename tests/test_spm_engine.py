@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import sentencepiece
 from conftest import REPOSITORY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numba.core import caching
 from spm_models import OPTIONS, TEXT, build, parse, train
 
-from pipeline.spm_engine import SentencePieceEngine
+from pipeline.compiled import compiled
+from pipeline.tokenizer_sentencepiece import read_sentencepiece
 
 PARTS = (
     *("<s>", "</s>", "<unk>", "<0x0A>", "<sep>", "<se", "fo", "fox", "foxfox", " the", "\u2581the", "aa", "aaa", "q", "  x", "\u2581\u2581x"),
@@ -28,7 +32,8 @@ class Pair:
     """Our engine and sentencepiece's own, of one model."""
 
     def __init__(self, model):
-        self.engine = SentencePieceEngine(model)
+        file = read_sentencepiece(Path("small.model"), model.SerializeToString())
+        self.engine, self.decode_bytes = file.open_fast(), file.reference.decode_bytes
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def check(self, texts):
@@ -39,6 +44,16 @@ class Pair:
             ids, id_offsets = self.engine.encode_documents(data, offsets)
             bounds = zip(id_offsets, id_offsets[1:], strict=False)
             assert [ids[start:end].tolist() for start, end in bounds] == expected
+        self.check_decoding(ids, id_offsets)
+
+    def check_decoding(self, ids, id_offsets):
+        """As our decoder of single documents, which is compared with sentencepiece's, too."""
+        data, offsets = self.engine.decode_documents(ids, id_offsets)
+        for document, (start, end) in enumerate(zip(id_offsets, id_offsets[1:], strict=False)):
+            found = data[offsets[document] : offsets[document + 1]].tobytes()
+            assert found == self.decode_bytes(ids[start:end].tolist())
+            if "\ufffd" not in (text := found.decode(errors="replace")):
+                assert text == self.processor.decode(ids[start:end].tolist())
 
 
 def as_batch(texts):
@@ -86,7 +101,7 @@ def pair(request):
     return Pair(model)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=35)
 @given(texts=DOCUMENTS)
 @example(texts=[*TEXT[:20], "", "a", "", ""])
 @example(
@@ -106,7 +121,7 @@ ALPHABET = "ab\u2581\u00e9\u4e2d"
 PIECES = st.dictionaries(st.text(ALPHABET, min_size=1, max_size=5), st.integers(-6, 0), max_size=25)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     pieces=PIECES,
     user_defined=st.sets(st.text(ALPHABET, min_size=1, max_size=3), max_size=2),
@@ -118,6 +133,21 @@ def test_any_vocabulary_joins_as_sentencepiece_joins(pieces, user_defined, texts
     normal = [(piece, score) for piece, score in pieces.items() if piece not in user_defined]
     model = build(normal, has_prefix=has_prefix, user_defined=sorted(user_defined), has_bytes=has_bytes)
     Pair(model).check(texts)
+
+
+@settings(deadline=None, max_examples=20)
+@given(documents=st.lists(st.lists(st.integers(0, 1 << 20), max_size=40), min_size=1, max_size=5))
+def test_any_ids_are_decoded_as_one_document_after_the_other(pair, documents):
+    size = pair.processor.get_piece_size()
+    documents = [[id_ % (300 if id_ % 3 else size) % size for id_ in document] for document in documents]
+    ids = np.array([0, *(id_ for document in documents for id_ in document)], np.uint32)
+    pair.check_decoding(ids, 1 + np.cumsum([0, *map(len, documents)], dtype=np.int64))
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(pair):
+    size = pair.processor.get_piece_size()
+    with pytest.raises(ValueError, match=f"id {size} is beyond the vocabulary of {size:,} pieces"):
+        pair.engine.decode_documents(np.array([1, size], np.uint32), np.array([0, 1, 2]))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -165,9 +195,9 @@ def test_what_is_not_utf8_is_refused_with_its_document(pair, bad):
                 pair.engine.encode_documents(data, np.cumsum([0, *map(len, texts)]))
 
 
-def test_every_code_point_is_read(pair):
+def test_every_code_point_is_read():
     characters = [chr(code_point) for code_point in range(0x110000) if not 0xD800 <= code_point <= 0xDFFF]
-    pair.check(["".join(characters[start : start + 50]) for start in range(0, len(characters), 5000)])
+    Pair(parse(train())).check(["".join(characters[start : start + 500]) for start in range(0, len(characters), 500)])
 
 
 GUARDED = """
@@ -176,12 +206,13 @@ import numpy as np
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {root!r} + "/tests")
 from spm_models import build
-from pipeline.spm_engine import SentencePieceEngine
+from pipeline.tokenizer_sentencepiece import read_sentencepiece
 page = mmap.PAGESIZE
 memory = mmap.mmap(-1, 2 * page)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address + page), page, 0) == 0
-engine = SentencePieceEngine(build([(text, 0) for text in ("a", "b", "ab", "\\u2581")], has_prefix=True))
+model = build([(text, 0) for text in ("a", "b", "ab", "\\u2581")], has_prefix=True)
+engine = read_sentencepiece("small.model", model.SerializeToString()).open_fast()
 for text in (*("ab" * 40 for _ in range(2)), "a b ab", "\\u4e2d", "\\U0001f600", "a" * 15, "b " * 9):
     for bad in (b"", b"\\xf0", b"\\xe4\\xb8"):
         encoded = text.encode() + bad
@@ -200,3 +231,10 @@ def test_nothing_behind_the_end_of_the_data_is_read():
     code = GUARDED.format(root=str(REPOSITORY))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "read to the end"), result.stderr
+
+
+def test_without_a_folder_for_the_cache_a_loop_is_compiled_all_the_same(monkeypatch):
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="no locator"):
+        numba.njit(cache=True)(as_batch)
+    assert compiled(lambda left, right: left + right)(1, 2) == 3
