@@ -34,6 +34,10 @@ class BucketPlace:
         found = self.ask(lambda: self.files.find(self.prefix, detail=True))
         return make_listing(self.origin, None, list(self.name_files(found)))
 
+    def find_first(self, is_wanted: Callable[[str], bool]) -> RemoteFile | None:
+        """The first object of a wanted path."""
+        return next((file for file in self.list_files().files if is_wanted(file.path)), None)
+
     def name_files(self, found: dict[str, Any]) -> Iterator[RemoteFile]:
         """fsspec's entries as files; an object that ends with `/` stands for a folder."""
         for name, entry in found.items():

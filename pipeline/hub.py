@@ -7,7 +7,7 @@ token ($HF_TOKEN, or that of `hf auth login`) goes into a header and nowhere els
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -34,24 +34,34 @@ class HubPlace:
 
     def list_files(self) -> Listing:
         """The files of the folder or config asked for, at the commit that the revision is now."""
-        repo, origin = self.origin.address, self.origin
-        info = self.ask(lambda: self.api.dataset_info(repo, revision=origin.revision))
+        card = self.pin()
+        files = self.ask(lambda: list(self.walk()))
+        if self.origin.config is not None:
+            files = choose_config(files, self.origin, card)
+        return make_listing(self.origin, self.revision, strip_folder(files, self.origin.folder))
+
+    def find_first(self, is_wanted: Callable[[str], bool]) -> RemoteFile | None:
+        """The first file of a wanted path: a page of the listing, or a few."""
+        self.pin()
+        found = (file for file in strip_folder(self.walk(), self.origin.folder) if is_wanted(file.path))
+        return self.ask(lambda: next(found, None))
+
+    def pin(self) -> Any:
+        """Find the commit that the revision is now; returns what the card says."""
+        info = self.ask(lambda: self.api.dataset_info(self.origin.address, revision=self.origin.revision))
         self.revision = info.sha
-        entries = self.ask(
-            lambda: list(
-                self.api.list_repo_tree(
-                    repo,
-                    repo_type="dataset",
-                    revision=self.revision,
-                    path_in_repo=origin.folder or None,
-                    recursive=True,
-                )
-            )
+        return info.card_data
+
+    def walk(self) -> Iterator[RemoteFile]:
+        """Every file at the pinned commit, a page of the listing at a time."""
+        entries = self.api.list_repo_tree(
+            self.origin.address,
+            repo_type="dataset",
+            revision=self.revision,
+            path_in_repo=self.origin.folder or None,
+            recursive=True,
         )
-        files = [make_file(entry) for entry in entries if hasattr(entry, "blob_id")]
-        if origin.config is not None:
-            files = choose_config(files, origin, info.card_data)
-        return make_listing(origin, self.revision, strip_folder(files, origin.folder))
+        return (make_file(entry) for entry in entries if hasattr(entry, "blob_id"))
 
     def ask(self, call: Callable[[], Result]) -> Result:
         """The answer of a call of huggingface_hub's, with failures as we know them."""
@@ -99,7 +109,7 @@ def make_file(entry: Any) -> RemoteFile:
     return RemoteFile(entry.path, entry.size, identity, entry.path)
 
 
-def strip_folder(files: list[RemoteFile], folder: str) -> Iterator[RemoteFile]:
+def strip_folder(files: Iterable[RemoteFile], folder: str) -> Iterator[RemoteFile]:
     """The files with paths that count from a folder of the repository, without its card."""
     for file in files:
         path = file.path.removeprefix(f"{folder}/") if folder else file.path

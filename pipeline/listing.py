@@ -6,7 +6,7 @@ is a Place; see places.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +49,9 @@ class Place(Protocol):
 
     def list_files(self) -> Listing:
         """All files. Raises ValueError, FileNotFoundError or OSError with one line for a person."""
+
+    def find_first(self, is_wanted: Callable[[str], bool]) -> RemoteFile | None:
+        """A file whose path is wanted, found with as few questions as can be; None: there is none."""
 
     def open(self, file: RemoteFile, start: int) -> Stream:
         """A file's bytes from `start` on, or all of them. Raises PassingError, and ValueError for a person."""

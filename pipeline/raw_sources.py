@@ -80,7 +80,10 @@ def choose_origin(choice: SourceChoice, *, fetch: bool) -> Origin | None:
     """Where a source's raw files are; None: in the raw folder."""
     source = load_source(choice.name)
     if choice.origin is not None:
-        is_known = str(choice.origin) in map(str, map(parse_origin, source.origins))
+        folders = {
+            origin.rpartition("/")[0] for origin in source.origins
+        }  # a manifest's other lists lie beside its own
+        is_known = choice.origin.kind == "urls" and choice.origin.address.rpartition("/")[0] in folders
         return replace(choice.origin, template=source.url_template) if is_known else choice.origin
     return parse_origin(source.origins[0], template=source.url_template) if fetch and source.origins else None
 

@@ -1,12 +1,13 @@
 """Raw files named by a list of URLs on a web server, one a line; or one raw file by its own URL.
 
 A line may be a path from where the list lies. With a template each line goes where it says {line}. A file's path is
-its URL's below the list's folder, as `wget -x -nH --cut-dirs` lays it out; else below what all URLs have in common.
+its URL's below the list's folder, as `wget -x -nH --cut-dirs` lays it out, or below what the template begins with; else
+below what all URLs have in common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -30,10 +31,21 @@ class UrlPlace:
     def list_files(self) -> Listing:
         """All files of the list, each with its size as the server says."""
         urls = self.list_urls()
-        paths = name_paths(urls, self.origin.address)
+        paths = name_paths(urls, self.base)
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
             files = list(threads.map(self.describe, urls, paths))
         return make_listing(self.origin, None, files)
+
+    @property
+    def base(self) -> str:
+        """The URL below which paths are counted, up to its last slash."""
+        return self.origin.template.partition("{line}")[0] if self.origin.template else self.origin.address
+
+    def find_first(self, is_wanted: Callable[[str], bool]) -> RemoteFile | None:
+        """The first file of a wanted path."""
+        urls = self.list_urls()
+        wanted = [pair for pair in zip(urls, name_paths(urls, self.base), strict=True) if is_wanted(pair[1])]
+        return self.describe(*wanted[0]) if wanted else None
 
     def list_urls(self) -> list[str]:
         """The URLs, in the list's order."""
@@ -102,11 +114,11 @@ class UrlPlace:
         return ValueError(f"{self.origin}: {path}: the server answers {error.status}{hint}")
 
 
-def name_paths(urls: list[str], list_url: str) -> list[str]:
-    """A path for each URL, none with its query."""
+def name_paths(urls: list[str], base: str) -> list[str]:
+    """A path for each URL, none with its query. base: the URL below whose folder they are counted if all lie there."""
     places = [unquote(urlsplit(hide_secrets(url)).path).lstrip("/") for url in urls]
-    own = unquote(urlsplit(list_url).path).lstrip("/").rpartition("/")[0]
-    same_host = all(urlsplit(url).netloc == urlsplit(list_url).netloc for url in urls)
+    own = unquote(urlsplit(base).path).lstrip("/").rpartition("/")[0]
+    same_host = all(urlsplit(url).netloc == urlsplit(base).netloc for url in urls)
     if same_host and all(place.startswith(f"{own}/" if own else "") for place in places):
         return [place[len(own) :].lstrip("/") for place in places]
     common = find_common(places)

@@ -76,6 +76,7 @@ SETTINGS = {
     "tokens": lambda value: value is None or (isinstance(value, dict) and all(map(is_count, value.values()))),
     "source_order": [is_text],
     "exclude": {"*": [is_text]},
+    "columns": {"*": is_text},
     "raw_files": {"*": is_text},
 }
 DATASET = {
@@ -142,7 +143,7 @@ def verify_sources(content: Mapping[str, Any]) -> Iterator[str]:
     sources, settings = content["sources"], content["settings"]
     if not sources:
         yield "dataset.json: sources is empty"
-    for what in ("source_order", "exclude", "raw_files"):
+    for what in ("source_order", "exclude", "columns", "raw_files"):
         if sorted(settings[what]) != sorted(sources):
             yield f"dataset.json: settings.{what} names {sorted(settings[what])}, sources {sorted(sources)}"
     for name in sources:
