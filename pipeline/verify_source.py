@@ -31,7 +31,8 @@ class ClaimedSource:
     @cached_property
     def source(self) -> Source:
         """What the manifests know of it, with the column that its texts were read from."""
-        return replace(load_source(self.name), text_field=self.settings["columns"][self.name])
+        known = load_source(self.name)
+        return replace(known, text_field=self.settings["columns"].get(self.name, known.text_field))
 
     @cached_property
     def shards(self) -> list[tuple[str, Mapping[str, Any]]]:
