@@ -47,8 +47,9 @@ class HubPlace:
         return self.ask(lambda: next(found, None))
 
     def pin(self) -> Any:
-        """Find the commit that the revision is now; returns what the card says."""
-        info = self.ask(lambda: self.api.dataset_info(self.origin.address, revision=self.origin.revision))
+        """Find the commit that the revision is now, unless it is known; returns what the card says."""
+        revision = self.revision or self.origin.revision
+        info = self.ask(lambda: self.api.dataset_info(self.origin.address, revision=revision))
         self.revision = info.sha
         return info.card_data
 

@@ -1,5 +1,6 @@
 """Servers on loopback that tests start: raw files over HTTP, the hub's API, a bucket; and the faults they are told."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -81,6 +82,10 @@ class Server:
         """Answer a request that is not for a file; returns whether it was one."""
         return False
 
+    def accept(self, path, body):
+        """Answer a POST or PUT: status and body."""
+        return 405, b""
+
     def make_handler(server):  # noqa: N805
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -93,6 +98,14 @@ class Server:
 
             def do_GET(self):
                 self.answer("GET")
+
+            def do_POST(self):
+                self.send(*server.accept(self.path, self.read_body()))
+
+            do_PUT = do_POST
+
+            def read_body(self):
+                return self.rfile.read(int(self.headers["Content-Length"]))
 
             def answer(self, method):
                 parts = urlsplit(self.path)
@@ -208,6 +221,46 @@ class Hub(Server):
 
     def find(self, path):
         return self.files.get(path.removeprefix("/cdn/"))
+
+
+class WritableHub(Hub):
+    """A hub that takes commits: small files within them, large ones by LFS before. `commits` lists their paths."""
+
+    def __init__(self, files=(), **how):
+        super().__init__(files, **how)
+        self.commits, self.blobs = [], {}
+
+    def accept(self, path, body):
+        path = urlsplit(path).path
+        if path.startswith("/lfs/"):
+            self.blobs[path.removeprefix("/lfs/")] = body
+            return 200, b""
+        if path.endswith("/commit/main"):
+            self.commit([json.loads(line) for line in body.splitlines()])
+            answer = {"commitUrl": f"{self.url}/datasets/org/name/commit/{self.sha}", "commitOid": self.sha}
+        elif path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "regular" if name.endswith((".json", ".md")) else "lfs" for name in names}
+            answer = {"files": [{"path": name, "uploadMode": modes[name], "shouldIgnore": False} for name in names]}
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.url}/lfs/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            answer = {"transfer": "basic", "objects": objects}
+        else:
+            answer = {"url": f"{self.url}/datasets/org/name", "errors": [], "warnings": []}
+        return 200, json.dumps(answer).encode()
+
+    def commit(self, lines):
+        added = {}
+        for line in lines:
+            if line["key"] == "file":
+                added[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                added[line["value"]["path"]] = self.blobs[line["value"]["oid"]]
+        self.files.update(added)
+        self.commits.append(list(added))
 
 
 @contextlib.contextmanager
