@@ -1,12 +1,13 @@
 # make demo   raw text -> shards -> a trained model that writes, on this machine, in a few minutes
 # make test   the tests; make test-long the slow ones; make test-ray those that need the extra `ray`
+# make test-readers   other programs' readers, installed into .readers, on our shards
 PYTHON ?= python3
 BIN := .venv/bin
 MIX := slimpajama:0.7,starcoder:0.3
 DEMO_DATA := data/demo
 DEMO_RUN := runs/make-demo
 
-.PHONY: demo test test-long test-ray lint clean
+.PHONY: demo test test-long test-ray test-readers lint clean
 
 demo: .venv/installed
 	$(BIN)/python pipeline/build.py --mix $(MIX) --sample-mb 20 --out $(DEMO_DATA)
@@ -27,6 +28,9 @@ test-long: .venv/installed
 test-ray: .venv/installed-ray
 	$(BIN)/python -m pytest tests/test_ray.py
 
+test-readers: .readers/installed
+	PYTHONPATH=.readers $(BIN)/python -m pytest tests/test_other_readers.py
+
 lint: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,5 +45,10 @@ lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	touch $@
 
+.readers/installed: .venv/installed tests/other_readers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .readers \
+		-r tests/other_readers.txt
+	touch $@
+
 clean:
-	rm -rf .venv data/demo data/sample-20mb $(DEMO_RUN)
+	rm -rf .venv .readers data/demo data/sample-20mb $(DEMO_RUN)

@@ -46,7 +46,7 @@ PARTS = {
     "unpack and read": ("read_chunks", "read_blocks"),
     "parse and check": ("parse_lines",),
     "hash": ("hash_documents",),
-    "tokenise": ("encode_documents",),
+    "tokenise": ("encode_documents", "encode_and_frame"),
     "frame": ("frame_documents",),
     "sort and write": ("_write_run",),
 }
@@ -126,7 +126,7 @@ def measure_ingest(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Figure
         tokenizer=tokenizer.name,
         text_bytes=corpus.num_bytes,
         num_documents=record["documents"]["read"],
-        num_batches=num_calls_of(profile, "encode_documents"),
+        num_batches=num_calls_of(profile, "encode_texts"),
         num_calls=profile.total_calls,
         ingest=speed,
         two_workers_ratio=measure_two_workers(corpus, tokenizer, folder),
@@ -144,6 +144,7 @@ def make_task(name: str, paths: tuple[Path, ...], tokenizer: Tokenizer, folder: 
         min_chars=1,
         valid_fraction=0.005,
         seed=0,
+        dedup="near",
         encode=(
             EncodeSettings(
                 tokenizer=str(tokenizer.path),
@@ -168,7 +169,7 @@ def time_profiled(run: Callable[[], Any], *, num_bytes: int) -> tuple[Speed, pst
 
 def share_of(profile: pstats.Stats, names: tuple[str, ...]) -> float:
     """Seconds spent in the functions of these names and all that they call."""
-    return max(figures[3] for (_, _, name), figures in profile.stats.items() if name in names)
+    return max((figures[3] for (_, _, name), figures in profile.stats.items() if name in names), default=0.0)
 
 
 def num_calls_of(profile: pstats.Stats, function: str) -> int:
@@ -198,7 +199,7 @@ def time_workers(workers: Workers, paths: tuple[Path, ...], tokenizer: Tokenizer
 
 def tabulate_parts(figures: Figures) -> Table:
     """Where the time of one ingest went."""
-    num_calls = figures.num_calls // figures.num_batches  # most are awkward's, around one call of gigatoken
+    num_calls = figures.num_calls // figures.num_batches  # with gigatoken most are awkward's, around one call of it
     caption = f"{figures.num_documents:,} documents in {figures.num_batches} batches; {num_calls:,} calls a batch"
     table = Table(title=f"{figures.kind}, {figures.tokenizer}: where the time goes", caption=caption)
     table.add_column("part")

@@ -58,13 +58,17 @@ def main() -> None:
     """The command."""
     flags = tyro.cli(MemoryFlags)
     console = make_console()
+    cases = [case for case in CASES if not flags.cases or case.name.startswith(flags.cases)]
+    if not cases:
+        sys.exit(
+            f"error: no case begins with {' or '.join(flags.cases)}; there are {', '.join(case.name for case in CASES)}"
+        )
     folder = Path(tempfile.mkdtemp(prefix="tokenmill-memory-", dir=flags.folder))
     figures: list[dict[str, Any]] = []
     try:
-        for case in CASES:
-            if not flags.cases or case.name.startswith(flags.cases):
-                figures += measure_case(case, flags.tokenizers, folder)
-                console.print(describe(figures[-len(flags.tokenizers) :]))
+        for case in cases:
+            figures += measure_case(case, flags.tokenizers, folder)
+            console.print(describe(figures[-len(flags.tokenizers) :]))
     finally:
         shutil.rmtree(folder)
     console.print(tabulate(figures))
@@ -277,6 +281,7 @@ def ingest_file(path: Path, tokenizer_names: str, folder: Path) -> dict[str, Any
         min_chars=1,
         valid_fraction=0.005,
         seed=0,
+        dedup="near",
         encode=tuple(describe_tokenizer(name) for name in tokenizer_names.split("+")),
     )
     task = IngestTask("whole", "memory", (TaskFile(0, str(path), "train", None),), 0, settings, str(folder), "")

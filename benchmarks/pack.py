@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
+from pipeline.dedup_stages import DedupSettings, dedup
 from pipeline.file_parts import WHOLE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, find_places
 from pipeline.ingest_plan import LARGEST_TASK_BYTES
@@ -33,9 +34,10 @@ from pipeline.jobs import Workers
 from pipeline.limit import Selection
 from pipeline.pack import plan_reads
 from pipeline.progress import BuildLog, make_console
-from pipeline.stages import Ingested, Workshop, dedup, pack
+from pipeline.stages import pack
 from pipeline.token_file import RUN_BYTES, TokenFile, document_dtype, starts_of
 from pipeline.work import kept_dtype
+from pipeline.workshop import Ingested, Workshop
 
 # SlimPajama: facts of the dataset card, and of Llama 2's ids.
 SLIMPAJAMA_TOKENS, SLIMPAJAMA_DOCUMENTS, SLIMPAJAMA_FILE_BYTES = 627e9, 590_394_625, 895e9
@@ -78,7 +80,7 @@ def measure(folder: Path, *, num_tasks: int) -> dict[str, Any]:
     with Workers(1, notice=print) as workers:
         shop = Workshop(folder / "work", workers, make_console(), BuildLog(folder / "log.jsonl"))
         started = time.perf_counter()
-        deduplicated = dedup(ingested, method="exact", shop=shop)
+        deduplicated = dedup(ingested, settings=DedupSettings("exact", 0.0, 1 << 30), shop=shop)
         dedup_seconds = time.perf_counter() - started
         kept = deduplicated.kept
         selection = Selection(0, "", folder / "out", [None], kept.counts, deduplicated.tokens[0])
@@ -103,7 +105,7 @@ def make_task(folder: Path, number: int) -> tuple[IngestTask, dict[str, Any]]:
     """A token file of 50 million random ids, in documents as long as SlimPajama's; and its record."""
     rng = np.random.default_rng(number)
     encode = (EncodeSettings("random", "", "fast", "eos", DTYPE.str),)
-    settings = IngestSettings("text", None, (), 1, 0.0, 0, encode)
+    settings = IngestSettings("text", None, (), 1, 0.0, 0, "none", encode)
     place = folder / "work/ingest" / f"random-{number:05d}"
     place.mkdir(parents=True)
     lengths = draw_lengths(rng, 50_000_000)

@@ -10,7 +10,6 @@ not installed, or breaks, has a note in place of a figure. No peer is given a na
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import Corpus, read_lines
+from benchmarks.hub_json import END_OF_TEXT, build_hub_json
 from benchmarks.stopwatch import Speed, Stopwatch, one_after_the_other, speed_of
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,7 +32,6 @@ PEER_BYTES = 20_000_000  # the peers are slow: a part is enough
 PEER_SECONDS = 40
 WARM_BYTES = 500_000
 DATATROVE = "datatrove[processing,multilingual]"
-END_OF_TEXT = "<|endoftext|>"
 ONE_CORE = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 NO_NETWORK = {"HF_HUB_OFFLINE": "1"}
 
@@ -207,61 +206,3 @@ def read_eos(tokenizer_json: Path) -> str:
     """The text of the token that ends a document."""
     vocabulary = json.loads(tokenizer_json.read_text())["model"]["vocab"]
     return next(text for text in (END_OF_TEXT, "</s>") if text in vocabulary)
-
-
-def build_hub_json(tokenizer: Tokenizer) -> str:
-    """A tokenizer as the tokenizer.json that the Hugging Face libraries read, of old versions too."""
-    if tokenizer.family == "tiktoken":
-        return json.dumps(convert_ranks(read_ranks(tokenizer.path)))
-    if tokenizer.family == "huggingface":
-        return tokenizer.path.read_text(encoding="utf-8")
-    from sentencepiece import sentencepiece_model_pb2
-
-    from pipeline.tokenizer_sentencepiece import build_tokenizer_json
-
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(tokenizer.path.read_bytes())
-    settings = json.loads(build_tokenizer_json(model))
-    settings["model"]["merges"] = [" ".join(pair) for pair in settings["model"]["merges"]]
-    return json.dumps(settings)
-
-
-def read_ranks(path: Path) -> dict[bytes, int]:
-    """The byte strings of a tiktoken rank file and their ranks."""
-    lines = (line.split() for line in path.read_bytes().splitlines() if line)
-    return {base64.b64decode(token): int(rank) for token, rank in lines}
-
-
-def convert_ranks(ranks: dict[bytes, int]) -> dict[str, Any]:
-    """tiktoken ranks as a byte-level BPE tokenizer.json with GPT-2's split rule."""
-    letters = spell_bytes()
-    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    pairs = (find_pair(token, ranks) for token in sorted(ranks, key=ranks.get) if len(token) > 1)
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    vocabulary = {names[token]: rank for token, rank in ranks.items()} | {END_OF_TEXT: len(ranks)}
-    model = {"type": "BPE", "vocab": vocabulary, "merges": [f"{names[left]} {names[right]}" for left, right in pairs]}
-    settings = ("added_tokens", "normalizer", "post_processor", "decoder")
-    return {
-        "version": "1.0",
-        **dict.fromkeys(settings),
-        "added_tokens": [],
-        "pre_tokenizer": byte_level,
-        "model": model,
-    }
-
-
-def spell_bytes() -> list[str]:
-    """How byte-level vocabularies write each byte: as itself where it can be seen, else from U+0100 on."""
-    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    unseen = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in seen else chr(next(unseen)) for byte in range(256)]
-
-
-def find_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two pieces that are merged into a token last: what the merges before its own make of its bytes."""
-    pieces = [bytes([byte]) for byte in token]
-    while len(pieces) > 2:
-        joined = [ranks.get(left + right, len(ranks)) for left, right in zip(pieces, pieces[1:], strict=False)]
-        place = joined.index(min(joined))
-        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
-    return pieces[0], pieces[1]

@@ -27,8 +27,16 @@ class BuildArguments:
     """Where the dataset goes."""
     work: Path | None = None
     """Where work files go while building; removed when done. Default: OUT/work."""
-    dedup: Literal["none", "exact"] = "exact"
-    """exact: of documents with the same text one stays, over all sources and splits."""
+    dedup: Literal["none", "exact", "near"] = "near"
+    """exact: of documents with the same text one stays, over all sources and splits. near: of documents whose shingles
+    of five words are nearly the same one stays, too; a document goes only if one that stays is near to it."""
+    dedup_threshold: float = 0.8
+    """near: the share of shingles that two documents must have in common (Jaccard similarity)."""
+    dedup_priority: str | None = None
+    """Sources, with commas between them, whose documents stay rather than others'. Default: the order of --mix."""
+    memory: float = 4.0
+    """GiB of memory that all workers of a machine together may take to find near duplicates. The output does not
+    depend on it."""
     workers: int = os.cpu_count() or 1
     """Worker processes of --executor local. The output does not depend on it."""
     executor: Literal["local", "ray"] = "local"
@@ -90,6 +98,8 @@ def check_arguments(arguments: BuildArguments) -> None:
         "tokens": (1, infinity),
         "cache_gb": (0, infinity),
         "valid_fraction": (0, 1),
+        "dedup_threshold": (0.5, 1),
+        "memory": (0.1, infinity),
         "max_bad_fraction": (0, 1),
     }
     for name, (lowest, highest) in limits.items():

@@ -17,6 +17,7 @@ from pipeline.web import PassingError, Patience, RefusedError, Stream, WebClient
 PIECE_BYTES = 32 << 20
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 SIGNED_SECONDS = 3600
+CLIENTS = ("botocore", "aiobotocore", "aiohttp")  # some of whose errors are of no kind of Python's own
 Result = TypeVar("Result")
 
 
@@ -58,13 +59,13 @@ class BucketPlace:
             raise FileNotFoundError(f"{self.origin}: no such bucket or prefix") from None
         except PermissionError:
             raise ValueError(f"{self.origin}: access is denied: give credentials that may list and read it") from None
-        except OSError as error:
-            raise PassingError(f"the bucket cannot be read ({type(error).__name__}: {error})") from None
         except Exception as error:
-            if type(error).__name__ != "NoCredentialsError" or self.scheme != "s3":
-                raise
-            self.files = open_bucket(self.scheme, is_public=True)
-            raise PassingError("no credentials: asked as anybody may", wait_seconds=0) from None
+            if type(error).__name__ == "NoCredentialsError" and self.scheme == "s3":
+                self.files = open_bucket(self.scheme, is_public=True)
+                raise PassingError("no credentials: asked as anybody may", wait_seconds=0) from None
+            if isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS:
+                raise PassingError(f"the bucket cannot be read ({type(error).__name__}: {error})") from None
+            raise
 
     def open(self, file: RemoteFile, start: int) -> Stream:
         """An object's bytes from `start` on."""
@@ -96,6 +97,6 @@ def open_bucket(scheme: str, *, is_public: bool) -> Any:
 
     how = {"anon": is_public} if scheme == "s3" else {}
     try:
-        return fsspec.filesystem(scheme, use_listings_cache=False, **how)
+        return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **how)
     except ImportError:
         raise ValueError(f"{scheme}:// needs the package {PACKAGES[scheme]}: pip install {PACKAGES[scheme]}") from None

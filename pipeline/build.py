@@ -23,6 +23,7 @@ from rich.console import Console
 
 from pipeline import prepare, stages
 from pipeline.arguments import BuildArguments, check_arguments
+from pipeline.dedup_stages import DedupSettings, dedup
 from pipeline.finish import Built, describe_sources, hash_content
 from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
 from pipeline.forecast import make_forecast
@@ -51,6 +52,7 @@ from pipeline.removal import remove_build, remove_temporary_files, remove_unlist
 from pipeline.sample import is_sample, make_sample
 from pipeline.shard import find_lost_files, token_dtype, write_dataset_json
 from pipeline.summary import print_summary
+from pipeline.workshop import Workshop
 
 
 def main() -> None:
@@ -88,7 +90,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
     tokenizers = {
         name: prepare.choose_tokenizer(one, engine=arguments.engine, notice=notice) for name, one in given.items()
     }
-    settings = prepare.choose_settings(arguments)
+    settings = prepare.choose_settings(arguments, sources)
     if arguments.dry_run:
         refuse_remote(sources)
         print_forecast(make_forecast(arguments, settings, sources, tokenizers, console), console)
@@ -188,7 +190,7 @@ def build_datasets(
     ]
     log = BuildLog(folders.out / BUILD_LOG)
     with choose_executor(arguments, notice=notice) as workers:
-        shop = stages.Workshop(folders.work, workers, console, log)
+        shop = Workshop(folders.work, workers, console, log)
         contents = run_stages(arguments, settings, sources, datasets, folders, shop)
     refuse_unexpected(arguments.expect, contents)  # before dataset.json: what is not as expected is not finished
     remove_temporary_files(folders)  # of workers that died: their tasks were done again under other names
@@ -224,18 +226,19 @@ def run_stages(
     sources: tuple[PlannedSource, ...],
     datasets: list[DatasetPlan],
     folders: Folders,
-    shop: stages.Workshop,
+    shop: Workshop,
 ) -> dict[str, dict[str, Any]]:
     """The stages, one after the other; returns what each dataset.json will say."""
     notice = partial(print_notice, shop.console)
     tasks = plan_ingest(sources, settings, datasets, engine=arguments.engine, work=shop.work)
     bad_rows = BadRows(sources, max_bad_fraction=arguments.max_bad_fraction, out=folders.out / datasets[0].name)
     ahead = read_ahead(tasks, sources, work=shop.work, room_bytes=int(arguments.cache_gb * 1e9), log=shop.log)
+    names, priority = [source.name for source in sources], list(settings.dedup_priority)
     with ahead:
         check = ahead.releasing(bad_rows.check)
-        ingested = stages.ingest(tasks, [source.name for source in sources], check=check, shop=shop)
+        ingested = stages.ingest(tasks, names, priority=priority, check=check, shop=shop)
     check_sources(ingested, sources, notice=notice)
-    deduplicated = stages.dedup(ingested, method=settings.dedup, shop=shop)
+    deduplicated = dedup(ingested, settings=choose_dedup(arguments, settings), shop=shop)
     contents = {}
     for number, dataset in enumerate(datasets):
         out = folders.out / dataset.name
@@ -254,6 +257,12 @@ def run_stages(
         described = describe_sources(sources, ingested=ingested, deduplicated=deduplicated, built=built)
         contents[dataset.name] = describe_dataset(dataset, described, sources, arguments, out)
     return contents
+
+
+def choose_dedup(arguments: BuildArguments, settings: BuildSettings) -> DedupSettings:
+    """How duplicates are found. Each worker has its share of the memory."""
+    memory_bytes = int(arguments.memory * (1 << 30)) // arguments.workers
+    return DedupSettings(settings.dedup, settings.dedup_threshold or 0.0, memory_bytes)
 
 
 def describe_dataset(

@@ -1,257 +1,294 @@
-"""Read a finished dataset: windows over its shards, in a seeded order and an exact mix. numpy only, no torch.
+"""Read finished datasets: samples over their shards, in a seeded order and an exact mix. numpy only, no torch.
 
     >>> dataset = PackedDataset("data/packed", seq_len=2048)
     >>> dataset.samples([0, 1, 2, 3]).shape
     (4, 2049)
 
-What stands at a position is a pure function of (dataset, seq_len, mix, seed, split, position): the same for any world
-size, batch size and number of workers. A position can be asked for at any time, so resuming is one number.
+What stands at a position is a pure function of (shards, seq_len, mix, seed, split, packing, shuffle, position): the
+same for any world size, batch size and number of workers. Any position can be asked for, so resuming is one number.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.order import apportion, count_draws, derive_key, integer_weights, permute
-from pipeline.shard import open_document_ends, open_tokens, read_dataset_json
+from pipeline.bins import SourceBins
+from pipeline.catalogue import Catalogue
+from pipeline.maps import MOST_OPEN_FILES, OpenFiles
+from pipeline.mixture import Mixture
+from pipeline.order import derive_key
+from pipeline.reading_order import BLOCK_SIZES, STATE_FORMAT, Located, ReadingOrder, as_positions, refuse_state
+from pipeline.shard import read_dataset_json
+from pipeline.windows import Documents, SourceWindows, count_positions
 
-__all__ = ["PackedDataset", "SourceWindows", "read_dataset_json"]
+__all__ = ["Documents", "Located", "PackedDataset", "SourceWindows", "read_dataset_json"]
 
-
-class SourceWindows:
-    """The windows of one source's split: window j of a shard is its tokens [j * seq_len, (j + 1) * seq_len + 1).
-
-    Neighbours share one token, so that each token but a shard's first is a target once. The tail of a shard that is
-    shorter than a window is not read: `num_unread_tokens` counts it.
-    """
-
-    def __init__(self, folder: Path, shards: Sequence[Mapping], *, seq_len: int, dtype: np.dtype):
-        self.folder, self.shards, self.seq_len, self.dtype = folder, shards, seq_len, dtype
-        windows_per_shard = [max(0, (shard["tokens"] - 1) // seq_len) for shard in shards]
-        self.first_windows = np.concatenate([[0], np.cumsum(windows_per_shard, dtype=np.int64)])
-        self.num_windows = int(self.first_windows[-1])
-        self.num_tokens = sum(shard["tokens"] for shard in shards)
-        self.num_unread_tokens = sum(
-            shard["tokens"] - (windows * seq_len + 1 if windows else 0)
-            for shard, windows in zip(shards, windows_per_shard, strict=True)
-        )
-        self._tokens: dict[int, np.ndarray] = {}
-        self._ends: dict[int, np.ndarray] = {}
-
-    def locate(self, window: int) -> tuple[int, int]:
-        """The number of the shard that holds a window, and the window's first token in it."""
-        if not 0 <= window < self.num_windows:
-            raise IndexError(f"window {window} of {self.num_windows}")
-        shard = int(np.searchsorted(self.first_windows, window, side="right")) - 1
-        return shard, (window - int(self.first_windows[shard])) * self.seq_len
-
-    def window(self, window: int) -> np.ndarray:
-        """The tokens of one window: the dataset's dtype, shape (seq_len + 1,). No copy: a view of the file."""
-        shard, start = self.locate(window)
-        return self.shard_tokens(shard)[start : start + self.seq_len + 1]
-
-    def document_ends(self, window: int) -> np.ndarray:
-        """Where the pieces of documents in a window's seq_len inputs end: int64, increasing, the last is seq_len."""
-        shard, start = self.locate(window)
-        ends = self.shard_ends(shard)
-        borders = np.array([start, start + self.seq_len], ends.dtype)  # of another dtype, all of `ends` is converted
-        first, last = np.searchsorted(ends, borders, side="right")
-        inside = ends[first:last].astype(np.int64) - start
-        if len(inside) and inside[-1] == self.seq_len:
-            return inside
-        return np.append(inside, self.seq_len)
-
-    def shard_tokens(self, shard: int) -> np.ndarray:
-        """The map of one shard's ids, opened on first use."""
-        if shard not in self._tokens:
-            entry = self.shards[shard]
-            self._tokens[shard] = open_tokens(self.folder / entry["path"], dtype=self.dtype, num_tokens=entry["tokens"])
-        return self._tokens[shard]
-
-    def shard_ends(self, shard: int) -> np.ndarray:
-        """The map of one shard's document ends, opened on first use."""
-        if shard not in self._ends:
-            entry = self.shards[shard]
-            self._ends[shard] = open_document_ends(self.folder / entry["path"], num_documents=entry["documents"])
-        return self._ends[shard]
-
-    def __getstate__(self) -> dict:
-        """Without the open maps: a worker process opens its own."""
-        return {**self.__dict__, "_tokens": {}, "_ends": {}}
+PACKINGS = ("concat", "best-fit")
+SAME_SETTINGS = ("seq_len", "seed", "split", "packing", "shuffle")
+CHUNK_POSITIONS = 256
+"""Positions that are located together where they are asked for one by one."""
 
 
-class PackedDataset:
-    """An endless seeded stream of windows from a dataset's sources, in the proportion of the mix.
+class PackedDataset(Catalogue):
+    """A seeded stream of samples from the sources of one or several datasets, in the proportion of the mix.
 
-    path: a folder with dataset.json. seq_len: inputs per window. mix: source -> weight (a share of the tokens drawn);
-    None takes the mix that the dataset was built with. split: "train", "validation" or "test".
-    Raises FileNotFoundError where there is no finished dataset, ValueError for what cannot be read as asked.
+    path: a folder with dataset.json, or several of the same tokenizer. seq_len: inputs per sample.
+    mix: source -> weight (a share of the tokens drawn); by default the dataset's own. split: train, validation, test.
+    packing: "concat" cuts every shard into windows; "best-fit" puts whole documents together (see bins.py).
+    shuffle: "global", or "block" for storage where random reads are dear (see order.permute_blocks).
+    max_epochs: how often a source may be read, for all or by source; positions end there. By default the stream is
+    endless, and len() counts the positions before any source begins its second epoch.
+    use_maps: False reads files without mapping them, where a program's mapped pages count as its memory.
+    cache: the folder of best-fit indexes, which are made on first use; by default the user's.
+
+    Raises FileNotFoundError or ValueError where the dataset is not finished, a shard is cut, or a source, split or
+    window asked for is not there.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | Sequence[Path | str],
         *,
         seq_len: int,
         mix: Mapping[str, float] | None = None,
         seed: int = 0,
         split: str = "train",
+        packing: str = "concat",
+        shuffle: str = "global",
+        max_epochs: int | Mapping[str, int] | None = None,
+        use_maps: bool = True,
+        most_open_files: int = MOST_OPEN_FILES,
+        cache: Path | None = None,
     ):
-        if seq_len < 1:
-            raise ValueError(f"seq_len must be 1 or more, found {seq_len}")
-        self.path, self.seq_len, self.seed, self.split = Path(path), seq_len, seed, split
-        self.content = read_dataset_json(path)
-        self.windows = self._open_sources(mix)
-        self.sources = tuple(self.windows)
-        self.weights = tuple(self._choose_mix(mix)[source] for source in self.sources)
-        self._integer_weights = integer_weights(self.weights)
+        _refuse_settings(seq_len, packing=packing, shuffle=shuffle)
+        super().__init__(path)
+        self.seq_len, self.seed, self.split, self.packing, self.shuffle = seq_len, seed, split, packing, shuffle
+        self.cache = cache
+        self.files = OpenFiles(most=most_open_files, use_maps=use_maps)
+        self.windows: dict[str, SourceWindows | SourceBins] = {}
+        chosen = self.content["mix"] if mix is None else mix
+        self._open_sources(chosen, may_lack=mix is None and split != "train")
+        chosen = {source: weight for source, weight in chosen.items() if source in self.windows}
+        self.order = ReadingOrder(self.windows, chosen, seed=seed, shuffle=shuffle, max_epochs=max_epochs)
+        self.position = 0
+        self._chunk: tuple[int, Located] | None = None
 
-    def _choose_mix(self, mix: Mapping[str, float] | None) -> Mapping[str, float]:
-        return self.content["mix"] if mix is None else mix
-
-    def _open_sources(self, mix: Mapping[str, float] | None) -> dict[str, SourceWindows]:
-        """The sources of the mix that can be drawn from. Only the default mix, outside train, may lack some."""
+    def _open_sources(self, mix: Mapping[str, float], *, may_lack: bool) -> None:
+        """Open the sources of a mix that can be drawn from. may_lack: some may have too little."""
         if self.split not in self.splits:
-            raise ValueError(f"{self.path} has no split {self.split!r}: it has {', '.join(self.splits)}")
-        opened = {}
-        for source, weight in self._choose_mix(mix).items():
-            windows = self._open_source(source)
-            if windows.num_windows:
-                opened[source] = windows
-            elif weight and (mix is not None or self.split == "train"):
+            raise ValueError(f"{self.name} has no split {self.split!r}: it has {', '.join(self.splits)}")
+        for source, weight in mix.items():
+            opened = self.windows.get(source) or self._open_source(source)
+            if opened.num_windows:
+                self.windows[source] = opened
+            elif weight and not may_lack:
                 raise ValueError(
-                    f"source {source!r} has {windows.num_tokens:,} tokens in split {self.split!r} of {self.path}, too "
+                    f"source {source!r} has {opened.num_tokens:,} tokens in split {self.split!r} of {self.name}, too "
                     f"few for a window of seq_len {self.seq_len}: lower --seq-len, or leave the source out of the mix"
                 )
-        if not opened:
-            raise ValueError(f"split {self.split!r} of {self.path} has no window of seq_len {self.seq_len}")
+        if not self.windows:
+            raise ValueError(f"split {self.split!r} of {self.name} has no window of seq_len {self.seq_len}")
+
+    def _open_source(self, source: str) -> SourceWindows | SourceBins:
+        shards = self.shards(source, self.split)
+        opening = {"seq_len": self.seq_len, "dtype": self.dtype, "files": self.files}
+        if self.packing == "best-fit":
+            opened = SourceBins(self.path, shards, pad_id=self.eos_id, cache=self.cache, **opening)
+        else:
+            opened = SourceWindows(self.path, shards, phase_key=derive_key(self.seed, source, "phase"), **opening)
+        opened.check_files()
         return opened
 
-    def _open_source(self, source: str) -> SourceWindows:
-        if source not in self.content["sources"]:
-            raise ValueError(f"{self.path} has no source {source!r}: it has {', '.join(self.content['sources'])}")
-        split = self.content["sources"][source]["splits"].get(self.split, {"shards": []})
-        return SourceWindows(self.path, split["shards"], seq_len=self.seq_len, dtype=self.dtype)
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources of the mix, in its order; what a later mix added comes last."""
+        return tuple(self.windows)
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits in which some source has documents."""
-        return tuple(dict.fromkeys(split for source in self.content["sources"].values() for split in source["splits"]))
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of the ids, little-endian: uint16, or uint32 for a vocabulary over 65,536."""
-        return np.dtype(self.content["dtype"]).newbyteorder("<")
-
-    @property
-    def tokenizer(self) -> dict:
-        """The tokenizer's name, sha256, and file (relative to the dataset's folder)."""
-        return self.content["tokenizer"]
-
-    @property
-    def vocab_size(self) -> int:
-        """How many ids the tokenizer has; every id is smaller."""
-        return self.tokenizer["vocab_size"]
-
-    @property
-    def bos_id(self) -> int | None:
-        """The id before every document where the rule is bos+eos."""
-        return self.tokenizer["bos_id"]
-
-    @property
-    def eos_id(self) -> int:
-        """The id that ends every document."""
-        return self.tokenizer["eos_id"]
-
-    @property
-    def document_rule(self) -> str:
-        """What frames each document: "bos+eos" or "eos"."""
-        return self.content["document_rule"]
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when any shard changes; a moved folder keeps it."""
-        return self.content["content_hash"]
+    def weights(self) -> tuple[float, ...]:
+        """The weight of each of `sources`: the newest, where they changed."""
+        mix = self.order.mixture.segments[-1].mix
+        return tuple(mix.get(source, 0.0) for source in self.sources)
 
     def num_windows(self, source: str) -> int:
-        """How many windows one epoch of a source has in this split."""
+        """How many samples the first epoch of a source has in this split."""
         return self.windows[source].num_windows if source in self.windows else 0
 
     def window(self, source: str, index: int) -> np.ndarray:
-        """One window in file order, shape (seq_len + 1,). No copy: a view of the file."""
-        return self.windows[source].window(index)
-
-    @cached_property
-    def _length(self) -> int:
-        """The largest position before which no source has begun its second epoch."""
-
-        def is_first_epoch(position: int) -> bool:
-            draws = count_draws(position, self._integer_weights)
-            return all(count <= self.num_windows(source) for count, source in zip(draws, self.sources, strict=True))
-
-        upper = sum(windows.num_windows for windows in self.windows.values()) + 1
-        return bisect.bisect_left(range(upper + 1), True, key=lambda position: not is_first_epoch(position)) - 1
+        """One sample of a source's first epoch in the order of the files, shape (seq_len + 1,)."""
+        return self.windows[source].view(0, index)
 
     def __len__(self) -> int:
-        """Positions before any source begins its second epoch. The stream itself goes on: see samples."""
-        return self._length
+        """The positions that there are with max_epochs; without, those before any source begins its second epoch."""
+        return self.order.length
 
     def __getitem__(self, position: int) -> np.ndarray:
-        """The sample at a position below len(self). No copy: a view of the file."""
+        """The sample at a position below len(self), as `sample` gives it. Raises IndexError for another."""
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)}")
         return self.sample(position)
 
+    def __getitems__(self, positions: Sequence[int]) -> list[np.ndarray]:
+        """The samples at several positions below len(self): how torch's DataLoader asks for a batch."""
+        if len(positions) and max(positions) >= len(self):
+            raise IndexError(f"position {max(positions)} of {len(self)}")
+        return list(self.samples(positions))
+
     def sample(self, position: int) -> np.ndarray:
-        """The sample at any position: the dataset's dtype, shape (seq_len + 1,). No copy: a view of the file."""
-        source, window = self.locate([position])
-        return self.windows[self.sources[source[0]]].window(int(window[0]))
+        """The sample at any position: the dataset's dtype, shape (seq_len + 1,).
+
+        No copy where the sample is a window: a read-only view of the file. Raises IndexError past the end.
+        """
+        source, epoch, sample = self._locate_one(position)
+        return self.windows[source].view(epoch, sample)
 
     def samples(self, positions: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The samples at `positions`, shape (len(positions), seq_len + 1), copied into `out` where it is given."""
-        sources, windows = self.locate(positions)
+        """The samples at `positions`, shape (len(positions), seq_len + 1), copied into `out` where it is given.
+
+        The system is asked for all of them before the first is copied. Raises ValueError for an `out` of another
+        shape or dtype.
+        """
+        located = self.locate(positions)
+        shape = (len(located.sources), self.seq_len + 1)
         if out is None:
-            out = np.empty((len(sources), self.seq_len + 1), dtype=self.dtype)
-        for row, (source, window) in enumerate(zip(sources.tolist(), windows.tolist(), strict=True)):
-            out[row] = self.windows[self.sources[source]].window(window)
+            out = np.empty(shape, dtype=self.dtype)
+        if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, expected a contiguous {self.dtype} {shape}")
+        self._will_need(located)
+        for source, epoch, rows in self._group(located):
+            source.copy(epoch, located.samples[rows], rows=rows, out=out)
         return out
+
+    def read(self, count: int, out: np.ndarray | None = None) -> np.ndarray:
+        """The next `count` samples from `position` on, which moves on by as many; the ones after them are asked for."""
+        samples = self.samples(range(self.position, self.position + count), out=out)
+        self.position += count
+        self.read_ahead(range(self.position, min(self.position + count, self.order.end)))
+        return samples
+
+    def read_ahead(self, positions: Sequence[int] | np.ndarray) -> None:
+        """Ask the system to begin reading the samples at `positions`, and return at once. Changes no result.
+
+        With shuffle="block" the whole blocks are asked for.
+        """
+        self._will_need(self.locate(positions))
+
+    def _will_need(self, located: Located) -> None:
+        for source, epoch, rows in self._group(located):
+            source.will_need(epoch, located.samples[rows], in_blocks_of=BLOCK_SIZES[self.shuffle])
+
+    def _group(self, located: Located) -> list[tuple[SourceWindows | SourceBins, int, np.ndarray]]:
+        """The rows of each source and epoch."""
+        opened = list(self.windows.values())
+        kinds, of_row = np.unique(located.epochs * len(opened) + located.sources, return_inverse=True)
+        pairs = (divmod(kind, len(opened)) for kind in kinds.tolist())
+        return [(opened[source], epoch, np.flatnonzero(of_row == kind)) for kind, (epoch, source) in enumerate(pairs)]
 
     def samples_with_ends(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """The samples at `positions`, as samples gives them, and each one's document_ends."""
-        sources, windows = self.locate(positions)
-        tokens = np.empty((len(sources), self.seq_len + 1), dtype=self.dtype)
-        ends = []
-        for row, (source, window) in enumerate(zip(sources.tolist(), windows.tolist(), strict=True)):
-            tokens[row] = self.windows[self.sources[source]].window(window)
-            ends.append(self.windows[self.sources[source]].document_ends(window))
-        return tokens, ends
-
-    def source_indices(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Which of `sources` each position is drawn from: int64."""
-        return apportion(np.asarray(positions, dtype=np.int64), self._integer_weights)[0]
+        located = zip(*(column.tolist() for column in self.locate(positions)), strict=True)
+        ends = [self.windows[self.sources[source]].document_ends(epoch, sample) for source, epoch, sample in located]
+        return self.samples(positions), ends
 
     def document_ends(self, position: int) -> np.ndarray:
         """Where the pieces of documents in a sample's seq_len inputs end: int64, increasing, the last is seq_len."""
-        source, window = self.locate([position])
-        return self.windows[self.sources[source[0]]].document_ends(int(window[0]))
+        source, epoch, sample = self._locate_one(position)
+        return self.windows[source].document_ends(epoch, sample)
 
-    def locate(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each position: its source's index, and the window of that source. Each epoch has its own permutation."""
-        positions = np.asarray(positions, dtype=np.int64)
-        if positions.size and positions.min() < 0:
-            raise IndexError(f"positions count from 0, found {positions.min()}")
-        sources, draws = apportion(positions, self._integer_weights)
-        windows = np.empty_like(draws)
-        for index, source in enumerate(self.sources):
-            num_windows = self.windows[source].num_windows
-            epochs = draws // num_windows
-            for epoch in np.unique(epochs[sources == index]):
-                chosen = (sources == index) & (epochs == epoch)
-                key = derive_key(self.seed, source, int(epoch))
-                windows[chosen] = permute(draws[chosen] % num_windows, size=num_windows, key=key)
-        return sources, windows
+    def target_masks(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """For each input of the samples at `positions`, whether the token after it is to be predicted.
+
+        bool, shape (len(positions), seq_len). All are with packing="concat"; with "best-fit" not padding, nor the last
+        token of a document, which another document follows.
+        """
+        masks = np.ones((len(positions), self.seq_len), dtype=bool)
+        if self.packing == "best-fit":
+            located = self.locate(positions)
+            for source, epoch, rows in self._group(located):
+                masks[rows] = source.target_masks(epoch, located.samples[rows])
+        return masks
+
+    def documents(self, position: int) -> Documents:
+        """The boundaries of the documents in a sample, and where its tokens stand in them."""
+        source, epoch, sample = self._locate_one(position)
+        ends = self.windows[source].document_ends(epoch, sample)
+        offset = self.windows[source].first_offset(epoch, sample)
+        return Documents(ends, count_positions(ends), self.target_masks([position])[0], offset)
+
+    def source_indices(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which of `sources` each position is drawn from: int64."""
+        return self.locate(positions).sources
+
+    def locate(self, positions: Sequence[int] | np.ndarray) -> Located:
+        """For each position its source, that source's epoch, and the sample in it."""
+        return self.order.locate(as_positions(positions))
+
+    def _locate_one(self, position: int) -> tuple[str, int, int]:
+        """The source, epoch and sample of one position; its neighbours are located with it, and kept."""
+        number, row = divmod(int(position), CHUNK_POSITIONS)
+        chunk = self._chunk  # another thread may put another chunk there at any time
+        if chunk is None or chunk[0] != number or row >= len(chunk[1].sources):
+            first = number * CHUNK_POSITIONS
+            self.locate([position])  # raises for a position that is not there
+            chunk = (number, self.locate(range(first, min(first + CHUNK_POSITIONS, self.order.end))))
+            self._chunk = chunk
+        source, epoch, sample = (int(column[row]) for column in chunk[1])
+        return self.sources[source], epoch, sample
+
+    def change_mix(self, mix: Mapping[str, float], *, start: int | None = None) -> None:
+        """Draw by other weights from position `start` on, by default the present one. It may name new sources.
+
+        Each source goes on where it was: nothing is read twice or left out. Raises ValueError where the mix changed
+        after `start` before.
+        """
+        start = self.position if start is None else start
+        self._open_sources(mix, may_lack=False)
+        self.order.set_mixture(self.order.mixture.then(start, mix))
+        self._chunk = None
+
+    def count_samples(self, position: int) -> dict[str, int]:
+        """How many samples of each source the positions before this one hold."""
+        counts = self.order.mixture.counts(position)
+        return {source: counts.get(source, 0) for source in self.sources}
+
+    def state(self, position: int | None = None) -> dict[str, Any]:
+        """All that `restore` needs to go on from a position, by default the present one: for JSON, below 1 KB.
+
+        It refers to the shards by their checksums, so the dataset may be moved, and folders with other sources added.
+        """
+        return {
+            "format": STATE_FORMAT,
+            **{name: getattr(self, name) for name in SAME_SETTINGS},
+            "shards": self.hash_shards(self.order.mixture.names, self.split),
+            "position": self.position if position is None else position,
+            "mixes": self.order.mixture.describe(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: its position, and its mix with all its changes, whatever mix was opened.
+
+        Raises ValueError where the state is of other data or settings, or of a newer version.
+        """
+        refuse_state(state, {name: getattr(self, name) for name in SAME_SETTINGS})
+        mixture = Mixture.rebuild(state["mixes"])
+        if (found := self.hash_shards(mixture.names, self.split)) != state["shards"]:
+            raise ValueError(
+                f"the shards of {', '.join(mixture.names)} in {self.name} are not those of the state ({found}, not "
+                f"{state['shards']}): the data changed. Read the data of the state, or begin anew"
+            )
+        self._open_sources(dict.fromkeys(mixture.names, 1), may_lack=self.split != "train")
+        self.order.set_mixture(mixture)
+        self.position, self._chunk = state["position"], None
+
+
+def _refuse_settings(seq_len: int, *, packing: str, shuffle: str) -> None:
+    """Raises ValueError for a setting without a meaning."""
+    if seq_len < 1:
+        raise ValueError(f"seq_len must be 1 or more, found {seq_len}")
+    for name, value, known in (("packing", packing, PACKINGS), ("shuffle", shuffle, tuple(BLOCK_SIZES))):
+        if value not in known:
+            raise ValueError(f"{name} must be {' or '.join(known)}, found {value!r}")

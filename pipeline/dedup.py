@@ -1,9 +1,4 @@
-"""Document tables -> which documents stay, and which go and why. Works on a range of places, over all sources together.
-
-Equal texts have equal places, so a range holds all copies of each of its documents. Of several copies one stays: the
-first by split (validation, test, train), then by source in the order of the mix, raw file and row. So the result does
-not depend on how the work was cut.
-"""
+"""Document tables, and which documents go -> the tables of those that stay. Works on a range of places."""
 
 from __future__ import annotations
 
@@ -14,41 +9,35 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.copies import find_marked
+from pipeline.pair_kernels import NO_PARTNER
 from pipeline.shard import SPLITS
 from pipeline.storage import open_new, write_array
 from pipeline.work import NUM_BUCKETS, Stretch, buckets_of, kept_dtype, split_buckets
 
 DOCUMENTS_PER_TASK = 4_000_000  # about 200 bytes of memory each
 RECORDS_PER_WRITE = 1 << 16
-METHODS = ("none", "exact")
-PRIORITY = {"validation": 0, "test": 1, "train": 2}
-
-DUPLICATE = np.dtype(
-    [
-        ("task", "<u4"),
-        ("index", "<u8"),
-        ("raw_file", "<u4"),
-        ("row", "<u8"),
-        ("num_bytes", "<u8"),
-        ("partner_source", "<u2"),
-        ("partner_raw_file", "<u4"),
-        ("partner_row", "<u8"),
-    ]
-)
+METHODS = ("none", "exact", "near")
+OUTCOMES = ("kept", "duplicate_exact", "duplicate_near")
+STAYS, IS_COPY, IS_NEAR = range(3)  # what becomes of a candidate: an index into OUTCOMES
 
 
 def candidate_dtype(num_tokenizers: int) -> np.dtype:
     """A KEPT record and what decides whether it is kept."""
-    more = [("index", "<u8"), ("source", "<u2"), ("split", "u1"), ("priority", "u1")]  # index: in its task's table
+    more = [("rank", "<u4"), ("source", "<u2"), ("split", "u1")]
     return np.dtype([*kept_dtype(num_tokenizers).descr, *more])
 
 
 @dataclass(frozen=True)
 class DedupTask:
-    """The documents of some buckets of places, from all stretches, and where the result goes."""
+    """The documents of some buckets of places, from all stretches, and where the result goes.
+
+    copies: the COPY records of the same buckets. near_marks: a bit per rank that goes for one near to it. None: none.
+    """
 
     name: str
-    method: str
+    copies: str | None
+    near_marks: str | None
     num_sources: int
     num_tokenizers: int
     stretches: tuple[Stretch, ...]
@@ -63,11 +52,6 @@ class DedupTask:
         return f"places {self.first_bucket:,} to {self.last_bucket:,} of {NUM_BUCKETS:,}"
 
     @property
-    def duplicates_path(self) -> Path:
-        """The DUPLICATE records, sorted by (task, index)."""
-        return Path(self.folder) / f"{self.name}.duplicates.npy"
-
-    @property
     def kept_path(self) -> Path:
         """The KEPT records, by source, split and place."""
         return Path(self.folder) / f"{self.name}.kept.bin"
@@ -78,52 +62,26 @@ class DedupTask:
         return Path(self.folder) / f"{self.name}.counts.npy"
 
     def list_outputs(self, _: Any) -> list[Path]:
-        """All three."""
-        return [self.duplicates_path, self.kept_path, self.counts_path]
+        """Both."""
+        return [self.kept_path, self.counts_path]
 
 
-def plan_dedup(
-    stretches: tuple[Stretch, ...],
-    *,
-    method: str,
-    num_sources: int,
-    num_tokenizers: int,
-    folder: Path,
-    fingerprint: str,
-) -> list[DedupTask]:
-    """The ranges of places to work on, each small enough for memory."""
-    num_documents = sum(stretch.last - stretch.first for stretch in stretches)
+def plan_ranges(num_documents: int) -> list[tuple[str, int, int]]:
+    """Name, first and last bucket of the ranges of places to work on, each small enough for memory."""
     num_tasks = min(NUM_BUCKETS, max(1, -(-num_documents // DOCUMENTS_PER_TASK)))
-    return [
-        DedupTask(
-            name=f"places-{number:05d}",
-            method=method,
-            num_sources=num_sources,
-            num_tokenizers=num_tokenizers,
-            stretches=stretches,
-            first_bucket=first,
-            last_bucket=last,
-            folder=str(folder),
-            fingerprint=fingerprint,
-        )
-        for number, (first, last) in enumerate(split_buckets(num_tasks))
-    ]
+    return [(f"places-{number:05d}", *buckets) for number, buckets in enumerate(split_buckets(num_tasks))]
 
 
 def run_dedup(task: DedupTask) -> dict[str, Any]:
-    """Write the duplicates, the kept documents and their counts; returns documents, bytes and tokens per source."""
+    """Write the kept documents and their counts; returns documents, bytes and tokens per source by outcome."""
     candidates = read_candidates(task)
-    is_dropped = np.zeros(len(candidates), bool)
-    duplicates = np.empty(0, DUPLICATE)
-    if task.method != "none":
-        duplicates = find_exact_duplicates(candidates, is_dropped)
-    write_array(task.duplicates_path, duplicates[np.lexsort((duplicates["index"], duplicates["task"]))])
-    kept = np.flatnonzero(~is_dropped)
+    outcomes = find_outcomes(candidates["rank"], task)
+    kept = np.flatnonzero(outcomes == STAYS)
     write_kept(candidates, kept, task)
     write_array(task.counts_path, count_by_bucket(candidates, kept, task))
     return {
-        "kept": count_by_source(candidates, kept, task),
-        "duplicate_exact": count_by_source(candidates, np.flatnonzero(is_dropped), task),
+        name: count_by_source(candidates, np.flatnonzero(outcomes == outcome), task)
+        for outcome, name in enumerate(OUTCOMES)
     }
 
 
@@ -132,33 +90,30 @@ def read_candidates(task: DedupTask) -> np.ndarray:
     dtype = candidate_dtype(task.num_tokenizers)
     parts = [np.empty(0, dtype)]
     for stretch in task.stretches:
-        first, documents = stretch.read_range(task.first_bucket, task.last_bucket, task.num_tokenizers)
+        _, documents = stretch.read_range(task.first_bucket, task.last_bucket, task.num_tokenizers)
         part = np.empty(len(documents), dtype)
-        for name in documents.dtype.names:
+        for name in set(documents.dtype.names) & set(dtype.names):
             part[name] = documents[name]
-        part["index"] = np.arange(first, first + len(documents))
-        part["task"], part["source"] = stretch.task, stretch.source
-        part["split"], part["priority"] = SPLITS.index(stretch.split), PRIORITY[stretch.split]
+        part["rank"] = stretch.rank(documents["number"])
+        part["task"], part["source"], part["split"] = stretch.task, stretch.source, SPLITS.index(stretch.split)
         parts.append(part)
     return np.concatenate(parts)
 
 
-def find_exact_duplicates(candidates: np.ndarray, is_dropped: np.ndarray) -> np.ndarray:
-    """The DUPLICATE records; marks them in `is_dropped`. The partner is the copy that stays."""
-    hashes = candidates["content_hash"]
-    keys = ("row", "raw_file", "source", "priority")
-    order = np.lexsort((*(candidates[key] for key in keys), hashes[:, 1], hashes[:, 0]))
-    is_copy = np.zeros(len(order), bool)
-    is_copy[1:] = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
-    first_of_group = np.maximum.accumulate(np.where(is_copy, 0, np.arange(len(order))))
-    copies, partners = candidates[order[is_copy]], candidates[order[first_of_group[is_copy]]]
-    duplicates = np.empty(len(copies), DUPLICATE)
-    for name in ("task", "index", "raw_file", "row", "num_bytes"):
-        duplicates[name] = copies[name]
-    for name in ("source", "raw_file", "row"):
-        duplicates[f"partner_{name}"] = partners[name]
-    is_dropped[order[is_copy]] = True
-    return duplicates
+def find_outcomes(ranks: np.ndarray, task: DedupTask) -> np.ndarray:
+    """What becomes of the documents of these ranks: uint8. A copy of one that goes as near goes for the same reason."""
+    outcomes = np.full(len(ranks), STAYS, np.uint8)
+    marks = None if task.near_marks is None else np.load(task.near_marks, mmap_mode="r")
+    if task.copies is not None:
+        copies = np.load(task.copies)
+        at = np.searchsorted(copies["rank"], ranks)
+        is_copy = np.append(copies["rank"], NO_PARTNER)[at] == ranks
+        outcomes[is_copy] = IS_COPY
+        if marks is not None:
+            outcomes[np.flatnonzero(is_copy)[find_marked(marks, copies["partner"][at[is_copy]])]] = IS_NEAR
+    if marks is not None:
+        outcomes[find_marked(marks, ranks)] = IS_NEAR
+    return outcomes
 
 
 def write_kept(candidates: np.ndarray, kept: np.ndarray, task: DedupTask) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dedup import DUPLICATE
+from pipeline.copies import COPY
+from pipeline.ranks import RankMap
+from pipeline.resolve import NEAR
 from pipeline.storage import checksum_file, open_new
-from pipeline.token_file import DROP_REASONS, open_documents, open_drops
+from pipeline.token_file import DROP_REASONS, document_dtype, open_documents, open_drops
 from pipeline.work import Stretch
 
 SCHEMA = pa.schema(
@@ -33,13 +36,25 @@ SCHEMA = pa.schema(
 )
 
 
+DUPLICATE = np.dtype([("number", "<u4"), ("is_near", "?"), ("partner", "<u4"), ("similarity", "<f4")])
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Which documents go for which others, by rank: files of COPY records, and one of NEAR records if there is any."""
+
+    ranks: RankMap
+    copies_paths: tuple[str, ...] = ()
+    near_path: str | None = None
+
+
 @dataclass(frozen=True)
 class Ingest:
     """An ingest task as this stage sees it. limits: its stretches that a limit cuts, each with the limit's place."""
 
-    number: int  # in the plan
     folder: str
     first_row: int  # where it begins in its raw file
+    stretches: tuple[Stretch, ...] = ()
     limits: tuple[tuple[Stretch, int], ...] = ()
 
 
@@ -53,7 +68,7 @@ class DropsTask:
     last_file: int
     ingests: tuple[Ingest, ...]
     num_tokenizers: int
-    duplicates_paths: tuple[str, ...]
+    duplicates: Duplicates
     source_names: tuple[str, ...]
     out: str  # the dataset's folder
     table_name: str  # of the parquet file, relative to it
@@ -90,24 +105,36 @@ class DropsFile:
 def run_drops(task: DropsTask) -> dict[str, Any]:
     """Write a task's drops.
 
-    Returns its DropsFile as a dict or None where nothing was dropped, and the documents and bytes beyond the limit.
+    Returns its DropsFile as a dict or None where nothing was dropped, the documents and bytes beyond the limit, and
+    those that go for one of each source.
     """
     tables, beyond_counts = [], {"documents": 0, "bytes": 0}
     for ingest in task.ingests:
+        documents = read_documents(task, ingest)
         duplicates = read_duplicates(task, ingest)
-        drops, beyond = read_drops(task, ingest), read_beyond(task, ingest, duplicates)
+        drops, beyond = read_drops(task, ingest), choose_beyond(task, ingest, documents, duplicates)
         reasons = pa.array(DROP_REASONS).take(pa.array(drops["reason"]))
         tables += [drops_table(drops, reasons), drops_table(beyond, "beyond_tokens")]
-        tables.append(duplicates_table(task.choose(duplicates), task))
+        tables.append(duplicates_table(documents, duplicates, task))
         beyond_counts["documents"] += len(beyond)
         beyond_counts["bytes"] += int(beyond["num_bytes"].sum())
     table = pa.concat_tables(tables).sort_by([("raw_file", "ascending"), ("row", "ascending")])
+    result = {"file": None, "beyond": beyond_counts, "overlap": count_overlap(table)}
     if not len(table):
-        return {"file": None, "beyond": beyond_counts}
+        return result
     path = Path(task.out) / task.table_name
     with open_new(path) as file:
         pq.write_table(table, file, compression="zstd")
-    return {"file": asdict(DropsFile(task.table_name, len(table), checksum_file(path))), "beyond": beyond_counts}
+    return {**result, "file": asdict(DropsFile(task.table_name, len(table), checksum_file(path)))}
+
+
+def count_overlap(table: pa.Table) -> dict[str, dict[str, int]]:
+    """Documents and bytes that go for a document of each source."""
+    found = table.filter(pc.is_valid(table["partner_source"])).group_by("partner_source")
+    counted = found.aggregate([("num_bytes", "count"), ("num_bytes", "sum")]).sort_by("partner_source").to_pylist()
+    return {
+        one["partner_source"]: {"documents": one["num_bytes_count"], "bytes": one["num_bytes_sum"]} for one in counted
+    }
 
 
 def read_drops(task: DropsTask, ingest: Ingest) -> np.ndarray:
@@ -117,24 +144,59 @@ def read_drops(task: DropsTask, ingest: Ingest) -> np.ndarray:
     return drops
 
 
-def read_beyond(task: DropsTask, ingest: Ingest, duplicates: np.ndarray) -> np.ndarray:
-    """The documents beyond the limit, as DOCUMENT records; none that is one of the ingest task's duplicates."""
+def read_documents(task: DropsTask, ingest: Ingest) -> np.ndarray:
+    """The DOCUMENT records of an ingest task in the order of their numbers; rows count from the raw file's first."""
     table = open_documents(Path(ingest.folder), task.num_tokenizers)
-    indices = [np.arange(stretch.find_place(table, place), stretch.last) for stretch, place in ingest.limits]
-    beyond = np.setdiff1d(np.concatenate([np.empty(0, np.int64), *indices]), duplicates["index"].astype(np.int64))
-    documents = task.choose(np.array(table[beyond]))
+    documents = np.empty(len(table), document_dtype(task.num_tokenizers))
+    documents[table["number"]] = table
     documents["row"] += np.uint64(ingest.first_row)
     return documents
 
 
+def choose_beyond(task: DropsTask, ingest: Ingest, documents: np.ndarray, duplicates: np.ndarray) -> np.ndarray:
+    """The documents beyond the limit; none that is a duplicate."""
+    is_beyond = np.zeros(len(documents), bool)
+    for stretch, place in ingest.limits:
+        is_beyond[stretch.first : stretch.last] = documents["place"][stretch.first : stretch.last] >= np.uint64(place)
+    is_beyond[duplicates["number"]] = False
+    return task.choose(documents[is_beyond])
+
+
 def read_duplicates(task: DropsTask, ingest: Ingest) -> np.ndarray:
-    """The DUPLICATE records of an ingest task."""
+    """The DUPLICATE records of an ingest task. A copy of a document that goes itself has that one's partner."""
     parts = [np.empty(0, DUPLICATE)]
-    for path in task.duplicates_paths:
-        duplicates = np.load(path, mmap_mode="r")
-        first, last = np.searchsorted(duplicates["task"], [ingest.number, ingest.number + 1])
-        parts.append(np.array(duplicates[first:last]))
-    return np.concatenate(parts)
+    files = task.duplicates
+    near = np.empty(0, NEAR) if files.near_path is None else np.load(files.near_path, mmap_mode="r")
+    for stretch in ingest.stretches:
+        for path in files.copies_paths:
+            copies = find_ranks(np.load(path, mmap_mode="r"), stretch)
+            parts.append(as_duplicates(copies, stretch))
+        own = find_ranks(near, stretch)
+        parts.append(as_duplicates(own, stretch))
+    duplicates = np.concatenate(parts)
+    at = np.minimum(np.searchsorted(near["rank"], duplicates["partner"]), max(0, len(near) - 1))
+    if len(near):
+        goes_too = near["rank"][at] == duplicates["partner"]
+        for name in ("partner", "similarity"):
+            duplicates[name][goes_too] = near[name][at[goes_too]]
+        duplicates["is_near"] |= goes_too
+    return duplicates
+
+
+def find_ranks(records: np.ndarray, stretch: Stretch) -> np.ndarray:
+    """Those of the records, sorted by rank, that are of the stretch."""
+    edges = [stretch.first_rank, stretch.first_rank + stretch.last - stretch.first]
+    first, last = np.searchsorted(records["rank"], np.array(edges, np.uint32))  # of another type: all is converted
+    return np.array(records[first:last])
+
+
+def as_duplicates(records: np.ndarray, stretch: Stretch) -> np.ndarray:
+    """COPY or NEAR records of a stretch as DUPLICATE records."""
+    duplicates = np.empty(len(records), DUPLICATE)
+    duplicates["number"] = records["rank"] - np.uint32(stretch.first_rank) + np.uint32(stretch.first)
+    duplicates["partner"], duplicates["is_near"] = records["partner"], records.dtype == NEAR
+    duplicates["similarity"] = 1 if records.dtype == COPY else records["similarity"]
+    return duplicates
 
 
 def drops_table(drops: np.ndarray, reasons: pa.Array | str) -> pa.Table:
@@ -145,16 +207,21 @@ def drops_table(drops: np.ndarray, reasons: pa.Array | str) -> pa.Table:
     return pa.table([pa.array(column).cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
 
 
-def duplicates_table(duplicates: np.ndarray, task: DropsTask) -> pa.Table:
-    """Documents that are copies of one that stays."""
+def duplicates_table(documents: np.ndarray, duplicates: np.ndarray, task: DropsTask) -> pa.Table:
+    """The duplicates among some documents, those of the task's raw files. A similarity that is not known is null."""
+    numbers = duplicates["number"]
+    is_own = (documents["raw_file"][numbers] >= task.first_file) & (documents["raw_file"][numbers] < task.last_file)
+    duplicates, documents = duplicates[is_own], documents[numbers[is_own]]
+    sources, rows = task.duplicates.ranks.read_rows(duplicates["partner"])
+    similarities = duplicates["similarity"]
     columns = [
-        duplicates["raw_file"],
-        duplicates["row"],
-        pa.repeat("duplicate_exact", len(duplicates)),
-        duplicates["num_bytes"],
-        pa.array(task.source_names, pa.string()).take(pa.array(duplicates["partner_source"])),
-        duplicates["partner_raw_file"],
-        duplicates["partner_row"],
-        np.ones(len(duplicates), np.float32),
+        documents["raw_file"],
+        documents["row"],
+        np.where(duplicates["is_near"], "duplicate_near", "duplicate_exact").astype(object),
+        documents["num_bytes"],
+        pa.array(task.source_names, pa.string()).take(pa.array(sources)),
+        rows["raw_file"],
+        rows["row"],
+        pa.array(similarities, mask=np.isnan(similarities)),
     ]
     return pa.table([pa.array(column).cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)

@@ -7,14 +7,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.dedup_stages import Deduplicated
 from pipeline.document_batch import BAD_REASONS
 from pipeline.limit import Selection
 from pipeline.plan import PlannedSource
 from pipeline.shard import SPLITS
-from pipeline.stages import Deduplicated, Ingested
+from pipeline.workshop import Ingested
 
 # read = the sum of the others, in documents, bytes and tokens.
-OUTCOMES = ("kept", "excluded", "short", "duplicate_exact", "beyond_tokens", "bad")
+OUTCOMES = ("kept", "excluded", "short", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def count_outcomes(
         outcome: {**{what: sum(read[what][reason] for reason in reasons) for what in read}, "tokens": 0}
         for outcome, reasons in untokenised.items()
     }
-    for outcome in ("kept", "duplicate_exact"):
+    for outcome in ("kept", "duplicate_exact", "duplicate_near"):
         count = deduplicated.counts[outcome][source]
         counts[outcome] = {**count, "tokens": count["tokens"][tokenizer]}
     counts["beyond_tokens"] = count_beyond(name, counts["kept"], source, built)

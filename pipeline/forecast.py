@@ -29,6 +29,7 @@ from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource
 from pipeline.prepare import NamedTokenizers, choose_document_rule, train_tokenizer
 from pipeline.progress import format_bytes
 from pipeline.shard import SPLITS
+from pipeline.sketch_file import RECIPES
 from pipeline.token_file import DROP, RUN_BYTES, RUN_DOCUMENTS, WRITE_BYTES, document_dtype
 from pipeline.work import NUM_BUCKETS, kept_dtype
 
@@ -97,6 +98,7 @@ class Forecast:
         num_tokenizers = len(self.encode)
         ids = sum(sample.estimate_tokens(number) * self.itemsize(number) for number in range(num_tokenizers))
         record = document_dtype(num_tokenizers).itemsize + kept_dtype(num_tokenizers).itemsize
+        record += RECIPES[self.arguments.dedup].document_bytes
         counts = (1 + num_tokenizers) * len(SPLITS) * NUM_BUCKETS * np.dtype(np.int64).itemsize
         return ids + self.count(sample, "accepted") * record + self.count_dropped(sample) * DROP.itemsize + counts
 
@@ -129,7 +131,8 @@ class Forecast:
         part = min(1.0, max([task_bytes, *whole]) / max(1, sum(map(estimate_text, files))))
         ids = sum(sample.estimate_tokens(number) * self.itemsize(number) for number in tokenizers)
         documents = min(RUN_DOCUMENTS, part * self.count(sample, "accepted"))
-        return min(RUN_BYTES, part * ids) + WRITE_BYTES + documents * 2 * document_dtype(len(self.encode)).itemsize
+        record = document_dtype(len(self.encode)).itemsize + RECIPES[self.arguments.dedup].document_bytes
+        return min(RUN_BYTES, part * ids) + WRITE_BYTES + documents * 2 * record
 
     def shard_bytes(self, sample: SourceSample) -> float:
         """The memory of a source's largest shard of any dataset: see pack.py."""

@@ -19,6 +19,7 @@ from pipeline.document_batch import DocumentBatch
 from pipeline.forecast_pieces import Piece, cut_all, cut_first_line, cut_sample, estimate_text
 from pipeline.ingest import IngestSettings, ingest_batch, join_small, keep_wanted, read_file
 from pipeline.plan import PlannedSource
+from pipeline.sketch_file import Sketches
 
 WARM_UP_SHARE = 0.2  # of the text read: the tokenizers' caches fill, so it is not timed
 MOST_EXCESS = 1.25  # over the budget, where documents are longer than a piece
@@ -46,7 +47,7 @@ class Tally:
         self.tokens = [before + more for before, more in zip(self.tokens, num_tokens, strict=True)]
         return [np.empty(more, dtype) for more, dtype in zip(num_tokens, self.dtypes, strict=True)]
 
-    def add(self, documents: np.ndarray, splits: np.ndarray) -> None:
+    def add(self, documents: np.ndarray, splits: np.ndarray, sketches: Sketches) -> None:
         """Count documents that are kept."""
         self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
 

@@ -20,6 +20,9 @@ def encode_framed(
     is beyond the vocabulary.
     """
     bos_id = tokenizer.bos_id if document_rule == "bos+eos" else NO_BOS
+    if tokenizer.can_frame:
+        ids, ends = tokenizer.encode_and_frame(data, offsets, bos_id=bos_id, eos_id=tokenizer.eos_id)
+        return ids.astype(dtype, copy=False), np.diff(ends, prepend=0)
     lengths = np.zeros(len(offsets) - 1, np.int64)
     out = np.empty(most_framed_ids(offsets), dtype)  # memory is taken only where it is written to
     num_written, is_start = 0, True

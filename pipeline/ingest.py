@@ -25,6 +25,7 @@ from pipeline.framing import encode_framed
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
+from pipeline.sketch_file import sketch_documents
 from pipeline.storage import name_temporary, sync_folder
 from pipeline.token_file import IngestRecord, TokenFile, document_dtype, list_work_files
 from pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -53,6 +54,7 @@ class IngestSettings:
     min_chars: int
     valid_fraction: float  # of the documents of train files; 0 where the source has its own validation files
     seed: int
+    dedup: str
     encode: tuple[EncodeSettings, ...]
 
 
@@ -231,7 +233,8 @@ def ingest_batch(wanted: WantedDocuments, settings: IngestSettings, token_file: 
     rooms = token_file.reserve([len(ids) for ids, _ in encoded])
     for (ids, _), room in zip(encoded, rooms, strict=True):
         room[:] = ids
-    token_file.add(documents, choose_splits(hashes, wanted.splits, settings.valid_fraction))
+    splits = choose_splits(hashes, wanted.splits, settings.valid_fraction)
+    token_file.add(documents, splits, sketch_documents(data, offsets, method=settings.dedup))
 
 
 def find_places(hashes: np.ndarray, *, seed: int) -> np.ndarray:

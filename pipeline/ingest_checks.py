@@ -9,11 +9,12 @@ from typing import Any
 
 from pipeline.document_batch import BAD_REASONS
 from pipeline.documents import count_rows_before
-from pipeline.drops import DropsTask, Ingest, run_drops
+from pipeline.drops import DropsTask, Duplicates, Ingest, run_drops
 from pipeline.ingest import IngestTask, TaskFile
 from pipeline.plan import PlannedSource
-from pipeline.stages import Ingested
+from pipeline.ranks import RankMap
 from pipeline.token_file import DROP_REASONS, open_drops
+from pipeline.workshop import Ingested
 
 BAD_ROWS_SHOWN = 3
 
@@ -86,9 +87,9 @@ def list_bad_rows(task: IngestTask, out: Path, *, first_row: int) -> DropsTask:
         source=task.source,
         first_file=task.files[0].number,
         last_file=task.files[-1].number + 1,
-        ingests=(Ingest(0, task.folder, first_row),),
+        ingests=(Ingest(task.folder, first_row),),
         num_tokenizers=len(task.settings.encode),
-        duplicates_paths=(),
+        duplicates=Duplicates(RankMap(())),
         source_names=(),
         out=str(out),
         table_name=f"{task.source}/drops/drops-{task.name.rpartition('-')[2]}.parquet",

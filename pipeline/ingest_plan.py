@@ -65,6 +65,7 @@ def choose_settings(
         min_chars=settings.min_chars,
         valid_fraction=0.0 if source.has_own_validation else settings.valid_fraction,
         seed=settings.seed,
+        dedup=settings.dedup,
         encode=encode,
     )
 

@@ -5,60 +5,38 @@ last counts, half of a surrogate pair is a string (but no text), and nesting bey
 the two on generated lines. A line feed ends a line wherever it stands, since JSON strings hold none: so one pass over
 the bytes finds lines, texts and faults, and a line's fate does not depend on its neighbours.
 
-Strings are copied eight bytes at a time up to a quote, a backslash or a control character. Bytes above 0x7F are copied
-as they stand, so the caller checks that the block is UTF-8.
+Positions count in the block, places in the memory for texts. Strings are copied eight bytes at a time up to a quote, a
+backslash or a control character; strings that are not wanted too, behind the texts, where the next one overwrites them.
+Bytes above 0x7F are copied as they stand, so the caller checks that the block is UTF-8.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import compiled, count_trailing_zeros, load_word, store_word
 
 DOCUMENT, BAD_JSON, BAD_OBJECT, TEXT_MISSING, TEXT_NULL, TEXT_TYPE, BAD_SURROGATE, BLANK = range(8)  # a line's fate
 SLACK_BYTES = 8  # what is written behind the end of a text before the next one overwrites it
 MOST_DEPTH = 1000
 NO_JSON = -1
+OTHER, TEXT, SUBSET = range(3)  # what a key of a line's object may be
 
 LINE_FEED, QUOTE, BACKSLASH, OPEN, CLOSE, OPEN_LIST, CLOSE_LIST, COMMA, COLON = b'\n"\\{}[],:'
 MINUS, PLUS, POINT, ZERO, NINE, LOWER_E, UPPER_E, LOWER_U, LOWER_N = b"-+.09eEun"
-
-ESCAPED = np.zeros(256, np.uint8)  # what \x stands for, by x; 0: nothing
-for _name, _value in zip(b'"\\/bfnrt', b'"\\/\b\f\n\r\t', strict=True):
-    ESCAPED[_name] = _value
-HEX_VALUE = np.full(256, -1, np.int64)
-for _digit in b"0123456789abcdefABCDEF":
-    HEX_VALUE[_digit] = int(chr(_digit), 16)
 TRUE, FALSE, NULL, NAN, INFINITY, BYTE_ORDER_MARK = (
     np.array(list(word), np.uint8) for word in (b"true", b"false", b"null", b"NaN", b"Infinity", b"\xef\xbb\xbf")
 )
+ESCAPED = np.zeros(256, np.uint8)  # what \x stands for, by x; 0: nothing
+ESCAPED[list(b'"\\/bfnrt')] = list(b'"\\/\b\f\n\r\t')
+HEX_VALUE = np.full(256, -1, np.int64)
+HEX_VALUE[list(b"0123456789abcdefABCDEF")] = [int(digit, 16) for digit in "0123456789abcdefABCDEF"]
 
 ONES, TOP_BITS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 QUOTES, BACKSLASHES, SPACES = ONES * np.uint64(QUOTE), ONES * np.uint64(BACKSLASH), ONES * np.uint64(0x20)
-# (1 << 8 * i) * this has i in its highest byte.
-BYTE_NUMBERS = np.uint64(0x0001020304050607)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def at(data, position):
-    """data[position] without numba's care for negative indices."""
-    return data[np.uint64(position)]
-
-
-@njit(cache=True, nogil=True, inline="always")
-def read_word(data, position):
-    word = np.uint64(0)
-    for byte in range(8):
-        word |= np.uint64(data[np.uint64(position + byte)]) << np.uint64(8 * byte)
-    return word
-
-
-@njit(cache=True, nogil=True, inline="always")
-def write_word(text, place, word):
-    for byte in range(8):
-        text[np.uint64(place + byte)] = np.uint8(word >> np.uint64(8 * byte))
-
-
-@njit(cache=True, nogil=True, inline="always")
+@compiled
 def count_plain(word):
     """How many of a word's eight bytes come before the first quote, backslash or control character.
 
@@ -69,72 +47,17 @@ def count_plain(word):
     found |= (quotes - ONES) & ~quotes
     found |= (backslashes - ONES) & ~backslashes
     found &= TOP_BITS
-    if found == 0:
-        return np.int64(8)
-    lowest = found & (~found + np.uint64(1))
-    return np.int64(((lowest >> np.uint64(7)) * BYTE_NUMBERS) >> np.uint64(56))
+    return np.int64(count_trailing_zeros(found) >> np.uint64(3)) if found else np.int64(8)
 
 
-@njit(cache=True, nogil=True)
-def read_hex(data, position, end):
-    """The value of four hexadecimal digits, or -1."""
-    if position + 4 > end:
-        return np.int64(-1)
-    value = np.int64(0)
-    for digit in range(4):
-        part = HEX_VALUE[at(data, position + digit)]
-        if part < 0:
-            return np.int64(-1)
-        value = value << 4 | part
-    return value
-
-
-@njit(cache=True, nogil=True)
-def write_utf8(text, place, code_point):
-    """Write a character; returns the place behind it."""
-    if code_point < 0x80:
-        text[place] = code_point
-        return place + 1
-    num_more = 1 if code_point < 0x800 else 2 if code_point < 0x10000 else 3
-    mark = 0xC0 if num_more == 1 else 0xE0 if num_more == 2 else 0xF0
-    text[place] = mark | code_point >> (6 * num_more)
-    for byte in range(1, num_more + 1):
-        text[place + byte] = 0x80 | (code_point >> (6 * (num_more - byte))) & 0x3F
-    return place + num_more + 1
-
-
-@njit(cache=True, nogil=True)
-def copy_escape(data, position, end, text, place):
-    """Write what the backslash at `position` begins. Returns what is behind both, and whether it is Unicode."""
-    if position + 1 >= end:
-        return NO_JSON, place, True
-    name = at(data, position + 1)
-    if name != LOWER_U:
-        text[place] = ESCAPED[name]
-        return (position + 2 if ESCAPED[name] else NO_JSON), place + 1, True
-    code_point = read_hex(data, position + 2, end)
-    if code_point < 0:
-        return NO_JSON, place, True
-    position += 6
-    if code_point < 0xD800 or code_point >= 0xE000:
-        return position, write_utf8(text, place, code_point), True
-    low = np.int64(-1)
-    if position + 6 <= end and at(data, position) == BACKSLASH and at(data, position + 1) == LOWER_U:
-        low = read_hex(data, position + 2, end)
-    if code_point >= 0xDC00 or low < 0xDC00 or low >= 0xE000:
-        return position, place, False  # half of a pair
-    code_point = 0x10000 + ((code_point - 0xD800) << 10) + (low - 0xDC00)
-    return position + 6, write_utf8(text, place, code_point), True
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def copy_string(data, position, end, text, place):
     """Write the string whose inside begins at `position`. Returns what is behind both, and whether it is Unicode."""
     is_unicode = True
     while True:
         while position + 8 <= end:
-            word = read_word(data, position)
-            write_word(text, place, word)
+            word = load_word(data, position)
+            store_word(text, place, word)
             num_plain = count_plain(word)
             position += num_plain
             place += num_plain
@@ -142,7 +65,7 @@ def copy_string(data, position, end, text, place):
                 break
         if position >= end:
             return NO_JSON, place, is_unicode
-        byte = at(data, position)
+        byte = data[position]
         if byte == QUOTE:
             return position + 1, place, is_unicode
         if byte == BACKSLASH:
@@ -158,249 +81,206 @@ def copy_string(data, position, end, text, place):
             place += 1
 
 
-@njit(cache=True, nogil=True)
-def skip_string(data, position, end):
-    """Behind the string whose inside begins at `position`, or NO_JSON."""
-    while True:
-        while position + 8 <= end:
-            num_plain = count_plain(read_word(data, position))
-            position += num_plain
-            if num_plain < 8:
-                break
-        if position >= end:
-            return NO_JSON
-        byte = at(data, position)
-        if byte == QUOTE:
-            return position + 1
-        if byte == BACKSLASH:
-            if position + 1 >= end:
-                return NO_JSON
-            name = at(data, position + 1)
-            if name == LOWER_U:
-                if read_hex(data, position + 2, end) < 0:
-                    return NO_JSON
-                position += 6
-            elif ESCAPED[name]:
-                position += 2
-            else:
-                return NO_JSON
-        elif byte < 0x20:
-            return NO_JSON
-        else:
-            position += 1
+@compiled
+def copy_escape(data, position, end, text, place):
+    """Write what the backslash at `position` begins. Returns what is behind both, and whether it is Unicode."""
+    if position + 1 >= end:
+        return NO_JSON, place, True
+    name = data[position + 1]
+    if name != LOWER_U:
+        text[place] = ESCAPED[name]
+        return (position + 2 if ESCAPED[name] else NO_JSON), place + 1, True
+    code_point = read_hex(data, position + 2, end)
+    if code_point < 0:
+        return NO_JSON, place, True
+    position += 6
+    if code_point < 0xD800 or code_point >= 0xE000:
+        return position, write_utf8(text, place, code_point), True
+    low = np.int64(-1)
+    if position + 6 <= end and data[position] == BACKSLASH and data[position + 1] == LOWER_U:
+        low = read_hex(data, position + 2, end)
+    if code_point >= 0xDC00 or low < 0xDC00 or low >= 0xE000:
+        return position, place, False  # half of a pair
+    code_point = 0x10000 + ((code_point - 0xD800) << 10) + (low - 0xDC00)
+    return position + 6, write_utf8(text, place, code_point), True
 
 
-@njit(cache=True, nogil=True)
+@compiled
+def read_hex(data, position, end):
+    """The value of four hexadecimal digits, or -1."""
+    value = np.int64(0 if position + 4 <= end else -1)
+    for digit in range(4 if value == 0 else 0):
+        part = HEX_VALUE[data[position + digit]]
+        if part < 0:
+            return np.int64(-1)
+        value = value << 4 | part
+    return value
+
+
+@compiled
+def write_utf8(text, place, code_point):
+    """Write a character; returns the place behind it."""
+    if code_point < 0x80:
+        text[place] = code_point
+        return place + 1
+    num_more = 1 if code_point < 0x800 else 2 if code_point < 0x10000 else 3
+    mark = 0xC0 if num_more == 1 else 0xE0 if num_more == 2 else 0xF0
+    text[place] = mark | code_point >> (6 * num_more)
+    for byte in range(1, num_more + 1):
+        text[place + byte] = 0x80 | (code_point >> (6 * (num_more - byte))) & 0x3F
+    return place + num_more + 1
+
+
+@compiled
 def skip_spaces(data, position, end):
-    while position < end and (at(data, position) == 32 or at(data, position) == 9 or at(data, position) == 13):
+    while position < end and (data[position] == 32 or data[position] == 9 or data[position] == 13):
         position += 1
     return position
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def skip_digits(data, position, end):
-    while position < end and ZERO <= at(data, position) <= NINE:
+    while position < end and ZERO <= data[position] <= NINE:
         position += 1
     return position
 
 
-@njit(cache=True, nogil=True)
-def skip_literal(data, position, end):
-    """Behind true, false, null, NaN or Infinity, or NO_JSON."""
-    for literal in (TRUE, FALSE, NULL, NAN, INFINITY):
-        if starts_with(data, position, end, literal):
-            return position + len(literal)
-    return NO_JSON
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def starts_with(data, position, end, word):
     if position + len(word) > end:
         return False
     for index in range(len(word)):
-        if at(data, position + index) != word[index]:
+        if data[position + index] != word[index]:
             return False
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def skip_number(data, position, end):
-    """Behind a number, or a literal; NO_JSON where there is neither. What may follow it is the caller's to check."""
+    """Behind a number or a literal; NO_JSON where there is neither. What may follow it is the caller's to check."""
+    if data[position] != MINUS:
+        for literal in (TRUE, FALSE, NULL, NAN):
+            if starts_with(data, position, end, literal):
+                return position + len(literal)
+    else:
+        position += 1
+    if starts_with(data, position, end, INFINITY):
+        return position + len(INFINITY)
     start = position
-    if position < end and at(data, position) == MINUS:
-        position += 1
-    whole = position
-    position = skip_digits(data, position, end)
-    if position == whole:
-        is_sign = position > start
-        behind = skip_literal(data, position, end)
-        return NO_JSON if is_sign and behind != position + len(INFINITY) else behind  # only -Infinity has a sign
-    if at(data, whole) == ZERO and position > whole + 1:
+    position = skip_digits(data, start, end)
+    if position == start or (data[start] == ZERO and position > start + 1):
         return NO_JSON
-    if position < end and at(data, position) == POINT:
-        fraction = position + 1
-        position = skip_digits(data, fraction, end)
-        if position == fraction:
+    if position < end and data[position] == POINT:
+        start = position + 1
+        position = skip_digits(data, start, end)
+        if position == start:
             return NO_JSON
-    if position < end and (at(data, position) == LOWER_E or at(data, position) == UPPER_E):
-        position += 1
-        if position < end and (at(data, position) == PLUS or at(data, position) == MINUS):
-            position += 1
-        exponent = position
-        position = skip_digits(data, position, end)
-        if position == exponent:
+    if position < end and (data[position] == LOWER_E or data[position] == UPPER_E):
+        start = position + 1
+        if start < end and (data[start] == PLUS or data[start] == MINUS):
+            start += 1
+        position = skip_digits(data, start, end)
+        if position == start:
             return NO_JSON
     return position
 
 
-@njit(cache=True, nogil=True)
-def skip_key(data, position, end):
-    """Behind a key, its colon and the spaces around it, or NO_JSON."""
+@compiled
+def read_key(data, position, end, names, text, place):
+    """Behind a key, its colon and the spaces around it, or NO_JSON; and which it is of `names` (text, subset)."""
     position = skip_spaces(data, position, end)
-    if position >= end or at(data, position) != QUOTE:
-        return NO_JSON
-    position = skip_string(data, position + 1, end)
+    if position >= end or data[position] != QUOTE:
+        return NO_JSON, OTHER
+    position, stop, is_unicode = copy_string(data, position + 1, end, text, place)
     if position == NO_JSON:
-        return NO_JSON
+        return NO_JSON, OTHER
     position = skip_spaces(data, position, end)
-    if position >= end or at(data, position) != COLON:
-        return NO_JSON
-    return skip_spaces(data, position + 1, end)
+    if position >= end or data[position] != COLON:
+        return NO_JSON, OTHER
+    position = skip_spaces(data, position + 1, end)
+    for number in range(2):
+        if is_unicode and stop - place == len(names[number]) and starts_with(text, place, stop, names[number]):
+            return position, TEXT + number
+    return position, OTHER
 
 
-@njit(cache=True, nogil=True)
-def skip_value(data, position, end, closers):
-    """Behind the value at `position`, or NO_JSON. closers: room for what ends each value that is open."""
-    depth = 0
-    while True:
-        if position >= end:
-            return NO_JSON
-        byte = at(data, position)
-        is_whole = True
+@compiled
+def read_value(data, position, end, names, text, place, closers):
+    """The value at `position`, which is a line's: what is behind it, or NO_JSON, and its fate, where its text ends in
+    `text` and the span of its subset's value (0, 0: none). closers: room for what ends each value that is open."""
+    depth, fate, stop, key, subset_start, subset_end = 0, BAD_OBJECT, place, OTHER, 0, 0
+    if position < end and data[position] == OPEN:
+        fate = TEXT_MISSING
+    while position < end:
+        byte = data[position]
+        start, is_whole, is_text = position, True, depth == 1 and key == TEXT
         if byte == QUOTE:
-            position = skip_string(data, position + 1, end)
-        elif byte == OPEN or byte == OPEN_LIST:
+            position, behind, is_unicode = copy_string(data, position + 1, end, text, place if is_text else stop)
+            if is_text:
+                fate, stop = (DOCUMENT if is_unicode else BAD_SURROGATE), behind
+        elif is_text:
+            fate = TEXT_NULL if byte == LOWER_N else TEXT_TYPE
+        if depth == 1 and key == SUBSET:
+            subset_start = start
+        if byte == OPEN or byte == OPEN_LIST:
             if depth == MOST_DEPTH:
-                return NO_JSON
+                return NO_JSON, fate, stop, 0, 0
             closers[depth] = CLOSE if byte == OPEN else CLOSE_LIST
             depth += 1
             position = skip_spaces(data, position + 1, end)
-            if position >= end or at(data, position) != closers[depth - 1]:  # it is not empty
-                is_whole = False
-                if byte == OPEN:
-                    position = skip_key(data, position, end)
-        else:
+            is_whole = position < end and data[position] == closers[depth - 1]
+            if is_whole:
+                depth -= 1
+                position += 1
+            elif byte == OPEN:
+                position, is_key = read_key(data, position, end, names, text, stop)
+                key = is_key if depth == 1 else key
+        elif byte != QUOTE:
             position = skip_number(data, position, end)
-        if position == NO_JSON:
-            return NO_JSON
-        while is_whole:  # a value ends here, and so may those around it
+        while is_whole and position != NO_JSON:  # a value ends here, and so may those around it
             if depth == 0:
-                return position
+                return position, fate, stop, subset_start, subset_end
+            if depth == 1 and key == SUBSET:
+                subset_end = position
             position = skip_spaces(data, position, end)
-            if position >= end:
-                return NO_JSON
-            byte, closer = at(data, position), closers[depth - 1]
+            byte = data[position] if position < end else LINE_FEED
             position += 1
-            if byte == closer:
+            if byte == closers[depth - 1]:
                 depth -= 1
             elif byte != COMMA:
-                return NO_JSON
+                return NO_JSON, fate, stop, 0, 0
+            elif closers[depth - 1] == CLOSE:
+                is_whole = False
+                position, is_key = read_key(data, position, end, names, text, stop)
+                key = is_key if depth == 1 else key
             else:
                 is_whole = False
-                if closer == CLOSE:
-                    position = skip_key(data, position, end)
-                else:
-                    position = skip_spaces(data, position, end)
-                if position == NO_JSON:
-                    return NO_JSON
-
-
-@njit(cache=True, nogil=True)
-def is_key(data, start, end, name, text, place):
-    """Whether the key whose quote is at `start` is `name`. text: room to unescape it, from `place` on."""
-    is_plain = True
-    for position in range(start + 1, end):
-        byte = at(data, position)
-        if byte == QUOTE:
-            return is_plain and position == start + 1 + len(name) and starts_with(data, start + 1, position, name)
-        if byte == BACKSLASH:
-            break
-    _, stop, is_unicode = copy_string(data, start + 1, end, text, place)
-    return is_unicode and stop - place == len(name) and starts_with(text, place, stop, name)
-
-
-@njit(cache=True, nogil=True)
-def read_object(data, position, end, names, text, place, closers):
-    """The object whose `{` is at `position`: what is behind it, its fate, where its text ends in `text` and the span of
-    its subset's value (0, 0: none). names: the keys of the text and of the subset."""
-    fate, stop, subset_start, subset_end = TEXT_MISSING, place, np.int64(0), np.int64(0)
-    position = skip_spaces(data, position + 1, end)
-    if position < end and at(data, position) == CLOSE:
-        return position + 1, fate, stop, subset_start, subset_end
-    while True:
-        key = skip_spaces(data, position, end)
-        position = skip_key(data, position, end)
-        if position == NO_JSON or position >= end:
-            break
-        start = position
-        if is_key(data, key, end, names[0], text, stop):
-            if at(data, position) == QUOTE:
-                position, stop, is_unicode = copy_string(data, position + 1, end, text, place)
-                fate = DOCUMENT if is_unicode else BAD_SURROGATE
-            else:
-                fate = TEXT_NULL if at(data, position) == LOWER_N else TEXT_TYPE
-                position = skip_value(data, position, end, closers)
-        else:
-            position = skip_value(data, position, end, closers)
-            if position != NO_JSON and len(names[1]) and is_key(data, key, end, names[1], text, stop):
-                subset_start, subset_end = start, position
+                position = skip_spaces(data, position, end)
         if position == NO_JSON:
             break
-        position = skip_spaces(data, position, end)
-        if position >= end:
-            break
-        byte = at(data, position)
-        position += 1
-        if byte == CLOSE:
-            return position, fate, stop, subset_start, subset_end
-        if byte != COMMA:
-            break
-    return NO_JSON, BAD_JSON, place, subset_start, subset_end
+    return NO_JSON, fate, stop, 0, 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def read_line(data, start, end, names, text, place, closers):
-    """The line that begins at `start`, as read_object; what is behind it, or NO_JSON, comes first."""
-    nothing = np.int64(0)
-    position = skip_blanks(data, start, end)
-    if position >= end or at(data, position) == LINE_FEED:
-        return position, BLANK, place, nothing, nothing
-    is_marked = starts_with(data, start, end, BYTE_ORDER_MARK)
-    position = skip_spaces(data, start + len(BYTE_ORDER_MARK) if is_marked else start, end)
-    if position < end and at(data, position) == OPEN:
-        position, fate, stop, subset_start, subset_end = read_object(data, position, end, names, text, place, closers)
-    else:
-        position = skip_value(data, position, end, closers)
-        fate, stop, subset_start, subset_end = BAD_OBJECT, place, nothing, nothing
+    """The line that begins at `start`, as read_value; what is behind it is its line feed or the block's end."""
+    position = skip_spaces(data, start, end)
+    if position >= end or data[position] == LINE_FEED:
+        return position, BLANK, place, 0, 0
+    if starts_with(data, start, end, BYTE_ORDER_MARK):
+        position = skip_spaces(data, start + len(BYTE_ORDER_MARK), end)
+    position, fate, stop, subset_start, subset_end = read_value(data, position, end, names, text, place, closers)
     if position != NO_JSON:
         position = skip_spaces(data, position, end)
-    if position == NO_JSON or (position < end and at(data, position) != LINE_FEED):
-        return NO_JSON, BAD_JSON, place, nothing, nothing
-    return position, fate, stop, subset_start, subset_end
-
-
-@njit(cache=True, nogil=True)
-def skip_blanks(data, position, end):
-    """Behind white space, vertical tabs and form feeds too, which may fill a blank line and nothing else."""
-    while position < end:
-        byte = at(data, position)
-        if byte != 32 and (byte < 9 or byte > 13 or byte == LINE_FEED):
-            break
+        if position >= end or data[position] == LINE_FEED:
+            return position, fate, stop, subset_start, subset_end
+    position = start
+    while position < end and data[position] != LINE_FEED:
         position += 1
-    return position
+    return position, BAD_JSON, place, 0, 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_lines(data):
     """How many lines a block has; the last may lack its line feed."""
     num_feeds = 0
@@ -409,32 +289,29 @@ def count_lines(data):
     return num_feeds + (len(data) > 0 and data[len(data) - 1] != LINE_FEED)
 
 
-@njit(cache=True, nogil=True)
-def read_lines(data, names, text, offsets, lines, subset, subset_offsets, bad):
+@compiled
+def read_lines(data, names, text, offsets, lines, subset, subset_offsets, bad, closers):
     """The texts of a block's lines, back to back in `text`; returns how many, and how many lines are no document.
 
-    data, text, subset: uint8; the latter two need SLACK_BYTES more than the block. names: UTF-8 of the text's key and
-    the subset's (empty: none is wanted). offsets, subset_offsets: int32, of each text and of the JSON of its subset's
-    value, which is empty where there is none. lines: int64, each text's line. bad: int64, (lines, 3), a line's number,
-    fate and bytes.
+    data, text: uint8; text needs SLACK_BYTES more than the block. names: UTF-8 of the text's key and of the subset's
+    (None is wanted where subset has no room). offsets, subset_offsets: int32, of each text and of the JSON of its
+    subset's value, which is empty where there is none. lines: int64, each text's line. bad: int64, (lines, 3), a line's
+    number, fate and bytes. closers: uint8, room for MOST_DEPTH.
     """
-    end, position, line, num_texts, num_bad, place, subset_place = len(data), 0, 0, 0, 0, 0, 0
-    closers = np.empty(MOST_DEPTH, np.uint8)
-    while position < end:
+    num_texts, num_bad, position, line, place, subset_place = 0, 0, 0, 0, 0, 0
+    while position < len(data):
         start = position
-        position, fate, stop, subset_start, subset_end = read_line(data, start, end, names, text, place, closers)
+        position, fate, stop, subset_start, subset_end = read_line(data, start, len(data), names, text, place, closers)
         if fate == DOCUMENT:
-            lines[num_texts] = line
             place = stop
-            for index in range(subset_start, subset_end):
-                subset[subset_place] = data[index]
-                subset_place += 1
+            if len(subset):
+                for index in range(subset_start, subset_end):
+                    subset[subset_place] = data[index]
+                    subset_place += 1
+            lines[num_texts] = line
             num_texts += 1
             offsets[num_texts], subset_offsets[num_texts] = place, subset_place
         elif fate != BLANK:
-            position = start if position == NO_JSON else position
-            while position < end and at(data, position) != LINE_FEED:
-                position += 1
             bad[num_bad, 0], bad[num_bad, 1], bad[num_bad, 2] = line, fate, position - start
             num_bad += 1
         position += 1

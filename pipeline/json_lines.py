@@ -52,7 +52,10 @@ def parse_lines(block: bytearray | memoryview, *, first_row: int, fields: LineFi
     text, lines = np.empty(len(data) + json_kernel.SLACK_BYTES, np.uint8), np.empty(num_lines, np.int64)
     offsets, subset_offsets = np.zeros(num_lines + 1, np.int32), np.zeros(num_lines + 1, np.int32)
     subset, bad = np.empty(0 if fields.subset is None else len(data), np.uint8), np.empty((num_lines, 3), np.int64)
-    num_texts, num_bad = json_kernel.read_lines(data, fields.keys, text, offsets, lines, subset, subset_offsets, bad)
+    closers = np.empty(json_kernel.MOST_DEPTH, np.uint8)
+    num_texts, num_bad = json_kernel.read_lines(
+        data, fields.keys, text, offsets, lines, subset, subset_offsets, bad, closers
+    )
     texts = make_strings(text, offsets[: num_texts + 1])
     subsets = None
     if fields.subset is not None:

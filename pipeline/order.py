@@ -1,24 +1,28 @@
-"""The maths of the reading order: a keyed permutation and an exact mixture. Integers in, integers out; knows no files.
+"""The maths of the reading order: keyed permutations of any size. Integers in, integers out; knows no files.
 
-Both answer for any position at once and keep no table: reading can start anywhere, at any world size.
+They answer for any index at once and keep no table, so reading can start anywhere, at any world size. What they return
+is part of the format: a seed means the same order on every machine and in every version (`tests/test_order.py` holds
+known answers).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from fractions import Fraction
 
 import numpy as np
 
 NUM_ROUNDS = 6
-LARGEST_TOTAL_WEIGHT = 3_000_000_000  # its square fits into int64
-FINEST_PARTS = 1_000_000_000
+LARGEST_SIZE = 1 << 62  # both halves of an index then fit into 32 bits
+CHUNK = 8192  # indices at a time: the work arrays stay in the processor's cache
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+BLOCK_SAMPLES = 64
+POOL_BLOCKS = 1024
+
+GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
+HALF = np.uint64(32)
 
 
 def derive_key(*parts: object) -> int:
@@ -29,104 +33,109 @@ def derive_key(*parts: object) -> int:
 
 def scramble(values: np.ndarray) -> np.ndarray:
     """The splitmix64 finaliser of uint64 values (Steele, Lea, Flood 2014): a bijection on 64 bits."""
-    values = (values ^ (values >> np.uint64(30))) * MIX_1
-    values = (values ^ (values >> np.uint64(27))) * MIX_2
-    return values ^ (values >> np.uint64(31))
+    values = values ^ (values >> np.uint64(30))
+    values *= MIX_1
+    values ^= values >> np.uint64(27)
+    values *= MIX_2
+    values ^= values >> np.uint64(31)
+    return values
 
 
-def permute(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:
-    """Where a keyed bijection of range(size) sends `indices`: int64, same shape.
+def permute(indices: np.ndarray, *, size: int, key: int, inverse: bool = False) -> np.ndarray:
+    """Where a keyed bijection of range(size) sends `indices`, or whence they came: int64, same shape.
 
     A mixed-radix Feistel network on rows x columns >= size, with less than one row too many; what lands outside
     walks on. Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
-    Raises IndexError for an index outside range(size).
+    Raises IndexError for an index outside range(size), ValueError for a size over 2**62.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    if size > LARGEST_SIZE:
+        raise ValueError(f"cannot permute {size:,} indices, at most {LARGEST_SIZE:,}")
+    if indices.size and (indices.min() < 0 or indices.max() >= size):
+        raise IndexError(f"index outside range({size})")
+    rows = math.isqrt(size)
+    shape = (rows, -(-size // max(rows, 1)))
+    result = _walk(indices.reshape(-1), shape=shape, key=key, inverse=inverse)
+    outside = np.flatnonzero(result >= size)
+    while len(outside):
+        result[outside] = _walk(result[outside], shape=shape, key=key, inverse=inverse)
+        outside = outside[result[outside] >= size]
+    return result.reshape(indices.shape)
+
+
+def _walk(indices: np.ndarray, *, shape: tuple[int, int], key: int, inverse: bool) -> np.ndarray:
+    """One pass of the network over range(rows * columns) for a flat array of indices."""
+    result = np.empty(len(indices), dtype=np.int64)
+    for start in range(0, len(indices), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        result[chunk] = _feistel(indices[chunk], shape=shape, key=key, inverse=inverse)
+    return result
+
+
+def _feistel(indices: np.ndarray, *, shape: tuple[int, int], key: int, inverse: bool) -> np.ndarray:
+    """Each round shifts one half by a hash of the other; backwards, the rounds are undone in turn."""
+    row = indices // shape[1]
+    halves = [row.astype(np.uint64), (indices - row * shape[1]).astype(np.uint64)]
+    rounds = range(NUM_ROUNDS)
+    for number in reversed(rounds) if inverse else rounds:
+        moved = number % 2
+        size = np.uint64(shape[moved])
+        shift = _hash_half(halves[1 - moved], np.uint64((key + (number + 1) * GOLDEN) % 2**64))
+        shift *= size  # the hash times the size, over 2**32: within range(size), and no division
+        shift >>= HALF
+        total = halves[moved] - shift + size if inverse else halves[moved] + shift
+        np.minimum(total, total - size, out=total)  # below `size` the difference wraps to something huge
+        halves[moved] = total
+    return (halves[0] * np.uint64(shape[1]) + halves[1]).astype(np.int64)
+
+
+def _hash_half(half: np.ndarray, round_key: np.uint64) -> np.ndarray:
+    """32 bits of hash, as uint64, for values below 2**32: the two multiplications of splitmix64."""
+    values = half ^ round_key
+    values *= MIX_1
+    values ^= values >> HALF
+    values *= MIX_2
+    values >>= HALF
+    return values
+
+
+def permute_blocks(indices: np.ndarray, *, size: int, key: int, inverse: bool = False) -> np.ndarray:
+    """As permute, but neighbours stay near: for storage where a random read costs more than a long one.
+
+    Blocks of 64 neighbours are permuted; each 1,024 blocks in the new order are a pool, and within a pool all
+    samples are permuted. So the 65,536 samples of a pool are 1,024 contiguous reads. What fills no block comes last.
     """
     indices = np.asarray(indices, dtype=np.int64)
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise IndexError(f"index outside range({size})")
-    rows = math.isqrt(size)
-    columns = -(-size // max(rows, 1))
-    result = feistel(indices, rows=rows, columns=columns, key=key)
-    outside = result >= size
-    while outside.any():
-        result[outside] = feistel(result[outside], rows=rows, columns=columns, key=key)
-        outside = result >= size
+    num_blocks = size // BLOCK_SAMPLES
+    in_blocks = indices < num_blocks * BLOCK_SAMPLES
+    result = np.empty_like(indices)
+    rest = indices[~in_blocks] - num_blocks * BLOCK_SAMPLES
+    tail_key = derive_key(key, "tail")
+    result[~in_blocks] = num_blocks * BLOCK_SAMPLES + permute(
+        rest, size=size % BLOCK_SAMPLES, key=tail_key, inverse=inverse
+    )
+    steps = [_permute_in_pools, _permute_whole_blocks]
+    inside = indices[in_blocks]
+    for step in reversed(steps) if inverse else steps:
+        inside = step(inside, num_blocks=num_blocks, key=key, inverse=inverse)
+    result[in_blocks] = inside
     return result
 
 
-def feistel(indices: np.ndarray, *, rows: int, columns: int, key: int) -> np.ndarray:
-    """One pass of the network over range(rows * columns): each round shifts one half by a hash of the other."""
-    row, column = np.divmod(indices, columns)
-    row, column = row.astype(np.uint64), column.astype(np.uint64)
-    num_rows, num_columns = np.uint64(rows), np.uint64(columns)
-    for number in range(NUM_ROUNDS):
-        round_key = np.uint64((key + (number + 1) * int(GOLDEN)) % 2**64)
-        if number % 2 == 0:
-            row = (row + scramble(column ^ round_key) % num_rows) % num_rows
-        else:
-            column = (column + scramble(row ^ round_key) % num_columns) % num_columns
-    return (row * num_columns + column).astype(np.int64)
+def _permute_whole_blocks(indices: np.ndarray, *, num_blocks: int, key: int, inverse: bool) -> np.ndarray:
+    block, within = np.divmod(indices, BLOCK_SAMPLES)
+    return permute(block, size=num_blocks, key=derive_key(key, "blocks"), inverse=inverse) * BLOCK_SAMPLES + within
 
 
-def integer_weights(weights: Sequence[float]) -> list[int]:
-    """The smallest integers in the proportion of decimal `weights`, exact: [0.7, 0.3] -> [7, 3].
-
-    Shares are rounded to one part in 10**9 where the integers would be too large; a weight above 0 stays above 0.
-
-    Raises ValueError for weights that are negative, not finite, or all zero.
-    """
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-        raise ValueError(f"weights must be 0 or more, and not all 0: {list(weights)}")
-    fractions = [Fraction(str(weight)) for weight in weights]
-    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
-    integers = [int(fraction * denominator) for fraction in fractions]
-    divisor = math.gcd(*integers)
-    integers = [integer // divisor for integer in integers]
-    if sum(integers) <= LARGEST_TOTAL_WEIGHT:
-        return integers
-    total = sum(fractions)  # finer than one part in a thousand million cannot be told apart
-    return [max(round(fraction / total * FINEST_PARTS), int(fraction > 0)) for fraction in fractions]
-
-
-def apportion(positions: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each position: the index of the source it is drawn from, and how many draws that source had before it.
-
-    Both int64. Nested floors over the sources in descending weight: the counts before any position differ from the
-    exact shares by less than 2 for a handful of sources, and every position belongs to exactly one source.
-    """
-    count = np.array(positions, dtype=np.int64)
-    sources = np.full(count.shape, -1, dtype=np.int64)
-    draws = np.zeros(count.shape, dtype=np.int64)
-    remaining = sum(weights)
-    is_open = np.ones(count.shape, dtype=bool)
-    for source in sorted(range(len(weights)), key=lambda index: (-weights[index], index)):
-        if not weights[source]:
-            break
-        passed_on = multiply_floor(count, remaining - weights[source], remaining)
-        is_mine = is_open & (multiply_floor(count + 1, remaining - weights[source], remaining) == passed_on)
-        sources[is_mine] = source
-        draws[is_mine] = (count - passed_on)[is_mine]
-        is_open &= ~is_mine
-        count = passed_on
-        remaining -= weights[source]
-    return sources, draws
-
-
-def multiply_floor(values: np.ndarray, numerator: int, denominator: int) -> np.ndarray:
-    """floor(values * numerator / denominator) without overflow, for numerator <= denominator <= 3e9."""
-    quotient, remainder = np.divmod(values, denominator)
-    return quotient * numerator + remainder * numerator // denominator
-
-
-def count_draws(position: int, weights: Sequence[int]) -> list[int]:
-    """How many of the first `position` positions each source has, exact for any size."""
-    counts = [0] * len(weights)
-    remaining = sum(weights)
-    for source in sorted(range(len(weights)), key=lambda index: (-weights[index], index)):
-        if not weights[source]:
-            break
-        passed_on = position * (remaining - weights[source]) // remaining
-        counts[source] = position - passed_on
-        position = passed_on
-        remaining -= weights[source]
-    return counts
+def _permute_in_pools(indices: np.ndarray, *, num_blocks: int, key: int, inverse: bool) -> np.ndarray:
+    pool_samples = POOL_BLOCKS * BLOCK_SAMPLES
+    pools, within = np.divmod(indices, pool_samples)
+    result = np.empty_like(indices)
+    for pool in np.unique(pools).tolist():
+        chosen = pools == pool
+        size = min(pool_samples, num_blocks * BLOCK_SAMPLES - pool * pool_samples)
+        moved = permute(within[chosen], size=size, key=derive_key(key, "pool", pool), inverse=inverse)
+        result[chosen] = pool * pool_samples + moved
+    return result

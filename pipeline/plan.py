@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
 
-WORK_VERSION = 2  # of the work files: another version's are not taken up
+WORK_VERSION = 3  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
 
@@ -89,6 +89,8 @@ class BuildSettings:
     """What decides the output, besides the raw files and the tokenizers."""
 
     dedup: str
+    dedup_threshold: float | None  # None: the method has none
+    dedup_priority: tuple[str, ...]  # the sources, first those whose documents stay
     min_chars: int
     valid_fraction: float
     shard_tokens: int
@@ -125,6 +127,7 @@ def describe_settings(
         "tokenizer": tokenizer_identity,
         "document_rule": document_rule,
         **vars(settings),
+        "dedup_priority": list(settings.dedup_priority),
         "tokens": dict(shares) if shares else None,
         "source_order": [source.name for source in sources],
         "exclude": {source.name: list(source.exclude) for source in sources},

@@ -36,15 +36,30 @@ def name_tokenizers(arguments: BuildArguments, mix: Mix) -> list[str]:
     return (arguments.tokenizer or mix.tokenizer or default).split(",")
 
 
-def choose_settings(arguments: BuildArguments) -> BuildSettings:
+def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...]) -> BuildSettings:
     """The settings that decide the output, with nothing left to choose."""
     return BuildSettings(
         dedup=arguments.dedup,
+        dedup_threshold=arguments.dedup_threshold if arguments.dedup == "near" else None,
+        dedup_priority=choose_priority(arguments.dedup_priority, [source.name for source in sources]),
         min_chars=max(1, arguments.min_chars),
         valid_fraction=arguments.valid_fraction,
         shard_tokens=arguments.shard_tokens,
         seed=arguments.seed,
     )
+
+
+def choose_priority(given: str | None, names: list[str]) -> tuple[str, ...]:
+    """The sources in the order of --dedup-priority, those that it leaves out last, as in the mix.
+
+    Raises ValueError where it names one that is not in the mix, or one twice.
+    """
+    first = given.split(",") if given else []
+    for name in first:
+        if name not in names or first.count(name) > 1:
+            what = "is there twice" if name in names else f"is no source of the mix ({', '.join(names)})"
+            raise ValueError(f"--dedup-priority {given}: {name!r} {what}")
+    return (*first, *(name for name in names if name not in first))
 
 
 def plan_datasets(

@@ -142,6 +142,16 @@ def write_documents(path: Path, lengths: np.ndarray, documents: Mapping[str, np.
         pq.write_table(table, file, compression="zstd")
 
 
+def read_documents(bin_path: Path) -> dict[str, np.ndarray]:
+    """A shard's table of documents: raw_file, row, num_tokens, content_hash (two uint64), an array of each."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(documents_path(bin_path))
+    columns = {name: table[name].to_numpy() for name in ("raw_file", "row", "num_tokens")}
+    hashes = b"".join(table["content_hash"].to_pylist())
+    return {**columns, "content_hash": np.frombuffer(hashes, "<u8").reshape(-1, 2)}
+
+
 def open_tokens(bin_path: Path, *, dtype: np.dtype, num_tokens: int) -> np.ndarray:
     """The ids of a shard: a read-only map of the file, shape (num_tokens,). Nothing is read yet.
 
@@ -159,9 +169,12 @@ def open_document_ends(bin_path: Path, *, num_documents: int) -> np.ndarray:
 
 def check_size(path: Path, expected_bytes: int) -> None:
     """Raise where a file is missing or has another size than dataset.json says."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: dataset.json lists it. Copy it again, or rebuild with --replace")
-    found_bytes = path.stat().st_size
+    try:
+        found_bytes = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{path} is missing: dataset.json lists it. Copy it again, or rebuild with --replace"
+        ) from None
     if found_bytes != expected_bytes:
         raise ValueError(
             f"{path} has {found_bytes:,} bytes, dataset.json says {expected_bytes:,}: "

@@ -3,6 +3,7 @@
     tokens-0.bin    the framed ids of its documents, in runs; one such file per tokenizer, in that dataset's dtype
     documents.bin   one DOCUMENT record each, in the same order
     drops.bin       one DROP record for every row that is not a document to keep (bad, excluded, short)
+    and those of sketch_file.py, in the order in which the documents were read
 
 In a run documents stand by split, then by place, so that later stages read a range of places from every run as one
 contiguous piece. A run is as long as memory allows: the longer, the longer are these pieces.
@@ -21,15 +22,16 @@ import numpy as np
 from pipeline.document_batch import BAD_REASONS
 from pipeline.kernels import scatter_documents
 from pipeline.shard import SPLITS
+from pipeline.sketch_file import ROW, SKETCH_FILES, Sketches, join_sketches, write_records, write_sketches
 from pipeline.storage import naming
 
 # At SlimPajama's size (627 billion ids of 2 bytes, shards of 512 MiB) a shard takes 140 KB from each run of this size.
 RUN_BYTES = 320 << 20  # of ids, all tokenizers together
-RUN_DOCUMENTS = 1 << 21  # about 70 bytes each, and as much again while they are sorted
+RUN_DOCUMENTS = 1 << 20  # about 300 bytes each with their sketches, and as much again while they are sorted
 WRITE_BYTES = 16 << 20  # ids in order, waiting to be written
 
 DROP = np.dtype([("raw_file", "<u4"), ("row", "<u8"), ("num_bytes", "<u8"), ("reason", "u1")])
-DROP_REASONS = ("excluded", "short", *BAD_REASONS, "duplicate_exact", "beyond_tokens")
+DROP_REASONS = ("excluded", "short", *BAD_REASONS, "duplicate_exact", "duplicate_near", "beyond_tokens")
 
 
 def document_dtype(num_tokenizers: int) -> np.dtype:
@@ -43,6 +45,7 @@ def document_dtype(num_tokenizers: int) -> np.dtype:
             ("token_start", "<u8", (num_tokenizers,)),  # where its ids start in tokens-*.bin
             ("num_tokens", "<u4", (num_tokenizers,)),  # with the ids that frame it
             ("raw_file", "<u4"),
+            ("number", "<u4"),  # of its row in the task's sketch files
         ]
     )
 
@@ -54,7 +57,7 @@ def tokens_path(folder: Path, tokenizer: int) -> Path:
 
 def list_work_files(folder: Path, num_tokenizers: int) -> list[Path]:
     """All files of a task."""
-    tables = [folder / "documents.bin", folder / "drops.bin"]
+    tables = [folder / name for name in (*SKETCH_FILES, "documents.bin", "drops.bin")]
     return [*(tokens_path(folder, number) for number in range(num_tokenizers)), *tables]
 
 
@@ -78,6 +81,7 @@ class IngestRecord:
     """What a finished task reports: its segments, and what it read. Documents and bytes of text by outcome."""
 
     segments: list[dict[str, Any]]  # split, first and last document of each stretch that is sorted by place
+    runs: list[dict[str, int]]  # documents, and how many of them have band keys
     documents: dict[str, int]
     bytes: dict[str, int]
     tokens: list[int]  # per tokenizer
@@ -94,6 +98,7 @@ class TokenFile:
     def __init__(self, folder: Path, *, dtypes: list[np.dtype]):
         self.folder, self.dtypes = folder, dtypes
         self.segments: list[dict[str, Any]] = []
+        self.runs: list[dict[str, int]] = []
         self.documents: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.num_documents = self.num_rows = self.num_without_subset = 0
@@ -122,9 +127,9 @@ class TokenFile:
             self._write_run()
         return self._run.reserve(num_tokens)
 
-    def add(self, documents: np.ndarray, splits: np.ndarray) -> None:
+    def add(self, documents: np.ndarray, splits: np.ndarray, sketches: Sketches) -> None:
         """Take in the documents whose ids fill what was reserved last: a DOCUMENT record and a split each."""
-        self._run.add(documents, splits)
+        self._run.add(documents, splits, sketches)
         self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
         if self._run.num_documents >= RUN_DOCUMENTS:
             self._write_run()
@@ -150,6 +155,7 @@ class TokenFile:
         if not run.num_documents:
             return
         documents, splits = map(np.concatenate, (run.documents, run.splits))
+        self._write_sketches(run, documents, splits)
         order = sort_documents(documents, splits)
         documents, splits = documents[order], splits[order]
         for number, ids in enumerate(run.ids):
@@ -162,6 +168,15 @@ class TokenFile:
         self._note_segments(splits)
         self.num_documents += len(documents)
 
+    def _write_sketches(self, run: Run, documents: np.ndarray, splits: np.ndarray) -> None:
+        """Number the documents, in place, and write what near duplicates are found by."""
+        order = np.argsort(splits, kind="stable")
+        documents["number"][order] = self.num_documents + np.arange(len(order))
+        rows = np.empty(len(order), ROW)
+        rows["raw_file"], rows["row"] = documents["raw_file"][order], documents["row"][order]
+        num_signed = write_sketches(self._files[-5:-2], rows, join_sketches(run.sketches).take(order))
+        self.runs.append({"documents": len(documents), "signed": num_signed})
+
     def _note_segments(self, splits: np.ndarray) -> None:
         edges = np.searchsorted(splits, range(len(SPLITS) + 1)) + self.num_documents
         for split, first, last in zip(SPLITS, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -171,7 +186,7 @@ class TokenFile:
     def record(self) -> IngestRecord:
         """What was written."""
         counts = dict(self.documents), dict(self.bytes)
-        return IngestRecord(self.segments, *counts, self.num_tokens, self.num_rows, self.num_without_subset)
+        return IngestRecord(self.segments, self.runs, *counts, self.num_tokens, self.num_rows, self.num_without_subset)
 
 
 class Run:
@@ -183,6 +198,7 @@ class Run:
         self.filled = [0] * len(dtypes)
         self.documents: list[np.ndarray] = []
         self.splits: list[np.ndarray] = []
+        self.sketches: list[Sketches] = []
         self.num_documents = 0
 
     def has_room(self, num_tokens: list[int]) -> bool:
@@ -201,12 +217,13 @@ class Run:
             self.filled[number] += more
         return rooms
 
-    def add(self, documents: np.ndarray, splits: np.ndarray) -> None:
+    def add(self, documents: np.ndarray, splits: np.ndarray, sketches: Sketches) -> None:
         """Note the documents whose ids fill the room reserved last."""
         for number, start in enumerate(self._starts):
             documents["token_start"][:, number] = start + starts_of(documents["num_tokens"][:, number])
         self.documents.append(documents)
         self.splits.append(splits)
+        self.sketches.append(sketches)
         self.num_documents += len(documents)
 
 
@@ -222,14 +239,6 @@ def write_in_order(file: BinaryIO, ids: np.ndarray, starts: np.ndarray, lengths:
         scatter_documents(ids, starts[first:last], lengths[first:last], targets, out)
         write_records(file, out)
         first = last
-
-
-def write_records(file: BinaryIO, records: np.ndarray) -> None:
-    """Append an array's bytes to an unbuffered file, naming it where the disk refuses."""
-    left = memoryview(np.ascontiguousarray(records).view(np.uint8).reshape(-1))
-    with naming(Path(file.name)):
-        while left:
-            left = left[file.write(left) :]
 
 
 def starts_of(lengths: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.tokenizer_engines import Engine, FastEngine, FindCut, NotServedError, ReferenceEngine, TokenizerFile
+from pipeline.tokenizer_engines import Engine, FindCut, NotServedError, ReferenceEngine, TokenizerFile
 from pipeline.tokenizer_files import find_tokenizer_file
 from pipeline.tokenizer_json import read_tokenizer_json
 from pipeline.tokenizer_pieces import Stretch, encode_stretches, join_stretches
@@ -71,7 +71,21 @@ class Tokenizer:
 
     def encode_stretches(self, data: np.ndarray, offsets: np.ndarray) -> Iterator[Stretch]:
         """The same ids a stretch at a time, so that no more than a few MB of text are worked on at once."""
+        if self.can_frame:  # it takes little memory, whatever the size of the documents
+            return iter([Stretch(*self._engine.encode_documents(data, offsets), 0, True)])
         return encode_stretches(self._engine, self._find_cut, data, offsets)
+
+    @property
+    def can_frame(self) -> bool:
+        """Whether encode_and_frame may be called: with our own engine."""
+        return hasattr(self._engine, "encode_and_frame")
+
+    def encode_and_frame(
+        self, data: np.ndarray, offsets: np.ndarray, *, bos_id: int, eos_id: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The documents' ids back to back with bos and eos (unless negative) around each, in the dtype of a dataset of
+        this vocabulary, and where each document ends, int64. The same buffers as encode_documents takes."""
+        return self._engine.encode_and_frame(data, offsets, bos_id=bos_id, eos_id=eos_id)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, no bos or eos. Raises ValueError for a lone surrogate, which is not text."""
@@ -138,7 +152,7 @@ def _read_tokenizer_file(path: Path, data: bytes) -> TokenizerFile:
     return readers[path.suffix](path, data)
 
 
-def _open_fast(file: TokenizerFile, *, path: Path, notice: Callable[[str], object]) -> FastEngine | None:
+def _open_fast(file: TokenizerFile, *, path: Path, notice: Callable[[str], object]) -> Engine | None:
     try:
         return file.open_fast()
     except ImportError as error:
@@ -154,7 +168,7 @@ def _open_fast(file: TokenizerFile, *, path: Path, notice: Callable[[str], objec
     return None
 
 
-def _probe(file: TokenizerFile, fast: FastEngine | None, *, path: Path) -> None:
+def _probe(file: TokenizerFile, fast: Engine | None, *, path: Path) -> None:
     texts = (*_HARD_TEXTS, *(f"{text}\n{text}\n" for text in file.control_texts if text))
     data = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
     offsets = np.cumsum([0, *(len(text.encode()) for text in texts)], dtype=np.int64)

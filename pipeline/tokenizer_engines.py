@@ -1,7 +1,8 @@
 """The two engines behind a tokenizer, with one meaning: text in Arrow-like buffers to flat ids.
 
 The reference engine calls the tokenizer's own library (sentencepiece, tiktoken, tokenizers) once per document; what it
-says is right. The fast engine is gigatoken over whole batches. Neither knows names, files or control ids.
+says is right. The fast engine is gigatoken over whole batches; for SentencePiece BPE our own (spm_engine.py). None of
+them knows names, files or control ids.
 
 A batch of documents is `data`, the UTF-8 bytes as uint8, and `offsets`, n + 1 ascending int64: document i is
 data[offsets[i]:offsets[i + 1]]. The first offset may be above 0, as in a slice of an Arrow column. The ids come back
@@ -122,7 +123,7 @@ class FastEngine:
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer as its file says it is. `open_fast` raises NotServedError, and ImportError without gigatoken.
+    """A tokenizer as its file says it is. `open_fast` raises NotServedError, or ImportError.
     find_cut: where both engines would give the same ids for a text's pieces (tokenizer_pieces.py)."""
 
     family: str
@@ -132,7 +133,7 @@ class TokenizerFile:
     document_rule: str
     control_texts: tuple[str, ...]
     reference: ReferenceEngine
-    open_fast: Callable[[], FastEngine]
+    open_fast: Callable[[], Engine]
     find_cut: FindCut | None = None  # None: a text of it is never cut
     notices: tuple[str, ...] = ()
 

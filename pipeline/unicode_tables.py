@@ -10,7 +10,8 @@ decoded.
 """
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import compiled, load_word
 
 # First and last code point of each range, both included; no range spans two leading UTF-8 bytes.
 DIFFERING_RANGES = (
@@ -65,19 +66,15 @@ def find_differing_documents(data: np.ndarray, offsets: np.ndarray, *, table: np
     return np.flatnonzero(is_differing)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mark_differing(data, offsets, table, is_differing):  # noqa: ANN001, ANN201 - numba infers them
     """Set is_differing for each document that holds a code point of the table."""
     for document in range(len(offsets) - 1):
         position, end = offsets[document], offsets[document + 1]
         while position < end and not is_differing[document]:
-            if position + 8 <= end:
-                word = np.uint64(0)
-                for byte in range(8):
-                    word |= np.uint64(data[np.uint64(position + byte)]) << np.uint64(8 * byte)
-                if word & TOP_BITS == 0:
-                    position += 8
-                    continue
+            if position + 8 <= end and load_word(data, position) & TOP_BITS == 0:
+                position += 8
+                continue
             lead = data[np.uint64(position)]
             if lead == LEAD_OF_4:
                 code_point = (lead & 0x07) << 18 | (data[position + 1] & 0x3F) << 12

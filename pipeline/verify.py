@@ -27,6 +27,7 @@ from pipeline.shard import SPLITS, read_dataset_json
 from pipeline.verify_claims import verify_claims, verify_shape
 from pipeline.verify_copies import verify_copies
 from pipeline.verify_drops import verify_drops
+from pipeline.verify_near import verify_near
 from pipeline.verify_raw import verify_raw_files
 from pipeline.verify_rows import open_rows, verify_rows
 from pipeline.verify_shard import verify_split
@@ -86,9 +87,10 @@ def find_problems(arguments: VerifyArguments, content: Mapping[str, Any]) -> Ite
         yield problem
     if arguments.raw is not None and not num_problems:
         fraction = 1.0 if arguments.fraction is None else arguments.fraction
-        yield from verify_raw_files(
-            arguments.dataset, content, raw=arguments.raw, fraction=fraction, seed=arguments.seed, notice=print_notice
-        )
+        how = {"raw": arguments.raw, "fraction": fraction, "seed": arguments.seed}
+        yield from verify_raw_files(arguments.dataset, content, **how, notice=print_notice)
+        if content["settings"]["dedup"] == "near":
+            yield from verify_near(arguments.dataset, content, **how)
 
 
 def print_notice(text: str) -> None:
@@ -129,7 +131,7 @@ def verify_dataset(folder: Path, content: Mapping[str, Any], *, notice: Notice |
         return
     with open_rows(folder, content) as rows:
         yield from verify_rows(rows)
-    if content["settings"]["dedup"] == "exact":
+    if content["settings"]["dedup"] in ("exact", "near"):
         yield from verify_copies(folder, claimed_sources(content))
 
 

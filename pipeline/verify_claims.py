@@ -69,6 +69,8 @@ SETTINGS = {
     "tokenizer": is_text,
     "document_rule": one_of("bos+eos", "eos"),
     "dedup": one_of(*METHODS),
+    "dedup_threshold": lambda value: value is None or (is_number(value) and 0 < value <= 1),
+    "dedup_priority": [is_text],
     "min_chars": is_count,
     "valid_fraction": lambda value: is_number(value) and 0 <= value <= 1,
     "shard_tokens": lambda value: is_count(value) and value > 0,
@@ -143,7 +145,7 @@ def verify_sources(content: Mapping[str, Any]) -> Iterator[str]:
     sources, settings = content["sources"], content["settings"]
     if not sources:
         yield "dataset.json: sources is empty"
-    for what in ("source_order", "exclude", "columns", "raw_files"):
+    for what in ("source_order", "dedup_priority", "exclude", "columns", "raw_files"):
         if sorted(settings[what]) != sorted(sources):
             yield f"dataset.json: settings.{what} names {sorted(settings[what])}, sources {sorted(sources)}"
     for name in sources:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -57,13 +58,19 @@ def verify_table(
         yield f"{path}: a row comes from {stray}"
     for reason in set(table["reason"].unique().to_pylist()) - set(DROP_REASONS):
         yield f"{path}: {reason!r} is no reason to drop a document"
-    is_duplicate = pc.equal(table["reason"], "duplicate_exact")
+    is_near = pc.equal(table["reason"], "duplicate_near")
+    is_exact = pc.equal(table["reason"], "duplicate_exact")
+    is_duplicate = pc.or_(is_near, is_exact)
     for column in PARTNER_COLUMNS:
         if pc.any(pc.not_equal(pc.is_valid(table[column]), is_duplicate)).as_py():
             yield f"{path}: a duplicate has no {column}, or another document has one"
             return
-    if pc.any(pc.not_equal(table["similarity"], 1)).as_py():
+    if pc.any(pc.not_equal(table["similarity"].filter(is_exact), 1)).as_py():
         yield f"{path}: an exact duplicate has a similarity other than 1"
+    threshold = source.settings["dedup_threshold"]
+    near = table["similarity"].filter(is_near)
+    if threshold is not None and pc.any(pc.or_(pc.less(near, np.float32(threshold)), pc.greater(near, 1))).as_py():
+        yield f"{path}: a near duplicate has a similarity that is not from {threshold} to 1"
     for name in table["partner_source"].unique().drop_null().to_pylist():
         if name not in sources:
             yield f"{path}: a duplicate's partner is of {name!r}, which is no source"
@@ -93,6 +100,8 @@ def verify_totals(source: ClaimedSource, documents: Counter[str], num_bytes: Cou
         claimed = source.entry["bad_reasons"].get(reason, 0)
         if documents[reason] != claimed:
             yield f"{source.name}: drops/ lists {documents[reason]:,} {reason}, bad_reasons says {claimed:,}"
-    if source.settings["dedup"] == "none" and documents["duplicate_exact"]:
-        num_duplicates = documents["duplicate_exact"]
-        yield f"{source.name}: settings.dedup is none, but {num_duplicates:,} documents are dropped as duplicates"
+    method = source.settings["dedup"]
+    for reason, methods in (("duplicate_exact", ("none",)), ("duplicate_near", ("none", "exact"))):
+        if method in methods and documents[reason]:
+            found = documents[reason]
+            yield f"{source.name}: settings.dedup is {method}, but {found:,} documents are dropped as {reason}"

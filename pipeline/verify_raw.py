@@ -26,6 +26,7 @@ from pipeline.sample_record import is_sample
 from pipeline.shard import SPLITS, open_document_ends, open_tokens
 from pipeline.token_file import DROP_REASONS
 from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.verify_lines import verify_lines
 from pipeline.verify_rows import SourceRows, open_rows, verify_rows
 from pipeline.verify_shard import places_of, read_documents_table
 from pipeline.verify_source import ROW_BITS, ROW_MASK, ClaimedSource
@@ -120,7 +121,10 @@ class SourceCheck:
         """What is wrong with the rows of one raw file. Each row that it has is listed, and no other."""
         base = file.number << ROW_BITS
         first = base
-        for batch in read_file(file, self.settings):
+        batches = read_file(file, self.settings)
+        text_field = self.settings.text_field
+        for batch, problems in verify_lines(Path(file.path), batches, text_field=text_field, choose=self.choose):
+            yield from problems
             found = np.union1d(batch.rows, batch.bad_rows["row"])
             if not len(found):
                 continue
@@ -168,14 +172,14 @@ class SourceCheck:
         for index in np.flatnonzero(is_kept & (documents.reasons != NO_REASON)):
             yield f"{file.path} row {batch.rows[index]}: kept, but it is {DROP_REASONS[documents.reasons[index]]}"
         yield from self.verify_drops(documents, keys, dropped, file)
-        chosen = np.flatnonzero(has_text & self.choose(documents.hashes))
+        chosen = np.flatnonzero(has_text & self.choose(documents.hashes[:, 0]))
         for index in chosen[np.argsort(kept["shard"][at[chosen]], kind="stable")]:  # each shard's in one go
             where = f"{file.path} row {batch.rows[index]}"
             yield from self.verify_ids(batch.texts[int(index)].as_py(), kept[at[index]], where)
 
-    def choose(self, hashes: np.ndarray) -> np.ndarray:
-        """Which documents' ids are made again."""
-        return scramble(hashes[:, 0] ^ self.key) >> np.uint64(11) < np.uint64(self.fraction * 2**53)
+    def choose(self, numbers: np.ndarray) -> np.ndarray:
+        """Which documents' ids are made again, by their hashes; which lines are read again, by their numbers."""
+        return scramble(numbers ^ self.key) >> np.uint64(11) < np.uint64(self.fraction * 2**53)
 
     def verify_drops(
         self, documents: Documents, keys: np.ndarray, dropped: np.ndarray, file: TaskFile
@@ -196,7 +200,7 @@ class SourceCheck:
                 problem = "its partner has another text"
             elif reason == "beyond_tokens" and expected == NO_REASON:
                 problem = self.verify_beyond(documents.hashes[index], file)
-            elif reason != DROP_REASONS[expected]:
+            elif reason != DROP_REASONS[expected] and not (reason == "duplicate_near" and expected == NO_REASON):
                 problem = (
                     f"it has {num_chars:,} characters and is {EXCLUDED_OR_NOT[DROP_REASONS[expected] == 'excluded']}"
                 )
@@ -268,6 +272,7 @@ def ingest_settings(source: ClaimedSource, content: Mapping[str, Any]) -> Ingest
         min_chars=settings["min_chars"],
         valid_fraction=source.valid_fraction,
         seed=settings["seed"],
+        dedup=settings["dedup"],
         encode=(),
     )
 

@@ -23,6 +23,7 @@ from pipeline.verify_shard import read_documents_table
 from pipeline.verify_source import ROW_BITS, SPLIT_PRIORITY, ClaimedSource, claimed_sources, make_keys
 
 RECORDS_AT_ONCE = 1 << 21
+EXACT = DROP_REASONS.index("duplicate_exact")
 BEYOND = DROP_REASONS.index("beyond_tokens")
 
 # Sorted by key; sizes are multiples of 8 bytes, so that a key can be searched for in the file itself.
@@ -36,7 +37,9 @@ KEPT = np.dtype(
     ]
 )
 DROPPED = np.dtype([("key", "<u8"), ("num_bytes", "<u8"), ("reason", "<u8")])
-PARTNER = np.dtype([("key", "<u8"), ("dropped_key", "<u8"), ("dropped_source", "<u8")])  # key: the document that stays
+PARTNER = np.dtype(  # key: the document that stays
+    [("key", "<u8"), ("dropped_key", "<u8"), ("dropped_source", "<u4"), ("is_exact", "<u4")]
+)
 COPY = np.dtype([("key", "<u8"), ("content_hash", "<u8", 2)])  # a dropped document, and its partner's hash
 
 
@@ -159,6 +162,7 @@ def add_drops(path: Path, of_source: SourceRows, rows: Sequence[SourceRows]) -> 
         partners = np.empty(int(is_of.sum()), PARTNER)
         partners["key"], partners["dropped_key"] = partner_keys[is_of], dropped["key"][is_of]
         partners["dropped_source"] = of_source.source.number
+        partners["is_exact"] = dropped["reason"][is_of] == EXACT
         other.partners.add(partners)
 
 
@@ -232,19 +236,32 @@ def verify_partners(
         copies = np.empty(int(is_of.sum()), COPY)
         copies["key"], copies["content_hash"] = partners["dropped_key"][is_of], stays["content_hash"][is_of]
         rows[number].copies.add(copies)
-        rows[number].num_duplicate_tokens += int(stays["num_tokens"][is_of].sum(dtype=np.int64))
+        is_exact = is_of & (partners["is_exact"] == 1)
+        rows[number].num_duplicate_tokens += int(stays["num_tokens"][is_exact].sum(dtype=np.int64))
         priorities = SPLIT_PRIORITY[shard_splits[stays["shard"][is_of]]]
-        yield from verify_priority(of_source, stays["key"][is_of], priorities, copies, rows[number].source)
+        is_copy = partners["is_exact"][is_of] == 1
+        yield from verify_priority(of_source, stays["key"][is_of], priorities, is_copy, copies, rows[number].source)
 
 
 def verify_priority(
-    of_source: SourceRows, keys: np.ndarray, priorities: np.ndarray, copies: np.ndarray, dropped: ClaimedSource
+    of_source: SourceRows,
+    keys: np.ndarray,
+    priorities: np.ndarray,
+    is_exact: np.ndarray,
+    copies: np.ndarray,
+    dropped: ClaimedSource,
 ) -> Iterator[str]:
-    """That of each pair the first stays: by split, then source in the order of the mix, raw file and row."""
+    """That of each pair the first stays: by split, then source by settings.dedup_priority, raw file and row.
+
+    priorities: of the splits of those that stay. A dropped document's split follows from its text: it is known here
+    where that is its partner's, and where its raw file is of validation or test; else it is taken for train's.
+    """
     raw_files = (copies["key"] >> np.uint64(ROW_BITS)).astype(np.int64)
-    dropped_priorities = SPLIT_PRIORITY[dropped.choose_splits(copies["content_hash"], raw_files)]
-    number = of_source.source.number
-    is_before = keys < copies["key"] if number == dropped.number else np.full(len(keys), number < dropped.number)
+    own = dropped.choose_splits(copies["content_hash"], raw_files)
+    dropped_priorities = SPLIT_PRIORITY[np.where(is_exact, own, dropped.file_splits[raw_files])]
+    source = of_source.source
+    is_earlier = source.priority < dropped.priority
+    is_before = keys < copies["key"] if source.number == dropped.number else np.full(len(keys), is_earlier)
     is_first = (priorities < dropped_priorities) | ((priorities == dropped_priorities) & is_before)
     for wrong in np.flatnonzero(~is_first)[:1]:
         yield (

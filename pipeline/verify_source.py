@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dedup import PRIORITY
 from pipeline.ingest import choose_splits
 from pipeline.manifest import Source, assign_splits, load_source
+from pipeline.ranks import PRIORITY
 from pipeline.shard import SPLITS
 
 ROW_BITS = 40  # a key is raw_file << ROW_BITS | row
@@ -33,6 +33,11 @@ class ClaimedSource:
         """What the manifests know of it, with the column that its texts were read from."""
         known = load_source(self.name)
         return replace(known, text_field=self.settings["columns"].get(self.name, known.text_field))
+
+    @property
+    def priority(self) -> int:
+        """Where it stands among the sources: of two documents that of the lower stays."""
+        return self.settings["dedup_priority"].index(self.name)
 
     @cached_property
     def shards(self) -> list[tuple[str, Mapping[str, Any]]]:

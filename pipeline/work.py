@@ -33,6 +33,7 @@ class Stretch:
     split: str
     first: int
     last: int
+    first_rank: int  # its documents have the ranks from here on, in the order of their numbers
 
     def read_range(self, first_bucket: int, last_bucket: int, num_tokenizers: int) -> tuple[int, np.ndarray]:
         """The DOCUMENT records whose place is in the buckets, and the index of the first in the task's table."""
@@ -41,6 +42,10 @@ class Stretch:
         documents = np.array(table[first:last])
         documents["row"] += np.uint64(self.first_row)
         return first, documents
+
+    def rank(self, numbers: np.ndarray) -> np.ndarray:
+        """The ranks of documents by their numbers in the task: int64."""
+        return numbers.astype(np.int64) + (self.first_rank - self.first)
 
     def find_place(self, table: np.ndarray, place: int) -> int:
         """The index of the stretch's first document at `place` or behind, in its task's table."""

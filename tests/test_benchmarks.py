@@ -12,8 +12,9 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are scripts, not part of the installed packages
 
 from benchmarks.corpus import leave_out_repeated, list_files, read_lines, read_text, strip_roff, write_corpus
+from benchmarks.hub_json import build_hub_json, convert_ranks
 from benchmarks.ingest import make_task, time_profiled
-from benchmarks.peers import PeerSpeed, Portion, add_up, attempt, build_hub_json, convert_ranks
+from benchmarks.peers import PeerSpeed, Portion, add_up, attempt
 from benchmarks.stopwatch import Speed, one_after_the_other
 from pipeline.ingest import run_ingest
 from pipeline.tokenizer import load_tokenizer

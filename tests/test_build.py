@@ -243,18 +243,22 @@ def test_an_unfinished_build_goes_on_and_repeats_only_what_is_missing(
 ):
     run_build(flags(raw, tmp_path / "whole", sample_model, "--workers 1"))
     out = tmp_path / "out"
-    for stage in ("run_ingest", "run_dedup", "run_drops", "run_pack"):
+    dedup = [
+        f"dedup_stages.run_{stage}" for stage in ("copies", "marks", "band", "estimate", "judge", "resolve", "dedup")
+    ]
+    for stage in ("stages.run_ingest", *dedup, "stages.run_drops", "stages.run_pack"):
         with monkeypatch.context() as patch:
-            function = getattr(__import__("pipeline.stages", fromlist=[stage]), stage)
+            module, name = stage.split(".")
+            function = getattr(__import__(f"pipeline.{module}", fromlist=[name]), name)
             calls = []
 
-            def fail_at_second(task, function=function, calls=calls):
+            def fail_at_second(task, function=function, calls=calls, module=module):
                 calls.append(task.name)
-                if len(calls) == 2 or function.__name__ == "run_dedup":
+                if len(calls) == 2 or module == "dedup_stages":
                     raise OSError(28, "No space left on device", "disk")
                 return function(task)
 
-            patch.setattr(f"pipeline.stages.{stage}", fail_at_second)
+            patch.setattr(f"pipeline.{stage}", fail_at_second)
             outcome = run_build(flags(raw, out, sample_model, "--workers 1"))
             assert outcome.code == 1
             assert "disk: No space left on device" in outcome.error

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from test_documents import BAD_LINES, named
 
 from pipeline.json_lines import LineFields, parse_lines
-from pipeline.subsets import find_subset, is_unicode
+from pipeline.subsets import find_subset
+from pipeline.verify_lines import BLANK, judge_line
 
 SHORT_BAD_LINES = [line for line in BAD_LINES if len(line) < 100]
 META = "meta.redpajama_set_name"
@@ -59,30 +60,16 @@ def damaged(draw):
 
 def judge(line):
     """What the json module says of a line: its text and subset, the reason why it has none, or nothing if it is blank."""
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        return "bad_utf8"
-    if not line.strip():
-        return None
-    try:
-        value = json.loads(text.removeprefix("\ufeff"))
-    except ValueError:
-        return "bad_json"
-    if not isinstance(value, dict):
-        return "bad_object"
-    if "text" not in value:
-        return "bad_text_missing"
-    if not isinstance(value["text"], str):
-        return "bad_text_null" if value["text"] is None else "bad_text_type"
-    if not is_unicode(value["text"]):
-        return "bad_surrogate"
-    return value["text"], find_subset(json.dumps(value.get("meta")), ["redpajama_set_name"])
+    fate, text = judge_line(line, "text")
+    if fate is not None:
+        return None if fate == BLANK else fate
+    meta = json.loads(line.decode("utf-8-sig")).get("meta")
+    return text, find_subset(json.dumps(meta), ["redpajama_set_name"])
 
 
 @settings(max_examples=1500, deadline=None)
 @given(
-    lines=st.lists(objects() | damaged() | st.sampled_from([*SHORT_BAD_LINES, b"", b" \x0b"]), max_size=6),
+    lines=st.lists(objects() | damaged() | st.sampled_from([*SHORT_BAD_LINES, b"", b" \t\r"]), max_size=6),
     ending=st.sampled_from([b"\n", b" \r\n"]),
     is_whole=st.booleans(),
 )

@@ -1,6 +1,7 @@
 """Who may import whom, read from the sources and from running processes."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,8 +83,11 @@ def test_training_needs_numpy_torch_and_tyro_alone():
 
 
 def test_no_file_is_longer_than_can_be_read_in_one_sitting():
-    long = {name(path): path.read_text().count("\n") for path in FILES if path.read_text().count("\n") > 300}
-    assert long == {}
+    # A compiled kernel and all that it calls must stand in one file: numba's cache does not see changes elsewhere.
+    has_kernels = re.compile(r"^@(njit|compiled)", re.MULTILINE)
+    most_lines = {path: 350 if has_kernels.search(path.read_text()) else 300 for path in FILES}
+    num_lines = {path: path.read_text().count("\n") for path in FILES}
+    assert {name(path): num_lines[path] for path in FILES if num_lines[path] > most_lines[path]} == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

@@ -1,29 +1,84 @@
-"""The permutation is a bijection and the mixture is exact, for any size and any position."""
-
-from fractions import Fraction
+"""The permutations are bijections of any size, mix well, and never change."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import apportion, count_draws, derive_key, integer_weights, multiply_floor, permute
+from pipeline.order import BLOCK_SAMPLES, POOL_BLOCKS, derive_key, permute, permute_blocks
 
 KEYS = st.integers(0, 2**64 - 1)
+PERMUTATIONS = (permute, permute_blocks)
+AROUND_POWERS = [2**power + more for power in range(1, 41) for more in (-1, 0, 1)]
 
 
+def is_bijection(permutation, size):
+    indices = np.arange(size)
+    sent = permutation(indices, size=size, key=size)
+    return np.array_equal(np.sort(sent), indices) and np.array_equal(
+        permutation(sent, size=size, key=size, inverse=True), indices
+    )
+
+
+@pytest.mark.parametrize("permutation", PERMUTATIONS)
 @pytest.mark.parametrize("size", [*range(1, 70), 100, 255, 256, 257, 4095, 4097, 65_536, 65_537, 99_991, 262_145])
-def test_the_permutation_is_a_bijection(size):
-    assert np.array_equal(np.sort(permute(np.arange(size), size=size, key=size)), np.arange(size))
+def test_the_permutation_is_a_bijection(permutation, size):
+    assert is_bijection(permutation, size)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("permutation", PERMUTATIONS)
+def test_the_permutation_is_a_bijection_at_every_size_up_to_5000(permutation):
+    assert [size for size in range(1, 5001) if not is_bijection(permutation, size)] == []
+
+
+@pytest.mark.parametrize("permutation", PERMUTATIONS)
+def test_the_permutation_goes_back_around_every_power_of_two(permutation):
+    for size in AROUND_POWERS:
+        indices = np.unique([0, size - 1, size // 2, *np.random.default_rng(size).integers(0, size, 200)])
+        sent = permutation(indices, size=size, key=size)
+        assert sent.min() >= 0 and sent.max() < size
+        assert np.array_equal(permutation(sent, size=size, key=size, inverse=True), indices)
 
 
 @settings(max_examples=50, deadline=None)
 @given(size=st.integers(1, 2**40), key=KEYS, data=st.data())
 def test_the_permutation_stays_in_range_and_keeps_indices_apart(size, key, data):
     indices = data.draw(st.lists(st.integers(0, size - 1), unique=True, max_size=50))
-    sent = permute(np.array(indices, np.int64), size=size, key=key)
-    assert len(set(sent.tolist())) == len(indices)
-    assert all(0 <= index < size for index in sent)
+    for permutation in PERMUTATIONS:
+        sent = permutation(np.array(indices, np.int64), size=size, key=key)
+        assert len(set(sent.tolist())) == len(indices)
+        assert all(0 <= index < size for index in sent)
+
+
+def test_the_order_of_a_seed_never_changes():
+    assert permute(np.arange(10), size=10, key=1).tolist() == [5, 8, 6, 7, 0, 3, 9, 2, 4, 1]
+    assert permute(np.array([0, 1, 2, 10**6 - 1]), size=10**6, key=42).tolist() == [254496, 474198, 108492, 132656]
+    assert permute(np.array([0, 1, 2**40]), size=2**40 + 1, key=2**63).tolist() == [
+        291807211241,
+        65706804694,
+        820192368246,
+    ]
+    assert permute_blocks(np.array([0, 1, 2, 99_999]), size=100_000, key=7).tolist() == [25168, 22950, 68829, 99982]
+    assert derive_key(0, "web", 1) == 6122404313484654150
+
+
+def test_a_pool_of_the_block_order_is_whole_blocks():
+    pool = BLOCK_SAMPLES * POOL_BLOCKS
+    size = 5 * pool + 1000
+    for first in range(0, 5 * pool, pool):
+        sent = permute_blocks(np.arange(first, first + pool), size=size, key=3)
+        blocks, counts = np.unique(sent // BLOCK_SAMPLES, return_counts=True)
+        assert len(blocks) == POOL_BLOCKS and (counts == BLOCK_SAMPLES).all()
+        assert np.diff(blocks).max() > 10  # they come from everywhere
+        assert (np.diff(sent) == 1).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [10_000, 99_991, 262_145, 1_000_003])
+def test_differences_of_neighbours_are_as_frequent_as_by_chance(size):
+    differences = np.bincount(np.diff(permute(np.arange(size), size=size, key=size)) % size, minlength=size)
+    assert differences.max() <= 11  # by chance one occurs 7 to 9 times
+    assert abs((differences == 0).mean() - np.exp(-1)) < 0.006
 
 
 def test_the_permutation_mixes_and_depends_on_its_key():
@@ -42,44 +97,3 @@ def test_an_index_outside_the_range_is_refused():
 
 def test_keys_of_neighbouring_seeds_and_epochs_differ():
     assert len({derive_key(seed, "a", epoch) for seed in range(30) for epoch in range(30)}) == 900
-
-
-def test_weights_become_exact_integers():
-    assert integer_weights([0.7, 0.3]) == [7, 3]
-    assert integer_weights([0.693584, 0.306416]) == [43349, 19151]
-    assert integer_weights([1, 0, 3]) == [1, 0, 3]
-    assert integer_weights([1 / 3, 2 / 3]) == [1, 2]
-
-
-@pytest.mark.parametrize("weights", [[0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1]])
-def test_weights_without_a_meaning_are_refused(weights):
-    with pytest.raises(ValueError, match="weights must be 0 or more"):
-        integer_weights(weights)
-
-
-WEIGHTS = st.lists(st.integers(0, 10**6), min_size=1, max_size=8).filter(any)
-
-
-@settings(max_examples=100, deadline=None)
-@given(weights=WEIGHTS, start=st.integers(0, 2**41))
-def test_every_position_belongs_to_one_source_and_counts_rise_by_one(weights, start):
-    positions = np.arange(start, start + 200)
-    sources, draws = apportion(positions, weights)
-    for position, source, draw in zip(positions.tolist(), sources.tolist(), draws.tolist(), strict=True):
-        before, after = count_draws(position, weights), count_draws(position + 1, weights)
-        assert before[source] == draw
-        assert [b - a for a, b in zip(before, after, strict=True)] == [int(i == source) for i in range(len(weights))]
-
-
-@settings(max_examples=100, deadline=None)
-@given(weights=WEIGHTS, position=st.integers(0, 10**12))
-def test_counts_follow_the_weights(weights, position):
-    total = sum(weights)
-    for count, weight in zip(count_draws(position, weights), weights, strict=True):
-        assert abs(count - Fraction(position * weight, total)) < 4
-
-
-@given(value=st.integers(0, 2**62), denominator=st.integers(1, 3_000_000_000), share=st.floats(0, 1, allow_nan=False))
-def test_multiply_floor_does_not_overflow(value, denominator, share):
-    numerator = int(share * denominator)
-    assert multiply_floor(np.array([value]), numerator, denominator)[0] == value * numerator // denominator

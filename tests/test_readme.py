@@ -23,7 +23,7 @@ def test_every_file_named_exists(path):
 
 def command_flags():
     """The flags of every command: the fields of the dataclasses that tyro makes flags of, torchrun's and Ray's."""
-    flags = {"--nproc-per-node", "--nnodes", "--help", "--head", "--address"}
+    flags = {"--nproc-per-node", "--nnodes", "--help", "--head", "--address", "--import"}
     for path in [*(REPOSITORY / "pipeline").glob("*.py"), *(REPOSITORY / "train").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and re.search("Arguments|Flags|Config", node.name):

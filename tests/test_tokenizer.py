@@ -270,29 +270,25 @@ def edit_model(sample_path, path, edit):
     return path
 
 
-def set_user_defined(model):
-    model.pieces[300].type = model.SentencePiece.USER_DEFINED
-
-
-def set_equal_scores(model):
-    model.pieces[300].score = model.pieces[301].score
-
-
 def set_extra_spaces_removed(model):
     model.normalizer_spec.remove_extra_whitespaces = True
 
 
-def remove_a_character(model):
-    del model.pieces[[piece.piece for piece in model.pieces].index("q")]
+def set_unused(model):
+    model.pieces[300].type = model.SentencePiece.UNUSED
+
+
+def name_a_control_piece_like_a_character(model):
+    model.pieces[1].piece = "\u00a4"
+    model.trainer_spec.bos_piece = "\u00a4"
 
 
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (set_user_defined, "user-defined"),
-        (set_equal_scores, "equal scores"),
         (set_extra_spaces_removed, "removes extra spaces"),
-        (remove_a_character, "characters of longer pieces"),
+        (set_unused, "unused pieces"),
+        (name_a_control_piece_like_a_character, "a control piece is one character"),
     ],
 )
 def test_what_the_fast_engine_cannot_do_exactly_goes_to_the_reference(sample_path, tmp_path, edit, reason):
@@ -317,18 +313,18 @@ def test_a_unigram_model_is_served_by_the_reference(tmp_path):
     assert tokenizer.decode(tokenizer.encode("quick brown fox")) == "quick brown fox"
 
 
-def test_without_gigatoken_the_reference_serves_and_says_so(sample_path, monkeypatch):
+def test_without_gigatoken_the_reference_serves_and_says_so(ranks_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     notices = []
-    tokenizer = load_tokenizer(sample_path, notice=notices.append)
+    tokenizer = load_tokenizer(ranks_path, notice=notices.append)
     assert tokenizer.engine == "reference"
-    assert "gigatoken is not installed" in notices[0]
+    assert "gigatoken is not installed" in notices[-1]
 
 
 def test_an_engine_that_differs_is_refused_with_the_text_and_the_way_out(sample_path, monkeypatch):
     monkeypatch.setattr(
-        "pipeline.tokenizer_engines._encode_batch",
-        lambda backend, data, offsets: (np.zeros(len(offsets) - 1, np.uint32), np.arange(len(offsets))),
+        "pipeline.spm_engine.SentencePieceEngine.encode_documents",
+        lambda self, data, offsets: (np.zeros(len(offsets) - 1, np.uint32), np.arange(len(offsets))),
     )
     with pytest.raises(ValueError, match="Hello, world.*--engine reference"):
         load_tokenizer(sample_path)

@@ -2,14 +2,18 @@
 
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
 import tokenizers
+from conftest import REPOSITORY
 from sentencepiece import sentencepiece_model_pb2
 
+sys.path.insert(0, str(REPOSITORY))  # benchmarks are scripts, not part of the installed packages
+
+from benchmarks.hub_json import build_tokenizer_json
 from pipeline.tokenizer import load_tokenizer
-from pipeline.tokenizer_sentencepiece import build_tokenizer_json
 from pipeline.tokenizer_training import train_sample_tokenizer
 
 SAMPLE_TEXTS = [f"The quick brown fox doesn't jump over {number} lazy dogs...\n  x = y" for number in range(100)]

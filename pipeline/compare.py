@@ -1,0 +1,195 @@
+"""Pairs that estimates do not decide -> their similarity by the sets of shingles themselves.
+
+The sets are not kept from ingest: they would take as much disk as the text. The raw files that hold such documents are
+read once more, the wanted rows' sets written down, and the pairs compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file, text_buffers
+from pipeline.minhash import list_shingles, measure_overlap
+from pipeline.ranks import RankMap
+from pipeline.sketch_file import ROW
+from pipeline.storage import open_new, write_array
+from pipeline.token_file import open_records
+
+SET = np.dtype([("rank", "<u4"), ("start", "<u8"), ("count", "<u8")])  # start: in the file of sets
+HASH = np.dtype("<u4")
+EDGES_PER_TASK = 1 << 18
+EDGES_AT_ONCE = 1 << 12
+ROW_BITS = 40
+
+
+@dataclass(frozen=True)
+class SetsTask:
+    """The shingles of those documents of one ingest task that are to be compared. open_path: the EDGE records."""
+
+    ingest: IngestTask
+    ranks: RankMap  # of the task's documents, or more
+    task_number: int
+    open_path: str
+    folder: str
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """That of the ingest task."""
+        return self.ingest.name
+
+    @property
+    def subject(self) -> str:
+        """Its raw files, for a person."""
+        return self.ingest.subject
+
+    @property
+    def sets_path(self) -> Path:
+        """The sets, one after the other: HASH records, each set sorted."""
+        return Path(self.folder) / f"{self.name}.sets.bin"
+
+    @property
+    def index_path(self) -> Path:
+        """The SET records, sorted by rank."""
+        return Path(self.folder) / f"{self.name}.index.npy"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """Both files."""
+        return [self.sets_path, self.index_path]
+
+
+def choose_tasks(edges: np.ndarray, ranks: RankMap) -> set[int]:
+    """The ingest tasks that hold documents to be compared, by their numbers in the plan."""
+    return {stretch.task for stretch, _, _ in ranks.split(list_ranks(edges))}
+
+
+def list_ranks(edges: np.ndarray) -> np.ndarray:
+    """The ranks of the documents of some edges, sorted, each once."""
+    return np.unique(np.concatenate([edges["later"], edges["earlier"]]))
+
+
+def run_sets(task: SetsTask) -> dict[str, int]:
+    """Write the sets; returns how many. Raises ValueError where the raw files have no longer these documents."""
+    keys, ranks = find_wanted(task)
+    index = np.zeros(len(keys), SET)
+    index["rank"], start, num_found = ranks, 0, 0
+    with open_new(task.sets_path) as file:
+        settings = replace(task.ingest.settings, exclude=())  # what is wanted was not excluded
+        for key, hashes in read_shingles(task.ingest.files, settings, keys):
+            at = int(np.searchsorted(keys, np.uint64(key)))
+            file.write(hashes.tobytes())
+            index["start"][at], index["count"][at] = start, len(hashes)
+            start += len(hashes)
+            num_found += 1
+    if num_found != len(keys):
+        raise ValueError(f"{task.subject}: {len(keys) - num_found:,} documents are gone: run the command again")
+    write_array(task.index_path, index[np.argsort(index["rank"])])
+    return {"sets": len(index)}
+
+
+def find_wanted(task: SetsTask) -> tuple[np.ndarray, np.ndarray]:
+    """The documents to read: raw file << ROW_BITS | row, as the task counts them, sorted; and their ranks."""
+    keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+    wanted = list_ranks(np.load(task.open_path, mmap_mode="r"))
+    for stretch, where, numbers in task.ranks.split(wanted):
+        if stretch.task == task.task_number:
+            rows = open_records(Path(stretch.folder) / "rows.bin", ROW)[numbers]
+            keys.append(rows["raw_file"].astype(np.uint64) << np.uint64(ROW_BITS) | rows["row"])
+            ranks.append(wanted[where])
+    joined = np.concatenate(keys)
+    order = np.argsort(joined)
+    return joined[order], np.concatenate(ranks)[order]
+
+
+def read_shingles(
+    files: Sequence[TaskFile], settings: IngestSettings, keys: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each wanted document of some raw files: its key, and its set of shingles. keys: sorted, as find_wanted makes."""
+    for file in files:
+        base = file.number << ROW_BITS
+        first, last = np.searchsorted(keys, np.array([base, base + (1 << ROW_BITS)], np.uint64))
+        own = keys[first:last]
+        if not len(own):
+            continue
+        for batch in read_file(file, settings):
+            batch_keys = np.uint64(base) | batch.rows
+            data, offsets = text_buffers(batch.texts)
+            for place in np.flatnonzero(np.isin(batch_keys, own)).tolist():
+                yield int(batch_keys[place]), list_shingles(data, offsets[place], offsets[place + 1])
+            if len(batch_keys) and batch_keys[-1] >= own[-1]:
+                break
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """Edges first to last of those to compare. sets: the files of a SetsTask each, index and sets."""
+
+    name: str
+    open_path: str
+    first: int
+    last: int
+    sets: tuple[tuple[str, str], ...]
+    folder: str
+    fingerprint: str
+
+    @property
+    def subject(self) -> str:
+        """Its range, for a person."""
+        return f"pairs {self.first:,} to {self.last:,}"
+
+    @property
+    def path(self) -> Path:
+        """The EDGE records with the similarity measured, in their order."""
+        return Path(self.folder) / f"{self.name}.compared.npy"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The edges."""
+        return [self.path]
+
+
+def plan_comparisons(
+    open_path: Path, sets: Sequence[tuple[Path, Path]], *, num_edges: int, folder: Path, fingerprint: str
+) -> list[CompareTask]:
+    """The tasks of EDGES_PER_TASK edges each, in order."""
+    paths = tuple((str(index), str(hashes)) for index, hashes in sets)
+    return [
+        CompareTask(
+            name=f"pairs-{number:05d}",
+            open_path=str(open_path),
+            first=first,
+            last=min(first + EDGES_PER_TASK, num_edges),
+            sets=paths,
+            folder=str(folder),
+            fingerprint=fingerprint,
+        )
+        for number, first in enumerate(range(0, num_edges, EDGES_PER_TASK))
+    ]
+
+
+def run_compare(task: CompareTask) -> None:
+    """Write the edges with what was measured."""
+    edges = np.array(np.load(task.open_path, mmap_mode="r")[task.first : task.last])
+    for first in range(0, len(edges), EDGES_AT_ONCE):
+        part = edges[first : first + EDGES_AT_ONCE]
+        sets = read_sets(list_ranks(part), task.sets)
+        for edge in part:
+            edge["similarity"] = measure_overlap(sets[int(edge["later"])], sets[int(edge["earlier"])])
+    write_array(task.path, edges)
+
+
+def read_sets(ranks: np.ndarray, files: Sequence[tuple[str, str]]) -> dict[int, np.ndarray]:
+    """Rank -> its shingles, for sorted ranks."""
+    sets = {}
+    for index_path, sets_path in files:
+        index = np.load(index_path, mmap_mode="r")
+        own = index[np.isin(index["rank"], ranks)]
+        with open(sets_path, "rb") as file:
+            for rank, start, count in own.tolist():
+                file.seek(start * HASH.itemsize)
+                sets[rank] = np.fromfile(file, HASH, count)
+    return sets

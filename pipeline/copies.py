@@ -1,0 +1,119 @@
+"""Documents with the same text: which of them goes, and for which other. Works on a range of places.
+
+Equal texts have equal places, so a range holds all copies of each of its documents. Of several the one of the lowest
+rank stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.storage import write_array
+from pipeline.work import NUM_BUCKETS, Stretch
+
+COPY = np.dtype([("rank", "<u4"), ("partner", "<u4")])
+NEEDED = ("content_hash", "number")
+
+
+@dataclass(frozen=True)
+class CopiesTask:
+    """The documents of some buckets of places, from all stretches, and where the result goes."""
+
+    name: str
+    stretches: tuple[Stretch, ...]
+    num_tokenizers: int
+    first_bucket: int
+    last_bucket: int
+    folder: str
+    fingerprint: str  # of all raw files
+
+    @property
+    def subject(self) -> str:
+        """Its range, for a person."""
+        return f"places {self.first_bucket:,} to {self.last_bucket:,} of {NUM_BUCKETS:,}"
+
+    @property
+    def path(self) -> Path:
+        """The COPY records, sorted by rank."""
+        return Path(self.folder) / f"{self.name}.copies.npy"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The copies."""
+        return [self.path]
+
+
+def run_copies(task: CopiesTask) -> dict[str, Any]:
+    """Write the copies; returns how many there are, and of how many documents."""
+    ranks, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
+    for stretch in task.stretches:
+        _, documents = stretch.read_range(task.first_bucket, task.last_bucket, task.num_tokenizers)
+        ranks.append(stretch.rank(documents["number"]))
+        hashes.append(documents["content_hash"])
+    copies = find_copies(np.concatenate(ranks), np.concatenate(hashes))
+    write_array(task.path, copies)
+    return {"documents": sum(map(len, ranks)), "copies": len(copies)}
+
+
+def find_copies(ranks: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """The COPY records of documents with equal hashes (uint64, shape (documents, 2)), sorted by rank."""
+    order = np.lexsort((ranks, hashes[:, 1], hashes[:, 0]))
+    is_copy = np.zeros(len(order), bool)
+    is_copy[1:] = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
+    first_of_group = np.maximum.accumulate(np.where(is_copy, 0, np.arange(len(order))))
+    copies = np.empty(int(is_copy.sum()), COPY)
+    copies["rank"], copies["partner"] = ranks[order[is_copy]], ranks[order[first_of_group[is_copy]]]
+    return copies[np.argsort(copies["rank"])]
+
+
+@dataclass(frozen=True)
+class MarksTask:
+    """All copies of a build as one array of bits."""
+
+    name: str
+    paths: tuple[str, ...]
+    num_documents: int
+    folder: str
+    fingerprint: str
+
+    @property
+    def subject(self) -> str:
+        """What it writes, for a person."""
+        return str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """A bit per rank, lowest bit first: uint8."""
+        return Path(self.folder) / f"{self.name}.npy"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The bits."""
+        return [self.path]
+
+
+def run_marks(task: MarksTask) -> None:
+    """Write the bits."""
+    write_array(task.path, mark_ranks(read_all(task.paths), task.num_documents))
+
+
+def read_all(paths: Sequence[str]) -> Iterator[np.ndarray]:
+    """The ranks in each of several files of records."""
+    for path in paths:
+        yield np.load(path, mmap_mode="r")["rank"]
+
+
+def mark_ranks(parts: Iterator[np.ndarray], num_documents: int) -> np.ndarray:
+    """A bit per document, set for the ranks in `parts`: uint8, lowest bit first."""
+    bits = np.zeros(num_documents // 8 + 1, np.uint8)
+    for ranks in parts:
+        np.bitwise_or.at(bits, ranks >> np.uint32(3), np.left_shift(np.uint8(1), (ranks & 7).astype(np.uint8)))
+    return bits
+
+
+def find_marked(bits: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Whether each rank's bit is set: bool."""
+    return (bits[ranks >> 3] >> (ranks & 7).astype(np.uint8)) & 1 == 1

@@ -1,0 +1,120 @@
+"""Pairs that may be near -> pairs with their similarity, estimated from signatures. Works on a range of later ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.minhash import NUM_PERMUTATIONS
+from pipeline.pair_kernels import PAIR_BITS, count_equal, keep_first_of_equal
+from pipeline.ranks import RankMap
+from pipeline.storage import write_array
+
+EDGE = np.dtype([("later", "<u4"), ("earlier", "<u4"), ("similarity", "<f4")])
+# An estimate from 112 values of 8 bits has a standard error of 0.04 near 0.8. What is estimated three of them above the
+# threshold is near, what is so far below is not; between them the sets of shingles themselves are compared.
+MARGIN = 0.12
+NUM_RANK_BUCKETS = 1 << 12
+BYTES_PER_PAIR = 2 * NUM_PERMUTATIONS + 64  # of memory, where no document is in two pairs
+SIGNATURE = np.dtype(("u1", (NUM_PERMUTATIONS,)))
+
+
+@dataclass(frozen=True)
+class EstimateTask:
+    """The pairs whose later rank is in [first_rank, last_rank), from all files of pairs."""
+
+    name: str
+    ranks: RankMap
+    paths: tuple[str, ...]
+    first_rank: int
+    last_rank: int
+    threshold: float
+    folder: str
+    fingerprint: str
+
+    @property
+    def subject(self) -> str:
+        """Its range, for a person."""
+        return f"ranks {self.first_rank:,} to {self.last_rank:,}"
+
+    @property
+    def path(self) -> Path:
+        """The EDGE records of the pairs that may be near, by later, then earlier rank."""
+        return Path(self.folder) / f"{self.name}.edges.npy"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The edges."""
+        return [self.path]
+
+
+def plan_estimates(
+    paths: Sequence[Path],
+    ranks: RankMap,
+    *,
+    threshold: float,
+    memory_bytes: int,
+    folder: Path,
+    fingerprint: str,
+) -> list[EstimateTask]:
+    """Tasks of about as many pairs as fit into `memory_bytes`, in the order of their ranks; at least one."""
+    edges = np.arange(NUM_RANK_BUCKETS + 1) * ranks.num_documents // NUM_RANK_BUCKETS
+    counts = np.zeros(NUM_RANK_BUCKETS, np.int64)
+    for path in paths:
+        pairs = np.load(path, mmap_mode="r")
+        counts += np.diff(np.searchsorted(pairs, edges.astype(np.uint64) << np.uint64(PAIR_BITS)))
+    wanted = max(1, memory_bytes // BYTES_PER_PAIR)
+    numbers = np.cumsum(counts) // wanted  # of the task that each bucket falls to
+    starts = [0, *(np.flatnonzero(numbers[1:] > numbers[:-1]) + 1).tolist(), NUM_RANK_BUCKETS]
+    return [
+        EstimateTask(
+            name=f"ranks-{edges[first]}-{edges[last]}",
+            ranks=ranks,
+            paths=tuple(map(str, paths)),
+            first_rank=int(edges[first]),
+            last_rank=int(edges[last]),
+            threshold=threshold,
+            folder=str(folder),
+            fingerprint=fingerprint,
+        )
+        for first, last in zip(starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def run_estimate(task: EstimateTask) -> dict[str, int]:
+    """Write the edges; returns how many pairs there were, and how many edges are left."""
+    pairs = read_pairs(task)
+    edges = np.empty(len(pairs), EDGE)
+    edges["later"], edges["earlier"] = pairs >> np.uint64(PAIR_BITS), pairs & np.uint64(0xFFFFFFFF)
+    edges["similarity"] = estimate(edges, task.ranks)
+    near = edges[edges["similarity"] >= task.threshold - MARGIN]
+    write_array(task.path, near)
+    return {"pairs": len(pairs), "edges": len(near)}
+
+
+def read_pairs(task: EstimateTask) -> np.ndarray:
+    """The task's pairs, sorted, each once: uint64."""
+    parts = [np.empty(0, np.uint64)]
+    for path in task.paths:
+        pairs = np.load(path, mmap_mode="r")
+        edges = np.array([task.first_rank, task.last_rank], np.uint64) << np.uint64(PAIR_BITS)
+        first, last = np.searchsorted(pairs, edges)
+        parts.append(np.array(pairs[first:last]))
+    pairs = np.concatenate(parts)
+    pairs.sort()
+    return pairs[: keep_first_of_equal(pairs)]
+
+
+def estimate(edges: np.ndarray, ranks: RankMap) -> np.ndarray:
+    """The Jaccard similarity of each edge's documents as their signatures tell it: float32.
+
+    Of values that differ one in 256 has the same 8 bits; that is taken out.
+    """
+    wanted, where = np.unique(np.concatenate([edges["later"], edges["earlier"]]), return_inverse=True)
+    signatures = ranks.read(wanted, "signatures.bin", SIGNATURE)
+    equal = np.empty(len(edges), np.uint8)
+    count_equal(signatures, where[: len(edges)], where[len(edges) :], equal)
+    return np.maximum(0, (equal * np.float32(256 / NUM_PERMUTATIONS) - 1) / 255).astype(np.float32)

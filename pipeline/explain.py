@@ -1,0 +1,243 @@
+"""From a token to the row of the raw file that it came from, and from a row to what became of it.
+
+    python pipeline/explain.py data/packed --source slimpajama --token 123456789 --raw data/raw
+    python pipeline/explain.py data/packed --run runs/tinyllama --step 41000 --limit 8
+    python pipeline/explain.py data/packed --document train/chunk1/part-7.jsonl.zst:1234
+
+A step's samples follow from the run's saved settings alone. Reads the tables of the shards and drops, and raw files
+where --raw says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+if __package__ in (None, ""):  # started as `python pipeline/explain.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import tyro
+
+from pipeline.catalogue import Catalogue
+from pipeline.dataset import PackedDataset
+from pipeline.documents import read_documents
+from pipeline.export import read_mix
+from pipeline.shard import documents_path
+from pipeline.source_shards import SourceShards
+from pipeline.storage import read_json
+
+SHOWN_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class ExplainArguments:
+    """Say where a token comes from, or what became of a document."""
+
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """The dataset's folder."""
+    source: str | None = None
+    """The source of --token, or of --document where several have a file of that name."""
+    token: int | None = None
+    """A token of --source, counted over all shards of the split."""
+    split: str = "train"
+    """The split of --token."""
+    run: Path | None = None
+    """The folder of a training run, for --step."""
+    step: int | None = None
+    """An optimizer step of --run, from 0: its samples are listed."""
+    limit: int = 20
+    """How many samples of a step are shown."""
+    document: str | None = None
+    """RAW_FILE:ROW, as drops and dataset.json name them; RAW_FILE may be its number."""
+    raw: Path | None = None
+    """The folder of the raw files: show the texts too."""
+
+
+def main() -> None:
+    """The command."""
+    arguments = tyro.cli(ExplainArguments)
+    try:
+        for line in explain(arguments):
+            print(line)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def explain(arguments: ExplainArguments) -> Iterator[str]:
+    """The lines of the answer. Raises ValueError for a question without an answer."""
+    asked = (arguments.token is not None, arguments.step is not None, arguments.document is not None)
+    if sum(asked) != 1:
+        raise ValueError("ask one thing: --source S --token N, or --run RUN_DIR --step K, or --document FILE:ROW")
+    catalogue = Catalogue(arguments.dataset)
+    if arguments.token is not None:
+        return explain_token(catalogue, arguments)
+    if arguments.step is not None:
+        return explain_step(catalogue, arguments)
+    return explain_document(catalogue, arguments)
+
+
+def open_shards(catalogue: Catalogue, source: str, split: str) -> SourceShards:
+    """The shards of a source's split."""
+    return SourceShards(catalogue.path, catalogue.shards(source, split), dtype=catalogue.dtype)
+
+
+def explain_token(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[str]:
+    """The document of a token. Raises ValueError for a token that is not there."""
+    if arguments.source is None:
+        raise ValueError(f"--token needs --source: it is one of {', '.join(catalogue.content['sources'])}")
+    shards = open_shards(catalogue, arguments.source, arguments.split)
+    if not 0 <= arguments.token < shards.num_tokens:
+        raise ValueError(
+            f"--token {arguments.token:,}: {arguments.source} has {shards.num_tokens:,} tokens in {arguments.split}"
+        )
+    document = shards.find_document(arguments.token + 1) - 1
+    yield from describe_document(catalogue, arguments, arguments.source, shards, document)
+    start = shards.document_start(document)
+    (token,) = shards.read_tokens(arguments.token, arguments.token + 1)
+    yield f"  token {arguments.token:,} is its number {arguments.token - start:,} from 0, id {token}"
+
+
+def describe_document(
+    catalogue: Catalogue, arguments: ExplainArguments, source: str, shards: SourceShards, document: int
+) -> Iterator[str]:
+    """Where a document, counted over the shards, is and whence it came."""
+    shard = int(np.searchsorted(shards.first_documents, document, side="right")) - 1
+    columns = shards.document_columns(document, document + 1)
+    raw_file = catalogue.content["sources"][source]["raw_files"][int(columns["raw_file"][0])]
+    row, num_tokens = int(columns["row"][0]), int(columns["num_tokens"][0])
+    offset = shards.document_start(document) - int(shards.first_tokens[shard])
+    yield f"{source}  {raw_file}:{row}"
+    yield f"  in {shards.paths[shard]}, tokens {offset:,} to {offset + num_tokens:,}"
+    if arguments.raw:
+        column = catalogue.content["settings"]["columns"][source]
+        yield from show_text(arguments.raw / source / raw_file, row, text_field=column)
+
+
+def show_text(path: Path, row: int, *, text_field: str) -> Iterator[str]:
+    """The text of a row, cut after 2,000 characters. Raises ValueError where the file has no such document."""
+    for batch in read_documents(path, text_field=text_field):
+        (found,) = np.nonzero(batch.rows == row)
+        if len(found):
+            text = batch.texts[int(found[0])].as_py()
+            more = f" ... {len(text):,} characters" if len(text) > SHOWN_CHARACTERS else ""
+            yield f"  text: {text[:SHOWN_CHARACTERS]!r}{more}"
+            return
+    raise ValueError(f"{path} has no document in row {row:,}: it is not the file that was built from")
+
+
+def explain_step(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[str]:
+    """The samples of a step of a run, each with its documents. Raises ValueError where the run read other data."""
+    if arguments.run is None:
+        raise ValueError("--step needs --run, the folder of the run")
+    dataset, samples_per_step = open_run(catalogue, arguments.run)
+    first = arguments.step * samples_per_step
+    shown = range(first, first + min(arguments.limit, samples_per_step))
+    yield f"step {arguments.step:,}: positions {first:,} to {first + samples_per_step:,}, {len(shown)} of them shown"
+    for position in shown:
+        yield from describe_sample(catalogue, arguments, dataset, position)
+
+
+def open_run(catalogue: Catalogue, run: Path) -> tuple[PackedDataset, int]:
+    """The data as a run read it, and its samples per step: from its config.json and newest checkpoint."""
+    config = read_json(run / "config.json")
+    manifests = sorted(run.glob("checkpoints/step-*/checkpoint.json"), key=lambda path: path.stat().st_mtime)
+    if manifests:
+        found = read_json(manifests[-1])["dataset"]["fingerprint"]
+        if found != catalogue.fingerprint:
+            raise ValueError(f"{run} read other data: fingerprint {found[:12]}, {catalogue.name} has another")
+    names = ("packing", "shuffle", "max_epochs")
+    settings = {name: config[name] for name in names if config.get(name) is not None}
+    dataset = PackedDataset(
+        catalogue.paths,
+        seq_len=config["seq_len"],
+        mix=read_mix(config["mix"]) if config.get("mix") else None,
+        seed=config["seed"],
+        **settings,
+    )
+    return dataset, config["tokens_per_step"] // config["seq_len"]
+
+
+def describe_sample(
+    catalogue: Catalogue, arguments: ExplainArguments, dataset: PackedDataset, position: int
+) -> Iterator[str]:
+    """A sample and the documents that its inputs are of."""
+    located = dataset.locate([position])
+    source, epoch, sample = dataset.sources[located.sources[0]], int(located.epochs[0]), int(located.samples[0])
+    yield f"position {position:,}: {source}, epoch {epoch}, sample {sample:,}"
+    opened = dataset.windows[source]
+    for start in opened.piece_starts(epoch, sample):
+        document = opened.find_document(start + 1) - 1
+        yield from (f"  {line}" for line in describe_document(catalogue, arguments, source, opened, document))
+
+
+def explain_document(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[str]:
+    """What became of a row. Raises ValueError where no source has such a raw file, or it has no such row."""
+    name, _, row = (arguments.document or "").rpartition(":")
+    if not name or not row.isdecimal():
+        raise ValueError(f"--document {arguments.document}: it is RAW_FILE:ROW, such as part-0.jsonl:17")
+    for source, entry in catalogue.content["sources"].items():
+        number = find_raw_file(entry["raw_files"], name)
+        if number is None or arguments.source not in (None, source):
+            continue
+        lines = [*find_in_shards(catalogue, arguments, source, (number, int(row)))]
+        lines += find_in_drops(catalogue, source, (number, int(row)))
+        file = entry["raw_files"][number]
+        yield from lines or [f"{source}  {file} has no row {row}: it has fewer, or the row is blank"]
+        return
+    raise ValueError(f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}")
+
+
+def find_raw_file(raw_files: list[str], name: str) -> int | None:
+    """The number of a raw file given by name or number."""
+    if name in raw_files:
+        return raw_files.index(name)
+    return int(name) if name.isdecimal() and int(name) < len(raw_files) else None
+
+
+def find_in_shards(
+    catalogue: Catalogue, arguments: ExplainArguments, source: str, identity: tuple[int, int]
+) -> Iterator[str]:
+    """Where a document stands, if it was kept. All tables of the source are read until it is found."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for split in catalogue.content["sources"][source]["splits"]:
+        shards = open_shards(catalogue, source, split)
+        for number, path in enumerate(shards.paths):
+            table = pq.read_table(documents_path(path), columns=["raw_file", "row"])
+            is_it = pc.and_(pc.equal(table["raw_file"], identity[0]), pc.equal(table["row"], identity[1]))
+            index = pc.index(is_it, True).as_py()
+            if index >= 0:
+                document = int(shards.first_documents[number]) + index
+                yield from describe_document(catalogue, arguments, source, shards, document)
+                return
+
+
+def find_in_drops(catalogue: Catalogue, source: str, identity: tuple[int, int]) -> Iterator[str]:
+    """Why a document was not kept, and what stays in its place."""
+    import pyarrow.parquet as pq
+
+    entry = catalogue.content["sources"][source]
+    for file in entry["drops"]:
+        filters = [("raw_file", "=", identity[0]), ("row", "=", identity[1])]
+        for drop in pq.read_table(catalogue.path / file["path"], filters=filters).to_pylist():
+            yield f"{source}  {entry['raw_files'][identity[0]]}:{identity[1]}"
+            yield f"  not kept: {drop['reason']}, {drop['num_bytes']:,} bytes"
+            yield from describe_partner(catalogue, drop)
+
+
+def describe_partner(catalogue: Catalogue, drop: Mapping[str, Any]) -> Iterator[str]:
+    """The document that stays in place of a duplicate."""
+    if drop["partner_source"] is None:
+        return
+    raw_files = catalogue.content["sources"][drop["partner_source"]]["raw_files"]
+    near = "" if drop["similarity"] is None else f", similarity {drop['similarity']:.3f}"
+    yield f"  {raw_files[drop['partner_raw_file']]}:{drop['partner_row']} of {drop['partner_source']} stays{near}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""A finished dataset for another program's reader, and another program's token files as a dataset.
+
+    python pipeline/export.py data/packed --to megatron --out data/megatron
+    python pipeline/export.py data/packed --to nanogpt --out data/nanogpt --interleave
+    python pipeline/export.py --import /data/megatron --tokenizer gpt2 --out data/old
+
+megatron, olmo, datatrove, nanotron and nanogpt get links to the same bytes (see export_views.py); llmc, litdata, mds
+and hf get copies (export_copies.py). With --interleave one stream of whole documents in the order of the mix is written
+first. OUT is whole or absent.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+if __package__ in (None, ""):  # started as `python pipeline/export.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import tyro
+
+from pipeline.adopt import adopt
+from pipeline.catalogue import Catalogue
+from pipeline.export_copies import copy_for_hf, copy_for_litdata, copy_for_llmc, copy_for_mds
+from pipeline.export_views import (
+    View,
+    view_for_datatrove,
+    view_for_megatron,
+    view_for_nanogpt,
+    view_for_nanotron,
+    view_for_olmo,
+)
+from pipeline.interleave import interleave
+from pipeline.mix import parse_mix
+from pipeline.storage import name_temporary
+
+TARGETS: dict[str, Callable[[View], None]] = {
+    "megatron": view_for_megatron,
+    "olmo": view_for_olmo,
+    "datatrove": view_for_datatrove,
+    "nanotron": view_for_nanotron,
+    "nanogpt": view_for_nanogpt,
+    "llmc": copy_for_llmc,
+    "litdata": copy_for_litdata,
+    "mds": copy_for_mds,
+    "hf": copy_for_hf,
+}
+STREAM_FOLDER = "stream"
+"""Where in OUT the interleaved dataset is."""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Give a dataset to another reader, or take in another program's token files."""
+
+    dataset: Annotated[Path | None, tyro.conf.Positional] = None
+    """The dataset's folder."""
+    to: str | None = None
+    """megatron, olmo, datatrove, nanotron, nanogpt (links), or llmc, litdata, mds, hf (copies)."""
+    out: Path | None = None
+    """The folder to make."""
+    splits: str | None = None
+    """The splits to export, with commas between. Default: all."""
+    copy: bool = False
+    """Copy files where links would do, for storage without links."""
+    seq_len: int | None = None
+    """Tokens per row of mds and hf."""
+    mix: str | None = None
+    """Weights per source, as source:weight,source:weight. Default: the dataset's own."""
+    seed: int = 0
+    """The order of the rows of mds and hf."""
+    tokenizer_name: str | None = None
+    """What the other program calls the tokenizer, for datatrove and nanotron."""
+    interleave: bool = False
+    """One stream of documents in the order of the mix, for readers that cannot mix."""
+    tokens: int | None = None
+    """About how many tokens the stream has. Default: until the first source ends."""
+    import_from: Annotated[Path | None, tyro.conf.arg(name="import")] = None
+    """A file or folder of Megatron's (.bin, .idx), datatrove's (.ds) or OLMo's (.npy) to wrap as a dataset."""
+    tokenizer: str | None = None
+    """With --import: the tokenizer that made the ids, by name or path."""
+    source: str | None = None
+    """With --import: what the source is called. Default: the folder's name."""
+
+
+def main() -> None:
+    """The command."""
+    arguments = tyro.cli(ExportArguments)
+    try:
+        print(export(arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def export(arguments: ExportArguments) -> str:
+    """Make OUT; returns a line that says what is there.
+
+    Raises ValueError for settings that do not go together, FileExistsError where OUT is there already.
+    """
+    if arguments.out is None:
+        raise ValueError("--out says where to write: --out data/megatron")
+    if arguments.out.exists():
+        raise FileExistsError(f"{arguments.out} is there already: remove it, or choose another --out")
+    temporary = name_temporary(arguments.out)
+    temporary.mkdir(parents=True)
+    try:
+        said = _fill(arguments, temporary)
+        temporary.rename(arguments.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # nothing is there any more where all went well
+    return said
+
+
+def _fill(arguments: ExportArguments, out: Path) -> str:
+    """Do what is asked for in a folder that will be OUT."""
+    if arguments.import_from is not None:
+        if arguments.dataset is not None or arguments.to is not None:
+            raise ValueError("--import makes a dataset: it takes neither a dataset nor --to")
+        if arguments.tokenizer is None:
+            raise ValueError("--import needs --tokenizer: ids mean nothing without it")
+        return adopt(arguments.import_from, out, tokenizer_name=arguments.tokenizer, source=arguments.source)
+    if arguments.dataset is None:
+        raise ValueError("no dataset is named: python pipeline/export.py data/packed --to megatron --out data/megatron")
+    if arguments.to not in TARGETS:
+        raise ValueError(f"--to {arguments.to}: it is one of {', '.join(TARGETS)}")
+    view = choose_view(arguments, out)
+    TARGETS[arguments.to](view)
+    num_tokens = sum(shard["tokens"] for *_, shard in view.shards())
+    return f"{arguments.out}: {num_tokens:,} tokens of {', '.join(view.splits)} for {arguments.to}"
+
+
+def choose_view(arguments: ExportArguments, out: Path) -> View:
+    """What to export: the dataset, or the stream made of it."""
+    catalogue = Catalogue(arguments.dataset)
+    mix = read_mix(arguments.mix) if arguments.mix else dict(catalogue.content["mix"])
+    splits = tuple(arguments.splits.split(",")) if arguments.splits else catalogue.splits
+    if missing := set(splits) - set(catalogue.splits):
+        raise ValueError(f"{catalogue.name} has no split {', '.join(missing)}: it has {', '.join(catalogue.splits)}")
+    if arguments.tokens is not None and not arguments.interleave:
+        raise ValueError("--tokens is the length of the stream of --interleave: give both")
+    if arguments.interleave:
+        stream = out / STREAM_FOLDER
+        catalogue = interleave(catalogue, stream, mix=mix, splits=splits, num_tokens=arguments.tokens)
+        mix = dict(catalogue.content["mix"])
+    return View(
+        catalogue, splits, out, home=arguments.out.absolute(), is_copied=arguments.copy,
+        tokenizer_name=arguments.tokenizer_name, seq_len=arguments.seq_len, mix=mix, seed=arguments.seed,
+    )  # fmt: skip
+
+
+def read_mix(text: str) -> dict[str, float]:
+    """A mix given as text. Raises ValueError for one without a meaning."""
+    return {entry.source: float(entry.weight) for entry in parse_mix(text).entries}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Compiled loops over ranks: documents with one key -> pairs; pairs -> which documents go. Integers; knows no file.
+
+A rank is a document's number in the order of priority: of two near documents the one of the lower rank stays. A pair is
+one uint64, later rank << 32 | earlier rank, so that sorted pairs stand by the document that may go.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+PAIR_BITS = 32
+LARGEST_FULL_GROUP = 8  # of so many documents with one key all pairs are taken; of more, those named below
+KEPT, DROPPED, OPEN = 0, 1, 2
+NO_PARTNER = 0xFFFFFFFF
+
+
+@njit(cache=True, nogil=True)
+def pack_keys(records, number_bits, first_key, edges, bases, rank_bits, out):
+    """Sorted keys with numbers of one run -> (key - first_key) << rank_bits | rank.
+
+    edges, bases: the first numbers of the run's stretches, and the rank minus the number in each.
+    """
+    mask = (np.uint64(1) << np.uint64(number_bits)) - np.uint64(1)
+    for place in range(len(records)):
+        number = np.int64(records[place] & mask)
+        stretch = 0
+        while stretch + 1 < len(edges) and number >= edges[stretch + 1]:
+            stretch += 1
+        rank = np.uint64(number + bases[stretch])
+        key = (records[place] >> np.uint64(number_bits)) - first_key
+        out[place] = (key << np.uint64(rank_bits)) | rank
+
+
+@njit(cache=True, nogil=True)
+def leave_out(packed, rank_bits, is_left_out):
+    """Move the packed keys whose rank's bit is not set to the front; returns how many. is_left_out: bits, uint8."""
+    mask = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
+    count = 0
+    for place in range(len(packed)):
+        rank = np.int64(packed[place] & mask)
+        packed[count] = packed[place]
+        count += 1 - ((is_left_out[rank >> 3] >> np.uint8(rank & 7)) & 1)
+    return count
+
+
+@njit(cache=True, nogil=True, inline="always")
+def num_partners(member, size, is_star):
+    if is_star or member == 0:
+        return min(member, 1)
+    return member if size <= LARGEST_FULL_GROUP else min(member, 4)
+
+
+@njit(cache=True, nogil=True)
+def count_pairs(packed, rank_bits, is_star):
+    """How many pairs `list_pairs` finds."""
+    first = count = 0
+    for place in range(1, len(packed) + 1):
+        if place == len(packed) or packed[place] >> np.uint64(rank_bits) != packed[first] >> np.uint64(rank_bits):
+            if place - first > 1:
+                for member in range(1, place - first):
+                    count += num_partners(member, place - first, is_star)
+            first = place
+    return count
+
+
+@njit(cache=True, nogil=True)
+def list_pairs(packed, rank_bits, is_star, out):
+    """Pairs of documents with one key, from sorted packed keys; a group costs time in proportion to its size.
+
+    Of each group all pairs; of a large one each document with the first two and the two before it; `is_star`: with the
+    first alone, which is enough to connect them.
+    """
+    mask = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
+    first = count = 0
+    for place in range(1, len(packed) + 1):
+        if place < len(packed) and packed[place] >> np.uint64(rank_bits) == packed[first] >> np.uint64(rank_bits):
+            continue
+        for member in range(1, place - first):
+            later = packed[first + member] & mask
+            partners = num_partners(member, place - first, is_star)
+            for number in range(partners):
+                earlier = number if partners == member or number < 2 else member - (number - 1)
+                out[count] = (later << np.uint64(PAIR_BITS)) | (packed[first + earlier] & mask)
+                count += 1
+        first = place
+
+
+@njit(cache=True, nogil=True)
+def keep_first_of_equal(values):
+    """Move the distinct of sorted values to the front; returns how many."""
+    count = min(1, len(values))
+    for place in range(1, len(values)):
+        values[count] = values[place]
+        count += values[place] != values[count - 1]
+    return count
+
+
+@njit(cache=True, nogil=True)
+def count_equal(signatures, first, second, out):
+    """How many values two signatures share, for each pair of rows: uint8."""
+    for pair in range(len(first)):
+        one, other = signatures[first[pair]], signatures[second[pair]]
+        count = np.uint8(0)
+        for place in range(len(one)):
+            count += np.uint8(one[place] == other[place])
+        out[pair] = count
+
+
+@njit(cache=True, nogil=True)
+def judge(later, earlier, is_certain, states, is_open):
+    """Decide what pairs above doubt decide, in the order of ranks; states of the documents are set in place.
+
+    The pairs stand by `later`, and hold each one's pairs whole; any that are left out are known to be no duplicates.
+    A document that has a certain pair with one that stays goes. One whose pairs are all with documents that go stays.
+    Between them it is OPEN, and its uncertain pairs with documents that do not go are marked in `is_open`.
+    """
+    first = 0
+    for place in range(1, len(later) + 1):
+        if place < len(later) and later[place] == later[first]:
+            continue
+        state = KEPT
+        for pair in range(first, place):
+            other = states[earlier[pair]]
+            if is_certain[pair] and other == KEPT:
+                state = DROPPED
+                break
+            if other != DROPPED:
+                state = OPEN
+        states[later[first]] = state
+        if state == OPEN:
+            for pair in range(first, place):
+                is_open[pair] = not is_certain[pair] and states[earlier[pair]] != DROPPED
+        first = place
+
+
+@njit(cache=True, nogil=True)
+def resolve(later, earlier, similarities, states, partners):
+    """Decide in the order of ranks, from pairs that are all near: a document goes if one that stays is near to it.
+
+    Sets `states`; partners: for each pair that names the partner of a document that goes (the most similar, of several
+    the first) True. Pairs stand by `later`.
+    """
+    first = 0
+    for place in range(1, len(later) + 1):
+        if place < len(later) and later[place] == later[first]:
+            continue
+        best = -1
+        for pair in range(first, place):
+            if states[earlier[pair]] == KEPT and (best < 0 or similarities[pair] > similarities[best]):
+                best = pair
+        if best >= 0:
+            states[later[first]] = DROPPED
+            partners[best] = True
+        first = place
+
+
+@njit(cache=True, nogil=True, inline="always")
+def find_root(parents, rank):
+    while parents[rank] != rank:
+        parents[rank] = parents[parents[rank]]
+        rank = parents[rank]
+    return rank
+
+
+@njit(cache=True, nogil=True)
+def unite(pairs, parents):
+    """Join the components of each pair, in place. A component's root is its lowest rank."""
+    for place in range(len(pairs)):
+        one = find_root(parents, np.int64(pairs[place] >> np.uint64(PAIR_BITS)))
+        other = find_root(parents, np.int64(pairs[place] & np.uint64(0xFFFFFFFF)))
+        if one < other:
+            parents[other] = one
+        elif other < one:
+            parents[one] = other
+
+
+@njit(cache=True, nogil=True)
+def flatten(parents):
+    """Let every rank point to its component's lowest, in place."""
+    for rank in range(len(parents)):
+        parents[rank] = parents[parents[rank]]

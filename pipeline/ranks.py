@@ -1,0 +1,125 @@
+"""Ranks: every document of a build numbered in the order in which duplicates are resolved, and what stands at a rank.
+
+The order is: split (validation, test, train), source (--dedup-priority), raw file, row. Of two documents with the same
+or nearly the same text the one of the lower rank stays. A stretch of a task's documents has consecutive ranks, in the
+order of their numbers; so a rank leads to a row of the task's sketch files (sketch_file.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.pair_kernels import NO_PARTNER
+from pipeline.sketch_file import ROW
+from pipeline.token_file import open_records
+from pipeline.work import Stretch
+
+PRIORITY = {"validation": 0, "test": 1, "train": 2}
+LARGEST_RANK = NO_PARTNER - 1
+
+
+@dataclass(frozen=True)
+class SketchRun:
+    """The band keys of one run of an ingest task.
+
+    start: of its first key in bands.bin; num_signed: how many each band has. edges: the first number, within the run,
+    of each of its stretches; bases: what to add to such a number for the rank.
+    """
+
+    folder: str
+    start: int
+    num_signed: int
+    edges: tuple[int, ...]
+    bases: tuple[int, ...]
+
+    def read_band(self, band: int, first_key: int, last_key: int) -> np.ndarray:
+        """The records of a band with a key in [first_key, last_key), which count in units of a record: uint64."""
+        path = Path(self.folder) / "bands.bin"
+        start = self.start + band * self.num_signed
+        records = open_records(path, np.dtype("<u8"))[start : start + self.num_signed]
+        first = int(np.searchsorted(records, np.uint64(first_key)))
+        last = int(np.searchsorted(records, np.uint64(last_key))) if last_key >> 64 == 0 else len(records)
+        return np.fromfile(path, "<u8", last - first, offset=(start + first) * 8)
+
+
+def rank_stretches(segments: Sequence[dict], source_priority: Sequence[int]) -> list[int]:
+    """The first rank of each segment {source, task, split, first, last}, in the order given.
+
+    source_priority: of each source by its number in the mix. Raises ValueError where there are too many documents.
+    """
+
+    def key(index: int) -> tuple[int, ...]:
+        one = segments[index]
+        return PRIORITY[one["split"]], source_priority[one["source"]], one["task"], one["first"]
+
+    first_ranks, rank = [0] * len(segments), 0
+    for index in sorted(range(len(segments)), key=key):
+        first_ranks[index] = rank
+        rank += segments[index]["last"] - segments[index]["first"]
+    if rank > LARGEST_RANK:
+        raise ValueError(f"{rank:,} documents are more than the {LARGEST_RANK:,} that one build can hold: build parts")
+    return first_ranks
+
+
+def list_runs(
+    folder: str, runs: Sequence[dict[str, int]], stretches: Sequence[Stretch], *, num_bands: int
+) -> Iterator[SketchRun]:
+    """The runs of one ingest task, from its record and its stretches in order."""
+    first_number = start = 0
+    for run in runs:
+        last_number = first_number + run["documents"]
+        own = [stretch for stretch in stretches if first_number <= stretch.first < last_number]
+        edges = tuple(stretch.first - first_number for stretch in own)
+        bases = tuple(stretch.first_rank - edge for stretch, edge in zip(own, edges, strict=True))
+        yield SketchRun(folder, start, run["signed"], edges, bases)
+        first_number, start = last_number, start + run["signed"] * num_bands
+
+
+@dataclass(frozen=True)
+class RankMap:
+    """All stretches in the order of their ranks."""
+
+    stretches: tuple[Stretch, ...]
+
+    @classmethod
+    def of(cls, stretches: Sequence[Stretch]) -> RankMap:
+        """The map of stretches in any order."""
+        return cls(tuple(sorted(stretches, key=lambda stretch: stretch.first_rank)))
+
+    @property
+    def num_documents(self) -> int:
+        """How many ranks there are."""
+        return sum(stretch.last - stretch.first for stretch in self.stretches)
+
+    @cached_property
+    def first_ranks(self) -> np.ndarray:
+        """Of each stretch: int64."""
+        return np.array([stretch.first_rank for stretch in self.stretches], np.int64)
+
+    def split(self, ranks: np.ndarray) -> Iterator[tuple[Stretch, slice, np.ndarray]]:
+        """For sorted ranks: each stretch that has some, which of the ranks these are, and their numbers."""
+        edges = np.searchsorted(ranks, [*self.first_ranks, self.num_documents])
+        for index in np.flatnonzero(edges[1:] > edges[:-1]):
+            stretch, where = self.stretches[index], slice(int(edges[index]), int(edges[index + 1]))
+            yield stretch, where, ranks[where].astype(np.int64) - stretch.first_rank + stretch.first
+
+    def read(self, ranks: np.ndarray, file: str, dtype: np.dtype) -> np.ndarray:
+        """The records of a sketch file at sorted ranks. One task's file at a time is mapped."""
+        out = np.empty(len(ranks), dtype)
+        for stretch, where, numbers in self.split(ranks):
+            out[where] = open_records(Path(stretch.folder) / file, dtype)[numbers]
+        return out
+
+    def read_rows(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Source number (uint16) and ROW record, whose row counts from its raw file's first, of ranks in any order."""
+        ranks, back = np.unique(ranks, return_inverse=True)
+        sources, rows = np.empty(len(ranks), np.uint16), self.read(ranks, "rows.bin", ROW)
+        for stretch, where, _ in self.split(ranks):
+            sources[where] = stretch.source
+            rows["row"][where] += np.uint64(stretch.first_row)
+        return sources[back], rows[back]

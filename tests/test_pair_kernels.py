@@ -1,0 +1,131 @@
+"""Pairs from keys, and what is decided by pairs, against plain definitions."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.pair_kernels import (
+    DROPPED,
+    KEPT,
+    LARGEST_FULL_GROUP,
+    count_pairs,
+    flatten,
+    judge,
+    keep_first_of_equal,
+    list_pairs,
+    resolve,
+    unite,
+)
+
+RANK_BITS = 24
+
+
+def pairs_of(groups, *, is_star=False):
+    """The pairs of groups of ranks with one key each, as (later, earlier)."""
+    packed = np.array(
+        sorted((key << RANK_BITS) | rank for key, ranks in enumerate(groups) for rank in ranks), np.uint64
+    )
+    out = np.empty(count_pairs(packed, RANK_BITS, is_star), np.uint64)
+    list_pairs(packed, RANK_BITS, is_star, out)
+    return [(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in out]
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.lists(st.sets(st.integers(0, 50), max_size=LARGEST_FULL_GROUP), max_size=6))
+def test_of_a_small_group_all_pairs_are_taken(groups):
+    expected = sorted((b, a) for ranks in groups for a, b in itertools.combinations(sorted(ranks), 2))
+    assert sorted(pairs_of(groups)) == expected
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.lists(st.sets(st.integers(0, 200), min_size=1, max_size=60), max_size=4))
+def test_of_any_group_each_document_is_paired_with_the_first(groups):
+    pairs = set(pairs_of(groups))
+    assert all(later > earlier for later, earlier in pairs)
+    for ranks in groups:
+        assert {(rank, min(ranks)) for rank in ranks if rank != min(ranks)} <= pairs
+    assert sorted(pairs_of(groups, is_star=True)) == sorted(
+        (rank, min(ranks)) for ranks in groups for rank in ranks if rank != min(ranks)
+    )
+
+
+def test_a_million_documents_with_one_key_make_four_million_pairs():
+    packed = np.arange(1_000_000, dtype=np.uint64)
+    assert count_pairs(packed, RANK_BITS, False) < 4_000_000
+    out = np.empty(count_pairs(packed, RANK_BITS, False), np.uint64)
+    list_pairs(packed, RANK_BITS, False, out)
+    out.sort()
+    assert keep_first_of_equal(out) == len(out)
+
+
+EDGES = st.dictionaries(
+    st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda pair: pair[0] > pair[1]),
+    st.tuples(st.sampled_from([0.75, 0.8, 0.85, 0.95]), st.booleans()),
+    max_size=40,
+)
+
+
+def as_arrays(edges):
+    pairs = np.array(sorted(edges), np.uint32).reshape(-1, 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy(), np.array([edges[pair][0] for pair in sorted(edges)], np.float32)
+
+
+def run_resolve(edges):
+    later, earlier, similarities = as_arrays(edges)
+    states, partners = np.zeros(13, np.uint8), np.zeros(len(later), bool)
+    resolve(later, earlier, similarities, states, partners)
+    return states, list(zip(later[partners].tolist(), earlier[partners].tolist(), strict=True))
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(EDGES)
+def test_a_document_goes_if_and_only_if_one_that_stays_is_near(edges):
+    states, partners = run_resolve(edges)
+    for rank in range(13):
+        kept = [earlier for later, earlier in edges if later == rank and states[earlier] == KEPT]
+        assert (states[rank] == DROPPED) == bool(kept)
+    assert sorted(rank for rank, _ in partners) == np.flatnonzero(states == DROPPED).tolist()
+    for rank, partner in partners:
+        assert states[partner] == KEPT
+        of_kept = [edges[pair][0] for pair in edges if pair[0] == rank and states[pair[1]] == KEPT]
+        assert edges[rank, partner][0] == max(of_kept)
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(EDGES)
+def test_what_estimates_leave_open_is_all_that_must_be_compared(edges):
+    """Certain edges are near; of the others only those marked open are asked, and the outcome is that of asking all."""
+    truth = {pair: (value, near) for pair, (value, near) in edges.items() if value > 0.9 or near}
+    expected, _ = run_resolve(truth)
+    later, earlier, similarities = as_arrays(edges)
+    states, is_open = np.zeros(13, np.uint8), np.zeros(len(later), bool)
+    judge(later, earlier, similarities > 0.9, states, is_open)
+    asked = {
+        pair: edges[pair]
+        for pair, opened in zip(sorted(edges), is_open, strict=True)
+        if edges[pair][0] > 0.9 or (opened and edges[pair][1])
+    }
+    found, _ = run_resolve(asked)
+    assert np.array_equal(found, expected)
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
+def test_components_are_named_by_their_lowest_rank(edges):
+    networkx = pytest.importorskip("networkx")
+    graph = networkx.Graph([(rank, rank) for rank in range(31)] + edges)
+    parents = np.arange(31, dtype=np.uint32)
+    unite(np.array([max(pair) << 32 | min(pair) for pair in edges], np.uint64), parents)
+    flatten(parents)
+    for component in networkx.connected_components(graph):
+        assert {int(parents[rank]) for rank in component} == {min(component)}
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.lists(st.integers(0, 9), max_size=30))
+def test_equal_values_are_kept_once(values):
+    array = np.sort(np.array(values, np.uint64))
+    assert array[: keep_first_of_equal(array)].tolist() == sorted(set(values))
