@@ -68,6 +68,8 @@ class BuildArguments:
     """Fetch into --raw, and keep the raw files."""
     languages: str | None = None
     """Of starcoder only these folders, with commas between them: python,go,github-issues-filtered-structured."""
+    strip_markers: bool = False
+    """Take starcoder's markers (<reponame>, <filename>, <gh_stars>, <issue_start>, ...) out of its texts."""
     sample_mb: float | None = None
     """Try it without raw files: first make up to this many MB of raw files from text on this computer."""
     replace: bool = False

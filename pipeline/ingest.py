@@ -23,6 +23,7 @@ from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
 from pipeline.framing import encode_framed
 from pipeline.kernels import HASH_SEEDS, hash_documents
+from pipeline.markers import strip_markers
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
 from pipeline.sketch_file import sketch_documents
@@ -56,6 +57,7 @@ class IngestSettings:
     seed: int
     dedup: str
     encode: tuple[EncodeSettings, ...]
+    strip_markers: bool = False  # of starcoder's texts
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatc
     for batch in read_documents(
         Path(file.path), text_field=settings.text_field, subset_field=subset_field, part=file.part
     ):
+        if settings.strip_markers:
+            batch = replace(batch, texts=strip_markers(batch.texts, file.subset))
         if file.subset is not None:
             batch = replace(batch, subsets=pa.repeat(pa.scalar(file.subset), len(batch.rows)))
         yield batch

@@ -16,6 +16,7 @@ from pipeline.file_parts import WHOLE, Part
 from pipeline.folders import FETCH_FAILURE, TASKS_FILE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile
 from pipeline.manifest import RawFile
+from pipeline.markers import STARCODER
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_texts
 from pipeline.shard import token_dtype
 from pipeline.storage import read_json, write_json
@@ -67,6 +68,7 @@ def choose_settings(
         seed=settings.seed,
         dedup=settings.dedup,
         encode=encode,
+        strip_markers=settings.strip_markers and source.name == STARCODER,
     )
 
 

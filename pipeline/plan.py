@@ -92,6 +92,7 @@ class BuildSettings:
     dedup_threshold: float | None  # None: the method has none
     dedup_priority: tuple[str, ...]  # the sources, first those whose documents stay
     min_chars: int
+    strip_markers: bool
     valid_fraction: float
     shard_tokens: int
     seed: int

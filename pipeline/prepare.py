@@ -43,6 +43,7 @@ def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...
         dedup_threshold=arguments.dedup_threshold if arguments.dedup == "near" else None,
         dedup_priority=choose_priority(arguments.dedup_priority, [source.name for source in sources]),
         min_chars=max(1, arguments.min_chars),
+        strip_markers=arguments.strip_markers,
         valid_fraction=arguments.valid_fraction,
         shard_tokens=arguments.shard_tokens,
         seed=arguments.seed,

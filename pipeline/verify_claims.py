@@ -72,6 +72,7 @@ SETTINGS = {
     "dedup_threshold": lambda value: value is None or (is_number(value) and 0 < value <= 1),
     "dedup_priority": [is_text],
     "min_chars": is_count,
+    "strip_markers": lambda value: isinstance(value, bool),
     "valid_fraction": lambda value: is_number(value) and 0 <= value <= 1,
     "shard_tokens": lambda value: is_count(value) and value > 0,
     "seed": is_count,

@@ -267,6 +267,7 @@ class WritableHub(Hub):
 def bucket_server(objects, monkeypatch):
     """moto's S3 server with a bucket `corpus` of these objects; the environment leads clients to it. Gives its client."""
     import boto3
+    import requests
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -281,6 +282,7 @@ def bucket_server(objects, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     try:
+        requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10)  # moto's buckets outlive its servers
         client = boto3.client("s3")
         client.create_bucket(Bucket="corpus")
         for key, data in objects.items():
