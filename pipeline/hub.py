@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -119,13 +120,15 @@ def strip_folder(files: Iterable[RemoteFile], folder: str) -> Iterator[RemoteFil
 
 
 def choose_config(files: list[RemoteFile], origin: Origin, card: Any) -> list[RemoteFile]:
-    """The files of a config: as the card's `configs` says, or else those of the folder of that name."""
+    """The files of a config: as the card's `configs` says, or else those of the folder of that name, below it."""
     configs = list_configs(card)
     if origin.config in configs:
         patterns = [compile_pattern(fill_folder(pattern)) for pattern in configs[origin.config]]
     else:
-        patterns = [compile_pattern(f"**/{origin.config}/**/*")]
+        patterns = [compile_pattern(f"{origin.config}/**/*")]
     chosen = [file for file in files if any(pattern.fullmatch(file.path) for pattern in patterns)]
+    if origin.config not in configs:  # below it are the splits, as in the hub's own copies in parquet
+        chosen = [replace(file, path=file.path.removeprefix(f"{origin.config}/")) for file in chosen]
     if not chosen:
         known = ", ".join(configs) or "none by its card"
         raise ValueError(f"{origin}: no such config, nor a folder of that name; it has {known}")

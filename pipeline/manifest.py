@@ -23,7 +23,7 @@ NOT_SOURCES = ("mixes", "tokenizers")
 
 ROW_ENDINGS = tuple(kind + packing for kind in (".jsonl", ".json", ".ndjson") for packing in ("", ".zst", ".gz"))
 TEXT_ENDINGS = (".txt", ".txt.zst", ".txt.gz")
-KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet")
+KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet", ".arrow")
 # JSON that the hub and `datasets` put beside the data; read as rows, each would be a bad row.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "sample.json")
 

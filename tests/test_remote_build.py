@@ -193,6 +193,24 @@ def test_a_config_of_the_card_chooses_files_and_a_column_the_text(run_build, hub
     assert content["sources"]["code"]["counts"]["read"]["documents"] == 20
 
 
+def test_the_hubs_own_parquet_copy_has_its_splits_below_a_config(run_build, hub, sample_model, tmp_path):
+    for split, number in (("train", 40), ("test", 10)):
+        pq.write_table(pa.table({"text": make_texts(number, number)}), tmp_path / "a.parquet")
+        hub.files[f"fr/{split}/0000.parquet"] = (tmp_path / "a.parquet").read_bytes()
+    outcome = run_build(flags("hf://org/name?config=fr:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["sources"]["name"]["raw_files"] == ["test/0000.parquet", "train/0000.parquet"]
+    assert content["sources"]["name"]["splits"]["test"]["documents"] == 10
+
+
+def test_a_hub_without_raw_files_leads_to_its_parquet_copy(run_build, hub, sample_model, tmp_path):
+    hub.files = {"a.csv": b"text", "script.py": b"raise SystemExit"}
+    outcome = run_build(flags("hf://org/name:1", tmp_path / "out", sample_model))
+    assert outcome.code == 1 and "none of its 2 files is a raw file" in outcome.error
+    assert outcome.error.endswith("Try the hub's own copy in parquet: @refs/convert/parquet")
+
+
 def test_a_file_that_changes_while_it_is_built_stops_with_one_line(run_build, web, sample_model, tmp_path):
     web.faults = [Fault("plain-2", times=99, method="HEAD", status=405)]
     web.etags["data/notes/train/plain-2.jsonl"] = "first"
