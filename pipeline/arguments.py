@@ -104,6 +104,8 @@ def check_arguments(arguments: BuildArguments) -> None:
         "memory": (0.1, infinity),
         "max_bad_fraction": (0, 1),
     }
+    if arguments.fetch and arguments.sample_mb is not None:
+        raise ValueError("--fetch and --sample-mb: raw files are fetched or made, not both")
     for name, (lowest, highest) in limits.items():
         value = getattr(arguments, name)
         if value is not None and not lowest <= value <= highest:

@@ -6,6 +6,7 @@ state of the file that it was begun with: after a kill it is gone on with from i
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pipeline.storage import READ_BYTES, sync_folder
 from pipeline.web import PassingError, Patience
 
 PART_SUFFIX = ".part"
+STATE_DIGITS = 8
 MOST_WRONG_BYTES = 2  # times that a file comes with other bytes than it should have
 
 
@@ -43,7 +45,7 @@ class Fetcher:
             return 0
         target.parent.mkdir(parents=True, exist_ok=True)
         part = name_part(target, file)
-        for stale in target.parent.glob(f"{escape(target.name)}.*{PART_SUFFIX}"):
+        for stale in target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * STATE_DIGITS}{PART_SUFFIX}"):
             if stale != part:
                 stale.unlink(missing_ok=True)
         num_fetched = 0
@@ -79,6 +81,7 @@ class Fetcher:
                 raise PassingError(f"asked for byte {start:,}, the server answers from {stream.start:,}")
             if stream.start != start:  # a server that knows no ranges
                 out.truncate(0)
+                out.seek(0)
             for chunk in stream.chunks:
                 if self.is_stopped():
                     raise StoppedError
@@ -94,14 +97,9 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def escape(name: str) -> str:
-    """A file's name as a pattern for glob."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
 def name_part(target: Path, file: RemoteFile) -> Path:
     """What a file is called until it is whole."""
-    state = hashlib.sha256(f"{file.size_bytes} {file.identity}".encode()).hexdigest()[:8]
+    state = hashlib.sha256(f"{file.size_bytes} {file.identity}".encode()).hexdigest()[:STATE_DIGITS]
     return target.with_name(f"{target.name}.{state}{PART_SUFFIX}")
 
 

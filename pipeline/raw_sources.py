@@ -61,8 +61,7 @@ def find_source(entry: MixEntry, places: RawPlaces, *, may_be_gone: bool, notice
     if (is_fetched and may_be_gone) or not (is_fetched or folder.is_dir()):
         return PlannedSource(source, folder, entry.exclude, entry.weight, ())
     if is_fetched:
-        remote = ask_origin(source, origin, folder, places, notice=notice)
-        listed = choose_raw_files(source, {file.path: file.size_bytes for file in remote.listing.files})
+        remote, listed = ask_origin(source, origin, folder, places, notice=notice)
     else:
         remote, listed = None, list_raw_files(source, folder)
     listed = choose_only(listed, entry.choice.only)
@@ -80,16 +79,17 @@ def choose_origin(choice: SourceChoice, *, fetch: bool) -> Origin | None:
     """Where a source's raw files are; None: in the raw folder."""
     source = load_source(choice.name)
     if choice.origin is not None:
-        folders = {
-            origin.rpartition("/")[0] for origin in source.origins
-        }  # a manifest's other lists lie beside its own
+        # A manifest's other lists lie beside its own.
+        folders = {origin.rpartition("/")[0] for origin in source.origins}
         is_known = choice.origin.kind == "urls" and choice.origin.address.rpartition("/")[0] in folders
         return replace(choice.origin, template=source.url_template) if is_known else choice.origin
     return parse_origin(source.origins[0], template=source.url_template) if fetch and source.origins else None
 
 
-def ask_origin(source: Source, origin: Origin, folder: Path, places: RawPlaces, *, notice: Notice) -> RemoteSource:
-    """The files of an origin; says how many there are. Raises where it cannot be asked, or has no raw files."""
+def ask_origin(
+    source: Source, origin: Origin, folder: Path, places: RawPlaces, *, notice: Notice
+) -> tuple[RemoteSource, RawFiles]:
+    """What an origin has, and the raw files among it; says how many. Raises where it cannot be asked, or has none."""
     patience = Patience(notice=notice)
     remote = find_remote(
         source.name,
@@ -113,7 +113,7 @@ def ask_origin(source: Source, origin: Origin, folder: Path, places: RawPlaces, 
     first = remote.files[listed.files[0].path]
     if not (folder / first.path).exists():
         remote.fetcher.place.probe(first)  # a gated repository lists its files, and refuses them
-    return remote
+    return remote, listed
 
 
 def choose_only(listed: RawFiles, only: tuple[str, ...]) -> RawFiles:

@@ -33,6 +33,7 @@ def fetch(server, target, *, identity=None, **how):
 
 FAULTS = {
     "cut at a byte": [Fault("a.jsonl", cut=1_500_001)],
+    "cut near its end": [Fault("a.jsonl", cut=4_000_000)],
     "cut again and again": [Fault("a.jsonl", times=5, cut=700_000)],
     "cut before the first byte": [Fault("a.jsonl", cut=0)],
     "server errors": [Fault("a.jsonl", times=4, status=500), Fault("a.jsonl", status=503)],
@@ -141,9 +142,10 @@ def test_a_half_fetched_file_is_gone_on_with_only_if_it_is_the_same(tmp_path):
         file = make_file(server)
         name_part(tmp_path / "a", file).write_bytes(DATA[:1000])
         (tmp_path / "a.00000000.part").write_bytes(b"of another state of the file")
+        (tmp_path / "a.b.00000000.part").write_bytes(b"of another file")
         fetch(server, tmp_path / "a")
     assert server.requests[0][2] == "bytes=1000-"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.b.00000000.part"]
 
 
 def test_what_is_there_is_checked_not_fetched(tmp_path):
