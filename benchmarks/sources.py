@@ -81,7 +81,7 @@ def main() -> None:
             for _ in range(flags.rounds):
                 for kind, done in rounds.items():
                     done.append(build(places[kind], Path(folder) / "out", flags))
-    figures = summarise(rounds, size_bytes)
+    figures = summarise(rounds, size_bytes, workers=flags.workers)
     make_console().print(show(figures))
     if flags.json:
         flags.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -189,8 +189,11 @@ def build(mix: str, out: Path, flags: SourcesFlags) -> Round:
     return Round(seconds, sum(one["workers_waited_seconds"] for one in events if one["event"] == "fetched"))
 
 
-def summarise(rounds: dict[str, list[Round]], size_bytes: int) -> dict[str, dict[str, float]]:
-    """By kind of source: the best round's speed, its share of the local one, and what its workers waited."""
+def summarise(rounds: dict[str, list[Round]], size_bytes: int, *, workers: int) -> dict[str, dict[str, float]]:
+    """By kind of source: the best round's speed, its share of the local one, and how much its workers waited.
+
+    busy: the share of all rounds that workers did not wait for files, which other work on the machine does not move.
+    """
     best = {kind: min(done, key=lambda one: one.seconds) for kind, done in rounds.items()}
     return {
         kind: {
@@ -198,6 +201,8 @@ def summarise(rounds: dict[str, list[Round]], size_bytes: int) -> dict[str, dict
             "share": best["folder"].seconds / one.seconds,
             "seconds": one.seconds,
             "waited_seconds": one.waited,
+            "busy": 1
+            - sum(each.waited for each in rounds[kind]) / sum(each.seconds * workers for each in rounds[kind]),
         }
         for kind, one in best.items()
     }
@@ -205,15 +210,10 @@ def summarise(rounds: dict[str, list[Round]], size_bytes: int) -> dict[str, dict
 
 def show(figures: dict[str, dict[str, float]]) -> Table:
     """The figures for a person."""
-    table = Table("source", "raw MB/s", "of local", "ingest s", "workers waited s")
+    table = Table("source", "raw MB/s", "of local", "ingest s", "waited s", "busy")
     for kind, one in figures.items():
-        cells = (
-            f"{one['raw_mb_s']:.1f}",
-            f"{one['share']:.2f}",
-            f"{one['seconds']:.1f}",
-            f"{one['waited_seconds']:.2f}",
-        )
-        table.add_row(kind, *cells)
+        figure = f"{one['raw_mb_s']:.1f} {one['share']:.2f} {one['seconds']:.1f} {one['waited_seconds']:.2f}"
+        table.add_row(kind, *figure.split(), f"{one['busy']:.1%}")
     return table
 
 
