@@ -15,7 +15,8 @@ class BuildArguments:
     mix: str
     """Sources and their shares of the tokens, name:weight,... or a named mix (tinyllama, litellama). A source takes
     options as in a URL: slimpajama?exclude=RedPajamaGithub:0.7. A name without a manifest is a folder of your own
-    .jsonl, .json (plain, .zst, .gz), .txt or .parquet files in --raw."""
+    .jsonl, .json (plain, .zst, .gz), .txt, .parquet or .arrow files in --raw. Or a place: /folder:1, hf://org/name:1,
+    s3://bucket/prefix:1, https://host/urls.txt:1 (?config=, ?column=, ?name=)."""
     tokenizer: str | None = None
     """llama2, gpt2, sample (a small one trained on the raw text), or a path to a SentencePiece .model, a .tiktoken file
     or a tokenizer.json. Several, with commas between them, make a dataset each from one pass over the raw files:
@@ -58,6 +59,17 @@ class BuildArguments:
     """fast: gigatoken. reference: sentencepiece, tiktoken or tokenizers. The ids are the same."""
     tokens: int | None = None
     """Stop each source at its share of so many training tokens. Default: all there is."""
+    fetch: bool = False
+    """Fetch the sources that have a manifest while they are read, rather than look for them in --raw. Sources written
+    as hf://, s3://, gs:// or http(s):// always are."""
+    cache_gb: float = 20.0
+    """About how much of fetched raw files may be on the disk at once, in OUT/work/raw; removed once they are read."""
+    keep_raw: bool = False
+    """Fetch into --raw, and keep the raw files."""
+    languages: str | None = None
+    """Of starcoder only these folders, with commas between them: python,go,github-issues-filtered-structured."""
+    strip_markers: bool = False
+    """Take starcoder's markers (<reponame>, <filename>, <gh_stars>, <issue_start>, ...) out of its texts."""
     sample_mb: float | None = None
     """Try it without raw files: first make up to this many MB of raw files from text on this computer."""
     replace: bool = False
@@ -86,11 +98,14 @@ def check_arguments(arguments: BuildArguments) -> None:
         "shard_tokens": (1, infinity),
         "min_chars": (0, infinity),
         "tokens": (1, infinity),
+        "cache_gb": (0, infinity),
         "valid_fraction": (0, 1),
         "dedup_threshold": (0.5, 1),
         "memory": (0.1, infinity),
         "max_bad_fraction": (0, 1),
     }
+    if arguments.fetch and arguments.sample_mb is not None:
+        raise ValueError("--fetch and --sample-mb: raw files are fetched or made, not both")
     for name, (lowest, highest) in limits.items():
         value = getattr(arguments, name)
         if value is not None and not lowest <= value <= highest:

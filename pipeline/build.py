@@ -33,7 +33,7 @@ from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.interrupt import STOPPED, ending_soon_on_ctrl_c
 from pipeline.jobs import Executor, Workers, describe
 from pipeline.limit import select
-from pipeline.mix import Mix, parse_mix
+from pipeline.mix import Mix, choose_languages, parse_mix
 from pipeline.output import (
     check_finished,
     claim,
@@ -45,7 +45,9 @@ from pipeline.output import (
 )
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_recipe
 from pipeline.progress import BuildLog, make_console
+from pipeline.raw_sources import RawPlaces, find_sources, refuse_remote, save_listings
 from pipeline.ray_jobs import RayWorkers, import_ray
+from pipeline.read_ahead import read_ahead
 from pipeline.removal import remove_build, remove_temporary_files, remove_unlisted, remove_work
 from pipeline.sample import is_sample, make_sample
 from pipeline.shard import find_lost_files, token_dtype, write_dataset_json
@@ -74,7 +76,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
     check_arguments(arguments)
     if arguments.executor == "ray":
         import_ray()  # before any work
-    mix = parse_mix(arguments.mix)
+    mix = choose_languages(parse_mix(arguments.mix), arguments.languages)
     for text in mix.notices:
         notice(text)
     given = prepare.name_datasets(prepare.name_tokenizers(arguments, mix))
@@ -82,13 +84,15 @@ def build(arguments: BuildArguments, console: Console) -> None:
     is_done = is_finished(folders) and not arguments.replace and not arguments.dry_run
     if arguments.sample_mb is not None and not is_done:
         make_raw_sample(arguments, mix, console)
-    sources = prepare.find_sources(mix, arguments.raw_folder, may_be_gone=is_done, notice=notice)
+    places = RawPlaces(arguments.raw_folder, folders.work, arguments.fetch, arguments.keep_raw, arguments.replace)
+    sources = find_sources(mix, places, may_be_gone=is_done, notice=notice)
     folders.check({source.name: source.folder for source in sources})
     tokenizers = {
         name: prepare.choose_tokenizer(one, engine=arguments.engine, notice=notice) for name, one in given.items()
     }
     settings = prepare.choose_settings(arguments, sources)
     if arguments.dry_run:
+        refuse_remote(sources)
         print_forecast(make_forecast(arguments, settings, sources, tokenizers, console), console)
         return
     datasets = prepare.plan_datasets(arguments, settings, sources, tokenizers)
@@ -103,6 +107,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
             remove_build(folders, keep=[tokenizer.path for tokenizer in tokenizers.values() if tokenizer])
         if claim(folders, plan, notice=notice):
             console.print(f"going on with the unfinished build in {folders.work}")
+        save_listings(sources)
         contents = build_datasets(arguments, settings, sources, datasets, folders, console)
     seconds = time.monotonic() - started
     how = {"executor": arguments.executor, "workers": arguments.workers}
@@ -227,8 +232,11 @@ def run_stages(
     notice = partial(print_notice, shop.console)
     tasks = plan_ingest(sources, settings, datasets, engine=arguments.engine, work=shop.work)
     bad_rows = BadRows(sources, max_bad_fraction=arguments.max_bad_fraction, out=folders.out / datasets[0].name)
+    ahead = read_ahead(tasks, sources, work=shop.work, room_bytes=int(arguments.cache_gb * 1e9), log=shop.log)
     names, priority = [source.name for source in sources], list(settings.dedup_priority)
-    ingested = stages.ingest(tasks, names, priority=priority, check=bad_rows.check, shop=shop)
+    with ahead:
+        check = ahead.releasing(bad_rows.check)
+        ingested = stages.ingest(tasks, names, priority=priority, check=check, shop=shop)
     check_sources(ingested, sources, notice=notice)
     deduplicated = dedup(ingested, settings=choose_dedup(arguments, settings), shop=shop)
     contents = {}
@@ -265,6 +273,7 @@ def describe_dataset(
     out: Path,
 ) -> dict[str, Any]:
     """What dataset.json says; puts the tokenizer beside it."""
+    settings = {**dataset.described, "raw_files": {source.name: source.digest() for source in sources}}
     return {
         "tokenizer": prepare.copy_tokenizer(dataset.tokenizer, out),
         "dtype": token_dtype(dataset.tokenizer.vocab_size).name,
@@ -272,8 +281,8 @@ def describe_dataset(
         "mix": {source.name: source.weight for source in sources},
         "sources": described,
         "content_hash": hash_content(described),
-        "settings": dataset.described,
-        "recipe_hash": hash_recipe(dataset.described),
+        "settings": settings,
+        "recipe_hash": hash_recipe(settings),
         "sample": is_sample(arguments.raw_folder),
     }
 

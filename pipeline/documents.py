@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.arrow_rows import read_arrow
 from pipeline.document_batch import DocumentBatch, make_strings, split_good_from_bad
 from pipeline.file_parts import SCAN_BYTES, WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
 from pipeline.json_lines import LineFields, parse_lines
@@ -49,7 +50,11 @@ def read_documents(
         return read_text_file(path, compression=compression)
     if kind == ".parquet":
         return read_parquet(path, fields=fields, part=part)
-    raise ValueError(f"{path}: no reader for this ending (jsonl, json, ndjson or txt, each also .zst or .gz; parquet)")
+    if kind == ".arrow":
+        return read_arrow(path, fields=fields)
+    raise ValueError(
+        f"{path}: no reader for this ending (jsonl, json, ndjson or txt, each also .zst or .gz; parquet; arrow)"
+    )
 
 
 def find_kind(path: Path) -> tuple[str, str | None]:

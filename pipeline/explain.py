@@ -26,7 +26,6 @@ from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
 from pipeline.documents import read_documents
 from pipeline.export import read_mix
-from pipeline.manifest import load_source
 from pipeline.shard import documents_path
 from pipeline.source_shards import SourceShards
 from pipeline.storage import read_json
@@ -114,12 +113,13 @@ def describe_document(
     yield f"{source}  {raw_file}:{row}"
     yield f"  in {shards.paths[shard]}, tokens {offset:,} to {offset + num_tokens:,}"
     if arguments.raw:
-        yield from show_text(arguments.raw / source / raw_file, row, source=source)
+        column = catalogue.content["settings"]["columns"][source]
+        yield from show_text(arguments.raw / source / raw_file, row, text_field=column)
 
 
-def show_text(path: Path, row: int, *, source: str) -> Iterator[str]:
+def show_text(path: Path, row: int, *, text_field: str) -> Iterator[str]:
     """The text of a row, cut after 2,000 characters. Raises ValueError where the file has no such document."""
-    for batch in read_documents(path, text_field=load_source(source).text_field):
+    for batch in read_documents(path, text_field=text_field):
         (found,) = np.nonzero(batch.rows == row)
         if len(found):
             text = batch.texts[int(found[0])].as_py()

@@ -20,7 +20,9 @@ BUILD_LOG = "build-log.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
 WORK_FOLDER = "work"
 TASKS_FILE = "tasks.json"
-WORK_PARTS = ("ingest", "dedup", "records", TOKENIZER_FOLDER)
+FETCHED_FOLDER = "raw"
+FETCH_FAILURE = "fetched/failure.txt"
+WORK_PARTS = ("ingest", "dedup", "records", TOKENIZER_FOLDER, "listings", "fetched", FETCHED_FOLDER)
 WORK_TABLES = (TASKS_FILE, HOLDER_FILE, PLAN_FILE)  # in the order in which they are removed
 RESERVED_NAMES = (DATASET_FILE, BUILD_LOG, TOKENIZER_FOLDER, WORK_FOLDER, "report.html")
 

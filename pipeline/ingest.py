@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.arrival import wait_for_file
 from pipeline.document_batch import BAD_NAMES, DocumentBatch
 from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
 from pipeline.framing import encode_framed
 from pipeline.kernels import HASH_SEEDS, hash_documents
+from pipeline.markers import strip_markers
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
 from pipeline.sketch_file import sketch_documents
@@ -55,17 +57,22 @@ class IngestSettings:
     seed: int
     dedup: str
     encode: tuple[EncodeSettings, ...]
+    strip_markers: bool = False  # of starcoder's texts
 
 
 @dataclass(frozen=True)
 class TaskFile:
-    """One raw file of a task. number: in the source's sorted list. subset: where its path names one."""
+    """One raw file of a task. number: in the source's sorted list. subset: where its path names one.
+
+    failure: where it is fetched, the file that would say why it does not come; else None.
+    """
 
     number: int
     path: str
     split: str
     subset: str | None
     part: Part = WHOLE
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +106,15 @@ class IngestTask:
 def run_ingest(task: IngestTask) -> dict[str, Any]:
     """Write a task's token file and tables, whole or not at all, and return its IngestRecord as a dict.
 
+    Beside it `waited_seconds`: for raw files that were still being fetched.
+
     Raises ValueError naming the raw file where one cannot be read; OSError where the disk refuses.
     """
     final = Path(task.folder)
     temporary = name_temporary(final)
     temporary.mkdir(parents=True)
     try:
+        waited_seconds = sum(wait_for_file(Path(file.path), Path(file.failure)) for file in task.files if file.failure)
         record = write_task(task, temporary)
         sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
@@ -113,7 +123,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(final.parent)
-    return asdict(record)
+    return {**asdict(record), "waited_seconds": waited_seconds}
 
 
 def write_task(task: IngestTask, folder: Path) -> IngestRecord:
@@ -136,6 +146,8 @@ def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatc
     for batch in read_documents(
         Path(file.path), text_field=settings.text_field, subset_field=subset_field, part=file.part
     ):
+        if settings.strip_markers:
+            batch = replace(batch, texts=strip_markers(batch.texts, file.subset))
         if file.subset is not None:
             batch = replace(batch, subsets=pa.repeat(pa.scalar(file.subset), len(batch.rows)))
         yield batch

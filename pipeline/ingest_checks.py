@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.document_batch import BAD_REASONS
 from pipeline.documents import count_rows_before
 from pipeline.drops import DropsTask, Duplicates, Ingest, run_drops
-from pipeline.ingest import IngestTask
+from pipeline.ingest import IngestTask, TaskFile
 from pipeline.plan import PlannedSource
 from pipeline.ranks import RankMap
 from pipeline.token_file import DROP_REASONS, open_drops
@@ -28,6 +28,7 @@ class BadRows:
         self.tasks: dict[str, list[IngestTask]] = {name: [] for name in self.sources}
         self.documents: dict[str, Counter[str]] = {name: Counter() for name in self.sources}
         self.size_bytes = dict.fromkeys(self.sources, 0)
+        self.num_rows: dict[TaskFile, int] = {}
 
     def check(self, task: IngestTask, record: dict[str, Any]) -> None:
         """Raise ValueError where a source has more bad rows than its share allows, judged by the part that is read.
@@ -36,6 +37,7 @@ class BadRows:
         """
         source, documents = self.sources[task.source], self.documents[task.source]
         self.tasks[task.source].append(task)
+        self.num_rows[task.files[0]] = record["num_rows"]
         documents.update(record["documents"])
         self.size_bytes[task.source] += task.size_bytes
         num_bad = sum(documents[reason] for reason in BAD_REASONS)
@@ -47,23 +49,45 @@ class BadRows:
         """List the bad rows read so far, and raise ValueError."""
         documents, tasks = self.documents[source.name], self.tasks[source.name]
         for task in tasks:
-            run_drops(list_bad_rows(task, self.out))
+            run_drops(list_bad_rows(task, self.out, first_row=self.find_first_row(task)))
         listed = ", ".join(f"{documents[reason]:,} {reason}" for reason in BAD_REASONS if documents[reason])
         raise ValueError(
             f"source {source.name}: {num_bad:,} of {documents['read']:,} rows are bad ({listed}), more than "
-            f"--max-bad-fraction {self.max_bad_fraction:g} allows. {show_bad_rows(tasks, source)} All are listed in "
+            f"--max-bad-fraction {self.max_bad_fraction:g} allows. {self.show_bad_rows(source)} All are listed in "
             f"{self.out / source.name / 'drops'}. Mend or remove them, or allow more"
         )
 
+    def find_first_row(self, task: IngestTask) -> int:
+        """Where a task begins in its raw file: from the file, or from the other tasks if it was fetched and is gone."""
+        file = task.files[0]
+        if file.part.start == 0:
+            return 0
+        if Path(file.path).exists():
+            return count_rows_before(Path(file.path), file.part)
+        before = (one for one in self.num_rows if one.path == file.path and one.part.start < file.part.start)
+        return sum(self.num_rows[one] for one in before)
 
-def list_bad_rows(task: IngestTask, out: Path) -> DropsTask:
+    def show_bad_rows(self, source: PlannedSource) -> str:
+        """The first few bad rows of a source, and what their reasons mean."""
+        shown: dict[str, str] = {}
+        for task in self.tasks[source.name]:
+            for drop in open_drops(Path(task.folder)):
+                reason = DROP_REASONS[drop["reason"]]
+                if reason in BAD_REASONS and reason not in shown and len(shown) < BAD_ROWS_SHOWN:
+                    path = source.folder / source.files[drop["raw_file"]].path
+                    row = self.find_first_row(task) + int(drop["row"])
+                    shown[reason] = f"{path} row {row}: {reason} ({describe_reason(reason, source)})"
+        return f"First: {'; '.join(shown.values())}."
+
+
+def list_bad_rows(task: IngestTask, out: Path, *, first_row: int) -> DropsTask:
     """The task that lists what ingest alone dropped, while other tasks may be unfinished."""
     return DropsTask(
         name=task.name,
         source=task.source,
         first_file=task.files[0].number,
         last_file=task.files[-1].number + 1,
-        ingests=(Ingest(task.folder, find_first_row(task)),),
+        ingests=(Ingest(task.folder, first_row),),
         num_tokenizers=len(task.settings.encode),
         duplicates=Duplicates(RankMap(())),
         source_names=(),
@@ -71,25 +95,6 @@ def list_bad_rows(task: IngestTask, out: Path) -> DropsTask:
         table_name=f"{task.source}/drops/drops-{task.name.rpartition('-')[2]}.parquet",
         fingerprint="",
     )
-
-
-def find_first_row(task: IngestTask) -> int:
-    """Where a task begins in its raw file, from the file itself."""
-    file = task.files[0]
-    return count_rows_before(Path(file.path), file.part)
-
-
-def show_bad_rows(tasks: list[IngestTask], source: PlannedSource) -> str:
-    """The first few bad rows of a source, and what their reasons mean."""
-    shown: dict[str, str] = {}
-    for task in tasks:
-        for drop in open_drops(Path(task.folder)):
-            reason = DROP_REASONS[drop["reason"]]
-            if reason in BAD_REASONS and reason not in shown and len(shown) < BAD_ROWS_SHOWN:
-                path = source.folder / source.files[drop["raw_file"]].path
-                row = find_first_row(task) + int(drop["row"])
-                shown[reason] = f"{path} row {row}: {reason} ({describe_reason(reason, source)})"
-    return f"First: {'; '.join(shown.values())}."
 
 
 def describe_reason(reason: str, source: PlannedSource) -> str:

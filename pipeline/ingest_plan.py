@@ -7,14 +7,16 @@ changes between two runs changes its own task and no other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.documents import split_file
 from pipeline.file_parts import WHOLE, Part
-from pipeline.folders import TASKS_FILE
+from pipeline.folders import FETCH_FAILURE, TASKS_FILE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile
 from pipeline.manifest import RawFile
+from pipeline.markers import STARCODER
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_texts
 from pipeline.shard import token_dtype
 from pipeline.storage import read_json, write_json
@@ -40,7 +42,7 @@ def plan_ingest(
     encode = tuple(describe_encoding(dataset, engine=engine) for dataset in datasets)
     groups = load_groups(sources, work / TASKS_FILE)
     return [
-        make_task(source, number, group, choose_settings(source, settings, encode), work / "ingest")
+        make_task(source, number, group, choose_settings(source, settings, encode), work)
         for source in sources
         for number, group in enumerate(groups[source.name])
     ]
@@ -66,20 +68,22 @@ def choose_settings(
         seed=settings.seed,
         dedup=settings.dedup,
         encode=encode,
+        strip_markers=settings.strip_markers and source.name == STARCODER,
     )
 
 
-def make_task(source: PlannedSource, number: int, group: Group, settings: IngestSettings, folder: Path) -> IngestTask:
+def make_task(source: PlannedSource, number: int, group: Group, settings: IngestSettings, work: Path) -> IngestTask:
     """The task that reads a group of raw files or parts."""
     name = f"{source.name}-{number:05d}"
-    files = tuple(make_task_file(source, *entry) for entry in group)
+    failure = str(work / FETCH_FAILURE) if source.fetching else None
+    files = tuple(replace(make_task_file(source, *entry), failure=failure) for entry in group)
     return IngestTask(
         name=name,
         source=source.name,
         files=files,
         size_bytes=sum(size_of(source.files[file.number], file.part) for file in files),
         settings=settings,
-        folder=str(folder / name),
+        folder=str(work / "ingest" / name),
         fingerprint=fingerprint_task(source, files, settings),
     )
 
@@ -151,7 +155,9 @@ def group_files(source: PlannedSource, task_bytes: int) -> Iterator[Group]:
     weight = 0
     for number, file in enumerate(source.files):
         ratio = 1 if file.path.endswith(PACKED_ENDINGS) else PACKED_RATIO
-        parts = split_file(source.folder / file.path, file.size_bytes, task_bytes * ratio)
+        is_remote_parquet = source.fetching is not None and file.path.endswith(".parquet")  # its footer is not here
+        path = source.folder / file.path
+        parts = [WHOLE] if is_remote_parquet else split_file(path, file.size_bytes, task_bytes * ratio)
         if len(parts) > 1:
             yield from ([group] if group else [])
             yield from ([[number, part.start, part.end]] for part in parts)

@@ -209,6 +209,11 @@ class Job:
         except ValueError:
             return {}
 
+    def is_finished(self) -> bool:
+        """Whether the task need not be done again."""
+        record = self.read_record()
+        return record is not None and self.find_reason_to_repeat(record) is None
+
     def find_reason_to_repeat(self, record: dict[str, Any]) -> str | None:
         """Why a finished task must be done again, or None."""
         if not record:

@@ -23,7 +23,7 @@ NOT_SOURCES = ("mixes", "tokenizers")
 
 ROW_ENDINGS = tuple(kind + packing for kind in (".jsonl", ".json", ".ndjson") for packing in ("", ".zst", ".gz"))
 TEXT_ENDINGS = (".txt", ".txt.zst", ".txt.gz")
-KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet")
+KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet", ".arrow")
 # JSON that the hub and `datasets` put beside the data; read as rows, each would be a bad row.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "sample.json")
 
@@ -47,6 +47,8 @@ class Source:
     subsets: tuple[str, ...] = ()
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> patterns
     notes: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()  # where --fetch finds it, best first
+    url_template: str | None = None  # of what a line of a list of URLs stands for, with {line}
 
     @property
     def has_manifest(self) -> bool:
@@ -113,7 +115,7 @@ def read_manifest(path: Path) -> Source:
 def parse_entry(path: Path, key: str, value: Any) -> Any:
     """The value of one manifest key, lists as tuples; raises ValueError where it has the wrong type."""
     match key:
-        case "title" | "licence" | "text_field" | "subset_field":
+        case "title" | "licence" | "text_field" | "subset_field" | "url_template":
             return checked(path, key, value, is_right=isinstance(value, str), wanted="a string")
         case "subset_from_path":
             return checked(path, key, value, is_right=isinstance(value, bool), wanted="true or false")
@@ -149,20 +151,23 @@ def list_raw_files(source: Source, folder: Path) -> RawFiles:
     """
     if not folder.is_dir():
         raise FileNotFoundError(how_to_get(source, folder))
-    found: dict[str, int] = {}
-    ignored: list[str] = []
-    for path, status in walk_files(folder):
-        is_read = find_named_split(source, path) or is_raw_file_name(path, source)
-        if stat.S_ISREG(status.st_mode) and is_read:
-            found[check_utf8(path, folder)] = status.st_size
-        else:
-            ignored.append(path)
-    paths = sorted(found, key=str.encode)
+    sizes = {path: status.st_size for path, status in walk_files(folder) if stat.S_ISREG(status.st_mode)}
+    listed = choose_raw_files(source, sizes)
+    for file in listed.files:
+        check_utf8(file.path, folder)
+    odd = [path for path, status in walk_files(folder) if not stat.S_ISREG(status.st_mode)]
+    return RawFiles(listed.files, tuple(sorted([*listed.ignored, *odd], key=os.fsencode)))
+
+
+def choose_raw_files(source: Source, sizes: Mapping[str, int]) -> RawFiles:
+    """Which of some files are the source's raw files, with their splits. sizes: in bytes, by path."""
+    wanted = {path for path in sizes if find_named_split(source, path) or is_raw_file_name(path, source)}
+    paths = sorted(wanted, key=os.fsencode)
     splits = assign_splits(source, paths)
     files = [
-        RawFile(path, split, found[path], find_subset(path, source)) for path, split in zip(paths, splits, strict=True)
+        RawFile(path, split, sizes[path], find_subset(path, source)) for path, split in zip(paths, splits, strict=True)
     ]
-    return RawFiles(tuple(files), tuple(sorted(ignored, key=os.fsencode)))
+    return RawFiles(tuple(files), tuple(sorted(set(sizes) - wanted, key=os.fsencode)))
 
 
 def assign_splits(source: Source, paths: Sequence[str]) -> list[str]:

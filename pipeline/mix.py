@@ -2,26 +2,25 @@
 
     slimpajama?exclude=RedPajamaGithub:0.7,starcoder:0.3
 
-Entries are parted by commas; each is a source, its options as in a URL (`?exclude=A+B` leaves out subsets; `&` parts
-options, of which there is one), a colon and a weight. Weights are kept exactly, as fractions of the decimals written.
+Entries are parted by commas; each is a source or a place (`hf://org/name`), its options as in a URL (see
+source_options.py), a colon and a weight. Weights are kept exactly, as fractions of the decimals written.
 This module knows manifests, not files.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from pipeline.manifest import MANIFEST_FOLDER, check_source_name, known_source_names, load_source
+from pipeline.manifest import MANIFEST_FOLDER, known_source_names, load_source
+from pipeline.source_options import SourceChoice, choose_subsets, nearest, parse_source
 
 # ASCII digits and a short exponent: 1e999999999 as a fraction would fill the memory.
 WEIGHT = re.compile(r"\+?(\d{1,30}\.?\d{0,30}|\.\d{1,30})(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
-OPTIONS = ("exclude",)
 GITHUB_SUBSET = "RedPajamaGithub"
 
 
@@ -29,10 +28,19 @@ GITHUB_SUBSET = "RedPajamaGithub"
 class MixEntry:
     """One source of a mix. `exact_weight` is its share of the mix; `weight` is the same as a float."""
 
-    source: str
+    choice: SourceChoice
     weight: float
-    exclude: tuple[str, ...]
     exact_weight: Fraction
+
+    @property
+    def source(self) -> str:
+        """The source's name."""
+        return self.choice.name
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """The subsets that are left out."""
+        return self.choice.exclude
 
 
 @dataclass(frozen=True)
@@ -89,29 +97,25 @@ def check_known(text: str, named_mixes: Iterable[str]) -> str:
 def parse_entries(text: str) -> tuple[tuple[MixEntry, ...], tuple[str, ...]]:
     """The entries of a mix written out, and what the user should be told of them."""
     written = [parse_entry(entry.strip(), text) for entry in text.split(",")]
-    sources = [source for source, _, _ in written]
+    sources = [choice.name for choice, _ in written]
     if repeated := [source for source in sources if sources.count(source) > 1]:
         raise ValueError(f"mix {text!r}: the source {repeated[0]!r} is there twice")
-    total = sum(weight for _, _, weight in written)
+    total = sum(weight for _, weight in written)
     if total == 0:
         raise ValueError(f"mix {text!r}: every weight is 0; at least one source must be drawn")
-    entries = tuple(
-        MixEntry(source, float(weight / total), exclude, weight / total) for source, exclude, weight in written
-    )
+    entries = tuple(MixEntry(choice, float(weight / total), weight / total) for choice, weight in written)
     return entries, tuple(find_notices(entries, total=total))
 
 
-def parse_entry(entry: str, text: str) -> tuple[str, tuple[str, ...], Fraction]:
-    """The source, its left-out subsets and its weight as written, from `name?options:weight`."""
+def parse_entry(entry: str, text: str) -> tuple[SourceChoice, Fraction]:
+    """The source and its weight as written, from `name?options:weight`."""
     if not entry:
         raise ValueError(f"mix {text!r}: an empty entry; entries are parted by one comma")
     described, colon, weight = entry.rpartition(":")
-    if not colon:
+    if not colon or weight.startswith("//"):
         raise ValueError(f"mix {text!r}: {entry!r} has no weight; write {entry}:0.5, say")
-    source, _, options = described.partition("?")
     try:
-        check_source_name(source)
-        return source, parse_options(options, source=source), parse_weight(weight.strip())
+        return parse_source(described), parse_weight(weight.strip())
     except ValueError as error:
         raise ValueError(f"mix {text!r}: {error}") from None
 
@@ -129,35 +133,23 @@ def parse_weight(text: str) -> Fraction:
     return Fraction(text)
 
 
-def parse_options(text: str, *, source: str) -> tuple[str, ...]:
-    """The subsets to leave out, sorted, from `exclude=A+B` (or `exclude=A&exclude=B`)."""
-    excluded: set[str] = set()
-    for option in filter(None, text.split("&")):
-        key, _, value = option.partition("=")
-        if key not in OPTIONS:
-            raise ValueError(f"{source} has no option {key!r}{nearest(key, OPTIONS)}; an option is ?exclude=SUBSET")
-        excluded.update(value.split("+"))
-    check_subsets(excluded, source=source)
-    return tuple(sorted(excluded))
+def choose_languages(mix: Mix, languages: str | None) -> Mix:
+    """The mix with only these languages of starcoder, with commas between them; None: as it is.
 
-
-def check_subsets(excluded: set[str], *, source: str) -> None:
-    """Raises ValueError where a subset to leave out is not one of the source's, or where nothing would be left."""
-    subsets = load_source(source).subsets
-    if excluded and not subsets:
-        raise ValueError(f"{source} has no manifest that names subsets, so none can be left out: {sorted(excluded)}")
-    for name in sorted(excluded - set(subsets)):
-        some = ", ".join(subsets[:12]) + (" ..." if len(subsets) > 12 else "")
-        raise ValueError(f"{source} has no subset {name!r}{nearest(name, subsets) or f'; it has {some}'}")
-    if excluded and excluded == set(subsets):
-        raise ValueError(f"{source}: every subset is left out; leave out the source instead")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; nearest: A, B` with the known names nearest to `name`, or nothing where none is near."""
-    lowered = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
-    return f"; nearest: {', '.join(lowered[one] for one in near)}" if near else ""
+    Raises ValueError where starcoder is not in the mix, or has no such language.
+    """
+    if languages is None:
+        return mix
+    entries = {entry.source: entry for entry in mix.entries}
+    if "starcoder" not in entries:
+        raise ValueError(f"--languages {languages}: starcoder is not in the mix")
+    entry = entries["starcoder"]
+    try:
+        _, only = choose_subsets(load_source("starcoder"), set(entry.exclude), set(languages.split(",")))
+    except ValueError as error:
+        raise ValueError(f"--languages {languages}: {error}") from None
+    entries["starcoder"] = replace(entry, choice=replace(entry.choice, only=only))
+    return replace(mix, entries=tuple(entries.values()))
 
 
 def find_notices(entries: tuple[MixEntry, ...], *, total: Fraction) -> Iterable[str]:

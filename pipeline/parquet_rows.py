@@ -83,10 +83,10 @@ def join_rows(reads: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def broken(path: Path, row: int, error: Exception) -> ValueError:
+def broken(path: Path, row: int, error: Exception, *, kind: str = "parquet") -> ValueError:
     """The error for a file that cannot be read on from a row."""
     return ValueError(
-        f"{path} is cut short or not parquet, at row {row}: {error}. "
+        f"{path} is cut short or not {kind}, at row {row}: {error}. "
         "Fetch it again, or remove it to build without its documents"
     )
 

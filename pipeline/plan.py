@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
@@ -21,15 +21,32 @@ SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
 
 
+class Fetching(Protocol):
+    """Where raw files come from that are not on this disk: see remote.py."""
+
+    def identity(self, path: str) -> str:
+        """What tells one state of a file from another, before it is fetched."""
+
+    def checksum(self, path: str) -> str:
+        """The `sample_checksum` that a file had when it was fetched."""
+
+    def bring(self, path: str) -> Path:
+        """Fetch a file unless it is there; returns where it is."""
+
+
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source of the mix with its raw files, in the order of their numbers."""
+    """A source of the mix with its raw files, in the order of their numbers.
+
+    fetching: None where they are in `folder` all the time; else they are there only while they are needed.
+    """
 
     source: Source
     folder: Path
     exclude: tuple[str, ...]
     weight: float
     files: tuple[RawFile, ...]
+    fetching: Fetching | None = None
 
     @property
     def name(self) -> str:
@@ -38,11 +55,23 @@ class PlannedSource:
 
     @functools.cached_property
     def fingerprints(self) -> tuple[str, ...]:
-        """A digest of each raw file: of its path, split, size and sampled content."""
-        entries = [
-            [file.path, file.split, file.size_bytes, sample_checksum(self.folder / file.path)] for file in self.files
-        ]
-        return tuple(hash_texts(map(json.dumps, entry)) for entry in entries)
+        """A digest of each raw file: of its path, split, size and sampled content, or what its origin says of it."""
+        sample = self.fetching.identity if self.fetching else self.sample
+        return tuple(fingerprint_file(file, sample(file.path)) for file in self.files)
+
+    def digest(self) -> str:
+        """A digest of all raw files' contents, once they have been read: the same wherever they came from."""
+        if self.fetching is None:
+            return hash_texts(self.fingerprints)
+        return hash_texts(fingerprint_file(file, self.fetching.checksum(file.path)) for file in self.files)
+
+    def sample(self, path: str) -> str:
+        """The sampled content of a raw file on this disk."""
+        return sample_checksum(self.folder / path)
+
+    def bring(self, path: str) -> Path:
+        """Where a raw file is; one that is not on this disk is fetched first."""
+        return self.fetching.bring(path) if self.fetching else self.folder / path
 
     @property
     def size_bytes(self) -> int:
@@ -63,6 +92,7 @@ class BuildSettings:
     dedup_threshold: float | None  # None: the method has none
     dedup_priority: tuple[str, ...]  # the sources, first those whose documents stay
     min_chars: int
+    strip_markers: bool
     valid_fraction: float
     shard_tokens: int
     seed: int
@@ -102,6 +132,7 @@ def describe_settings(
         "tokens": dict(shares) if shares else None,
         "source_order": [source.name for source in sources],
         "exclude": {source.name: list(source.exclude) for source in sources},
+        "columns": {source.name: source.source.text_field for source in sources},
         "raw_files": {source.name: hash_texts(source.fingerprints) if source.files else None for source in sources},
     }
 
@@ -109,6 +140,11 @@ def describe_settings(
 def hash_texts(texts: Iterable[str]) -> str:
     """One digest of several texts, none of which holds a line feed."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def fingerprint_file(file: RawFile, content: str) -> str:
+    """A digest of a raw file, `content` standing for its bytes."""
+    return hash_texts(map(json.dumps, [file.path, file.split, file.size_bytes, content]))
 
 
 def sample_checksum(path: Path) -> str:

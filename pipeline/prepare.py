@@ -1,8 +1,7 @@
-"""What a build needs before its first stage: the raw files of each source, and the tokenizer."""
+"""What a build needs before its first stage: its settings and the tokenizers. Raw files: raw_sources.py."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,10 @@ import pyarrow as pa
 
 from pipeline.arguments import BuildArguments
 from pipeline.documents import read_documents
-from pipeline.folders import RESERVED_NAMES, TOKENIZER_FOLDER
+from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.ingest import find_excluded
-from pipeline.manifest import check_source_name, how_to_get, list_raw_files, load_source
-from pipeline.mix import Mix, MixEntry
+from pipeline.manifest import check_source_name
+from pipeline.mix import Mix
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_texts
 from pipeline.shard import LARGEST_UINT16_VOCABULARY
 from pipeline.storage import write_file
@@ -31,44 +30,6 @@ Notice = Callable[[str], None]
 NamedTokenizers = dict[str, Tokenizer | None]  # by the dataset's folder in OUT; None: to be trained
 
 
-def find_sources(mix: Mix, raw: Path, *, may_be_gone: bool, notice: Notice) -> tuple[PlannedSource, ...]:
-    """The sources of the mix with their raw files.
-
-    may_be_gone: the dataset is finished, so that raw files may have been removed. Otherwise raises FileNotFoundError
-    that tells, for each source without raw files, what was looked for and where the source can be had.
-    """
-    found = [find_source(entry, raw, notice=notice) for entry in mix.entries]
-    missing = [how_to_get(source.source, source.folder) for source in found if not source.files]
-    if missing and not may_be_gone:
-        raise FileNotFoundError("\n\n".join(["nothing to build from", *missing]))
-    return tuple(found)
-
-
-def find_source(entry: MixEntry, raw: Path, *, notice: Notice) -> PlannedSource:
-    """One source with its raw files, of which there may be none. Says what a person might not expect."""
-    if entry.source in RESERVED_NAMES:
-        raise ValueError(f"a source cannot be called {entry.source!r}: OUT/{entry.source} is the build's own")
-    source, folder = load_source(entry.source), raw / entry.source
-    if not folder.is_dir():
-        return PlannedSource(source, folder, entry.exclude, entry.weight, ())
-    listed = list_raw_files(source, folder)
-    if listed.ignored:
-        shown = ", ".join(listed.ignored[:3])
-        notice(f"{source.name}: {len(listed.ignored):,} files in {folder} are of no known kind, not read: {shown}")
-    splits = Counter(file.split for file in listed.files)
-    if len(splits) > 1:
-        counts = ", ".join(f"{number:,} {split}" for split, number in splits.items())
-        notice(f"{source.name}: raw files by split, as their names say: {counts}")
-    unnamed = [file.path for file in listed.files if file.subset is None]
-    if entry.exclude and source.subset_from_path and unnamed:
-        raise ValueError(
-            f"{source.name}?exclude={'+'.join(entry.exclude)}: the path {unnamed[0]} names no subset "
-            f"({len(unnamed):,} such files), so whether to leave it out cannot be told. Move it below a folder named "
-            "after its subset"
-        )
-    return PlannedSource(source, folder, entry.exclude, entry.weight, listed.files)
-
-
 def name_tokenizers(arguments: BuildArguments, mix: Mix) -> list[str]:
     """The tokenizers asked for, or the default."""
     default = SAMPLE_TOKENIZER if arguments.sample_mb is not None else "llama2"
@@ -82,6 +43,7 @@ def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...
         dedup_threshold=arguments.dedup_threshold if arguments.dedup == "near" else None,
         dedup_priority=choose_priority(arguments.dedup_priority, [source.name for source in sources]),
         min_chars=max(1, arguments.min_chars),
+        strip_markers=arguments.strip_markers,
         valid_fraction=arguments.valid_fraction,
         shard_tokens=arguments.shard_tokens,
         seed=arguments.seed,
@@ -201,7 +163,7 @@ def read_train_texts(source: PlannedSource) -> Iterator[str]:
     subset_field = source.source.subset_field if source.exclude else None
     for file in source.files:
         if file.split == "train" and file.subset not in source.exclude:
-            path = source.folder / file.path
+            path = source.bring(file.path)
             for batch in read_documents(path, text_field=source.source.text_field, subset_field=subset_field):
                 is_wanted = ~find_excluded(batch, source.exclude)
                 yield from batch.texts.filter(pa.array(is_wanted)).to_pylist()

@@ -72,12 +72,14 @@ SETTINGS = {
     "dedup_threshold": lambda value: value is None or (is_number(value) and 0 < value <= 1),
     "dedup_priority": [is_text],
     "min_chars": is_count,
+    "strip_markers": lambda value: isinstance(value, bool),
     "valid_fraction": lambda value: is_number(value) and 0 <= value <= 1,
     "shard_tokens": lambda value: is_count(value) and value > 0,
     "seed": is_count,
     "tokens": lambda value: value is None or (isinstance(value, dict) and all(map(is_count, value.values()))),
     "source_order": [is_text],
     "exclude": {"*": [is_text]},
+    "columns": {"*": is_text},
     "raw_files": {"*": is_text},
 }
 DATASET = {
@@ -144,7 +146,7 @@ def verify_sources(content: Mapping[str, Any]) -> Iterator[str]:
     sources, settings = content["sources"], content["settings"]
     if not sources:
         yield "dataset.json: sources is empty"
-    for what in ("source_order", "dedup_priority", "exclude", "raw_files"):
+    for what in ("source_order", "dedup_priority", "exclude", "columns", "raw_files"):
         if sorted(settings[what]) != sorted(sources):
             yield f"dataset.json: settings.{what} names {sorted(settings[what])}, sources {sorted(sources)}"
     for name in sources:

@@ -20,6 +20,7 @@ from pipeline.document_batch import BAD_NAMES, DocumentBatch
 from pipeline.ingest import IngestSettings, TaskFile, find_excluded, find_places, read_file, text_buffers
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.manifest import RawFile, find_subset
+from pipeline.markers import STARCODER
 from pipeline.order import derive_key, scramble
 from pipeline.plan import PlannedSource, hash_texts
 from pipeline.sample_record import is_sample
@@ -274,6 +275,7 @@ def ingest_settings(source: ClaimedSource, content: Mapping[str, Any]) -> Ingest
         seed=settings["seed"],
         dedup=settings["dedup"],
         encode=(),
+        strip_markers=settings["strip_markers"] and source.name == STARCODER,
     )
 
 

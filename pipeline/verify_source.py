@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,8 +30,9 @@ class ClaimedSource:
 
     @cached_property
     def source(self) -> Source:
-        """What the manifests know of it."""
-        return load_source(self.name)
+        """What the manifests know of it, with the column that its texts were read from."""
+        known = load_source(self.name)
+        return replace(known, text_field=self.settings["columns"].get(self.name, known.text_field))
 
     @property
     def priority(self) -> int:

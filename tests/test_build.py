@@ -305,7 +305,6 @@ def test_replace_removes_what_a_killed_build_left_half_written(raw, tmp_path, sa
         ("web:0", "every weight is 0"),
         ("web:1,web:2", "twice"),
         ("work:1", "cannot be called 'work'"),
-        ("../web:1", "source name"),
     ],
 )
 def test_a_mix_without_a_meaning_is_refused(raw, tmp_path, sample_model, run_build, mix, expected):

@@ -27,7 +27,7 @@ def subsets_of(name: str, folder: Path) -> dict[str, str | None]:
 
 
 def test_the_three_corpora_are_known_and_other_tables_are_not_sources():
-    assert known_source_names() == ("redpajama", "slimpajama", "starcoder")
+    assert known_source_names() == ("redpajama", "redpajama-v2", "slimpajama", "starcoder")
 
 
 @pytest.mark.parametrize("name", known_source_names())
@@ -36,7 +36,7 @@ def test_every_manifest_says_what_a_reader_and_a_person_need(name):
     assert source.title and source.licence and source.where and source.notes
     assert source.subsets == tuple(sorted(set(source.subsets)))
     assert set(source.subset_paths.values()) <= set(source.subsets)
-    assert source.text_field == ("content" if name == "starcoder" else "text")
+    assert source.text_field == {"starcoder": "content", "redpajama-v2": "raw_content"}.get(name, "text")
 
 
 def test_starcoder_has_its_88_language_folders_and_4_others():

@@ -342,6 +342,7 @@ FALSE_CLAIMS = {
     "source_order": (claim("settings", "source_order", ["notes", "web"]), "which comes after it (1 such pairs)"),
     "short source_order": (claim("settings", "source_order", ["web"]), "settings.source_order names ['web']"),
     "settings.exclude": (claim("settings", "exclude", {}), "settings.exclude names []"),
+    "settings.columns": (claim("settings", "columns", {}), "settings.columns names []"),
     "settings.raw_files": (claim("settings", "raw_files", {"web": "0"}), "settings.raw_files names ['web']"),
     "mix of others": (claim("mix", {"notes": -3, "zz": 9}), "mix names ['notes', 'zz'], sources ['notes', 'web']"),
     "negative weight": (claim("mix", {"notes": -3, "web": 4}), "mix gives notes the weight -3"),

@@ -1,0 +1,200 @@
+"""A published dataset as a folder of a local cache, whose files are fetched when they are first wanted.
+
+    folder = open_remote("hf://org/name")       # dataset.json alone is fetched
+    bring(folder / "web/train/shard-00000.bin")  # the first time: fetched and checked; else nothing happens
+
+The folder's own origin.json says where its files come from, so that any process that knows a path can `bring` it:
+ranks on one machine share a cache, and a file is fetched by one of them while the others wait. `bring` costs a reader
+of other folders one look at whether the path is there. Imports the standard library alone until it must fetch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.listing import Place, RemoteFile
+    from pipeline.origins import Origin
+
+ORIGIN_FILE, LISTING_FILE = "origin.json", "listing.json"
+DATASET_FILE = "dataset.json"
+REMOTE_SCHEMES = ("hf://", "s3://", "gs://", "http://", "https://")
+
+
+def is_remote(path: Path | str) -> bool:
+    """Whether a dataset's path is a place elsewhere."""
+    return str(path).startswith(REMOTE_SCHEMES)
+
+
+def cache_folder() -> Path:
+    """Where fetched datasets lie: tokenmill/datasets in XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "tokenmill" / "datasets"
+
+
+def open_remote(address: str, *, cache: Path | None = None) -> Path:
+    """The folder in the cache of the dataset at `address`; its dataset.json is fetched if it has none.
+
+    A revision of the hub is pinned then: remove the folder for a newer one. Raises ValueError or OSError with one line
+    where there is no such dataset.
+    """
+    name = address.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    folder = (cache or cache_folder()) / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / DATASET_FILE):
+        if not (folder / DATASET_FILE).is_file():
+            fetch_description(address, folder)
+    return folder
+
+
+def fetch_description(address: str, folder: Path) -> None:
+    """Fetch dataset.json, and before it write down where it is from."""
+    from pipeline.fetch import Fetcher
+    from pipeline.storage import write_json
+    from pipeline.web import Patience
+
+    place = open_dataset_place(address, DATASET_FILE, revision=None)
+    file = place.find_first(lambda path: path == DATASET_FILE)
+    if file is None:
+        raise FileNotFoundError(f"{address} holds no finished dataset (no {DATASET_FILE})")
+    write_json(folder / ORIGIN_FILE, {"address": address, "revision": getattr(place, "revision", None)})
+    Fetcher(place, patience=Patience()).fetch(file, folder / DATASET_FILE)
+
+
+def open_dataset_place(address: str, path: str, *, revision: str | None) -> Place:
+    """The place that a file of a dataset comes from: of URLs, the file's own."""
+    from pipeline.origins import parse_origin
+    from pipeline.places import open_place
+    from pipeline.web import Patience
+
+    is_web = address.startswith(("http://", "https://"))
+    origin: Origin = parse_origin(f"{address.rstrip('/')}/{path}" if is_web else address)
+    return open_place(origin, patience=Patience(), revision=revision)
+
+
+def bring(path: Path) -> None:
+    """Fetch a file of a dataset in the cache unless it is there; for any other path do nothing.
+
+    Raises ValueError or OSError where it cannot be fetched, or is not the file that dataset.json lists.
+    """
+    if path.exists():
+        return
+    folder = find_folder(path.parent)
+    if folder is None:
+        return
+    with locked(path):
+        if not path.exists():
+            fetch_file(folder, path.relative_to(folder).as_posix())
+
+
+@cache
+def find_folder(folder: Path) -> Path | None:
+    """The folder of the cache that a path lies in, if it lies in one."""
+    return next((one for one in (folder, *folder.parents) if (one / ORIGIN_FILE).is_file()), None)
+
+
+def fetch_file(folder: Path, path: str) -> None:
+    """Fetch one file into the cache, and check it."""
+    from pipeline.fetch import Fetcher
+    from pipeline.web import Patience
+
+    origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
+    place = open_dataset_place(origin["address"], path, revision=origin["revision"])
+    file = find_file(place, folder, origin["address"], path)
+    expected = list_checksums(folder).get(path)
+    Fetcher(place, patience=Patience()).fetch(
+        file, folder / path, when_whole=lambda whole: check_whole(whole, expected, path, origin["address"])
+    )
+
+
+def find_file(place: Place, folder: Path, address: str, path: str) -> RemoteFile:
+    """A file of a dataset as its place knows it: a web server is asked for each, others are listed once."""
+    from pipeline.listing import load_listing, save_listing
+    from pipeline.origins import parse_origin
+    from pipeline.url_list import UrlPlace
+
+    if isinstance(place, UrlPlace):
+        return place.describe(place.origin.address, path)
+    listing = load_listing(folder / LISTING_FILE, parse_origin(address))
+    if listing is None:
+        listing = place.list_files()
+        save_listing(listing, folder / LISTING_FILE)
+    file = next((one for one in listing.files if one.path == path), None)
+    if file is None:
+        raise FileNotFoundError(f"{address} has no {path}, which its dataset.json lists")
+    return file
+
+
+@cache
+def list_checksums(folder: Path) -> dict[str, str]:
+    """The xxh3-128 of the files of a dataset that dataset.json knows, by path."""
+    content = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+    shards = [
+        shard
+        for source in content["sources"].values()
+        for split in source["splits"].values()
+        for shard in split["shards"]
+    ]
+    return {
+        **{shard["path"]: shard["xxh3_128"] for shard in shards},
+        **{shard["path"].removesuffix(".bin") + ".docs.parquet": shard["docs_xxh3_128"] for shard in shards},
+    }
+
+
+def check_whole(whole: Path, expected: str | None, path: str, address: str) -> None:
+    """Raises ValueError where a fetched file has another checksum than dataset.json says."""
+    from pipeline.storage import checksum_file
+
+    if expected is not None and (found := checksum_file(whole)) != expected:
+        whole.unlink()
+        raise ValueError(f"{address}: {path} has the checksum {found}, dataset.json says {expected}: it was changed")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process of this machine at a time fetch `path`. The lock dies with its process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class FetchAhead:
+    """Fetches files in the order in which a reader will want them, by a thread of its own, until it is closed.
+
+    A failure is left to the reader, who meets it when it wants the file.
+    """
+
+    def __init__(self, paths: Iterable[Path]):
+        self.paths, self.is_closed = iter(paths), False
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        """The thread's life."""
+        for path in self.paths:
+            if self.is_closed:
+                return
+            try:
+                bring(path)
+            except (ValueError, OSError) as error:
+                self.failure = error
+                return
+
+    def close(self) -> None:
+        """Fetch no more; waits for the file that is on its way."""
+        self.is_closed = True
+        self.thread.join()

@@ -1,0 +1,136 @@
+"""Raw files named by a list of URLs on a web server, one a line; or one raw file by its own URL.
+
+A line may be a path from where the list lies. With a template each line goes where it says {line}. A file's path is
+its URL's below the list's folder, as `wget -x -nH --cut-dirs` lays it out, or below what the template begins with; else
+below what all URLs have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote, urljoin, urlsplit
+
+from pipeline.listing import Listing, RemoteFile, make_listing
+from pipeline.manifest import KNOWN_ENDINGS
+from pipeline.origins import Origin, hide_secrets
+from pipeline.web import Patience, RefusedError, Stream, WebClient
+
+ASKED_AT_ONCE = 8
+LIST_BYTES = 64 << 20
+LIST_ENDINGS = (".txt", ".lst", ".list", ".urls")
+
+
+class UrlPlace:
+    """The files that a list of URLs names."""
+
+    def __init__(self, origin: Origin, *, patience: Patience):
+        self.origin, self.patience = origin, patience
+        self.client = WebClient(patience)
+
+    def list_files(self) -> Listing:
+        """All files of the list, each with its size as the server says."""
+        urls = self.list_urls()
+        paths = name_paths(urls, self.base)
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+            files = list(threads.map(self.describe, urls, paths))
+        return make_listing(self.origin, None, files)
+
+    @property
+    def base(self) -> str:
+        """The URL below which paths are counted, up to its last slash."""
+        return self.origin.template.partition("{line}")[0] if self.origin.template else self.origin.address
+
+    def find_first(self, is_wanted: Callable[[str], bool]) -> RemoteFile | None:
+        """The first file of a wanted path."""
+        urls = self.list_urls()
+        wanted = [pair for pair in zip(urls, name_paths(urls, self.base), strict=True) if is_wanted(pair[1])]
+        return self.describe(*wanted[0]) if wanted else None
+
+    def list_urls(self) -> list[str]:
+        """The URLs, in the list's order."""
+        address = self.origin.address
+        path = urlsplit(address).path
+        if path.endswith(KNOWN_ENDINGS) and not path.endswith(LIST_ENDINGS):
+            return [address]
+        text = self.patience.persist(self.read_list, what=str(self.origin)).decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        if self.origin.template:
+            lines = [self.origin.template.replace("{line}", line) for line in lines]
+        urls = [urljoin(address, line) for line in lines]
+        for url in urls:
+            if urlsplit(url).scheme not in ("http", "https") or "<" in url:
+                raise ValueError(f"{self.origin}: {url[:80]!r} is no URL: this is not a list of one URL a line")
+        if not urls:
+            raise FileNotFoundError(f"{self.origin}: the list is empty")
+        return urls
+
+    def read_list(self) -> bytes:
+        """The list itself."""
+        text = bytearray()
+        for chunk in self.request(self.origin.address, "the list").chunks:
+            text += chunk
+            if len(text) > LIST_BYTES:
+                raise ValueError(f"{self.origin} is longer than {LIST_BYTES >> 20} MiB: not a list of URLs")
+        return bytes(text)
+
+    def describe(self, url: str, path: str) -> RemoteFile:
+        """A file with its size and ETag."""
+        what = f"{self.origin}: {path}"
+        found = self.patience.persist(lambda: self.ask(url, path), what=what)
+        if found.size_bytes is None:
+            raise ValueError(f"{what}: the server does not say how long it is: fetch it yourself, into the raw folder")
+        return RemoteFile(path, found.size_bytes, f"etag:{found.etag}" if found.etag else "", url)
+
+    def ask(self, url: str, path: str) -> Stream:
+        """What the server says of a file; by a GET that is not read where it knows no HEAD."""
+        try:
+            return self.client.open(url, headers={}, method="HEAD")
+        except RefusedError as error:
+            if error.status in (403, 405, 501):
+                found = self.request(url, path)
+                found.chunks.close()
+                return found
+            raise self.explain(error, path) from None
+
+    def open(self, file: RemoteFile, start: int) -> Stream:
+        """A file's bytes from `start` on."""
+        return self.request(file.address, file.path, start=start)
+
+    def probe(self, file: RemoteFile) -> None:
+        """Ask whether a file may be fetched: listing it did."""
+
+    def request(self, url: str, path: str, *, start: int = 0) -> Stream:
+        """One request."""
+        try:
+            return self.client.open(url, headers={}, start=start)
+        except RefusedError as error:
+            raise self.explain(error, path) from None
+
+    def explain(self, error: RefusedError, path: str) -> ValueError:
+        """One line for a person."""
+        hint = ": it is not there (any more)" if error.status in (404, 410) else ""
+        return ValueError(f"{self.origin}: {path}: the server answers {error.status}{hint}")
+
+
+def name_paths(urls: list[str], base: str) -> list[str]:
+    """A path for each URL, none with its query. base: the URL below whose folder they are counted if all lie there."""
+    places = [unquote(urlsplit(hide_secrets(url)).path).lstrip("/") for url in urls]
+    own = unquote(urlsplit(base).path).lstrip("/").rpartition("/")[0]
+    same_host = all(urlsplit(url).netloc == urlsplit(base).netloc for url in urls)
+    if same_host and all(place.startswith(f"{own}/" if own else "") for place in places):
+        return [place[len(own) :].lstrip("/") for place in places]
+    common = find_common(places)
+    return ["/".join(place.split("/")[common:]) for place in places]
+
+
+def find_common(places: list[str]) -> int:
+    """How many folders all paths begin with."""
+    folders: Iterator[tuple[str, ...]] = zip(*(place.split("/")[:-1] for place in places), strict=False)
+    common = 0
+    for names in folders:
+        if len(set(names)) > 1:
+            break
+        common += 1
+    return common

@@ -1,0 +1,260 @@
+"""Builds from a hub, a bucket and web servers, with faults: the bytes of a build from local copies, or one line."""
+
+import gzip
+import json
+import os
+import random
+import re
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from build_fixtures import hashes
+from build_process import BuildProcess
+from conftest import write_rows
+from loopback import TOKEN, Fault, Hub, Server, bucket_server
+
+from pipeline.web import CHUNK_BYTES
+
+WORDS = ["mill", "stone", "grain", "water", "wheel", "flour", "sack", "weir", "été", "x=1", "</s>", "🌾"]
+
+
+def make_texts(seed, number):
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(5, 60))) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Raw files of every kind, with rows that are bad and texts that are there twice: the folder, and path -> bytes."""
+    folder = tmp_path_factory.mktemp("corpus") / "notes"
+    for number in range(4):
+        texts = make_texts(number, 40)
+        padding = "x" * 50_000 * (number == 3)  # a file of more than a chunk
+        rows = [{"text": text, "meta": {"n": 1, "padding": padding}} for text in [*texts, texts[0]]]
+        write_rows(folder / f"train/plain-{number}.jsonl", rows)
+    lines = (folder / "train/plain-0.jsonl").read_bytes()
+    (folder / "train/packed.jsonl.zst").write_bytes(zstandard.compress(lines + b"{\n"))
+    (folder / "train/more").mkdir()
+    (folder / "train/more/packed.json.gz").write_bytes(gzip.compress(lines[:2000].rpartition(b"\n")[0], mtime=0))
+    pq.write_table(pa.table({"text": make_texts(9, 50), "id": range(50)}), folder / "train/rows.parquet")
+    write_rows(folder / "validation/few.jsonl", [{"text": text} for text in make_texts(11, 10)])
+    (folder / "README.md").write_text("not a raw file")
+    return folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def flags(mix, out, model, more=""):
+    return f"--mix {mix} --out {out} --tokenizer {model} --max-bad-fraction 0.1 --workers 1 {more}"
+
+
+@pytest.fixture(scope="module")
+def local(corpus, tmp_path_factory, sample_model):
+    """The dataset that is built from the folder itself."""
+    out = tmp_path_factory.mktemp("local") / "out"
+    code, _, error = BuildProcess(flags(f"{corpus[0]}:1", out, sample_model), out).finish()
+    assert code == 0, error
+    return out
+
+
+def read_log(out):
+    return [json.loads(line) for line in (out / "build-log.jsonl").read_text().splitlines()]
+
+
+def check_same(out, local):
+    assert hashes(out) == hashes(local)
+    assert not (out / "work").exists()
+
+
+@pytest.fixture
+def hub(corpus, monkeypatch):
+    with Hub(corpus[1]) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setenv("HF_HOME", "/nonexistent")
+        yield server
+
+
+@pytest.fixture
+def web(corpus):
+    names = [name for name in corpus[1] if not name.endswith(".md")]
+    files = {f"data/notes/{name}": corpus[1][name] for name in names}
+    urls = "# the list\n\n" + "".join(f"{name}\n" for name in names)
+    with Server({**files, "data/notes/urls.txt": urls.encode()}) as server:
+        yield server
+
+
+def test_a_build_from_the_hub_is_one_from_local_copies(run_build, hub, local, sample_model, tmp_path):
+    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    assert "8 raw files (2" in outcome.out and f"from hf://datasets/org/name at revision {hub.sha}" in outcome.out
+    for name in hub.files:  # each once, and its card never
+        assert hub.count(f"/cdn/{name}") == (name != "README.md")
+
+
+def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local, sample_model, tmp_path, monkeypatch):
+    objects = {f"raw/notes/{name}": data for name, data in corpus[1].items()}
+    with bucket_server({**objects, "raw/notes/": b"", "other/a.jsonl": b"{}"}, monkeypatch):
+        outcome = run_build(flags("s3://corpus/raw/notes/:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+
+
+def test_a_build_from_urls_through_faults_is_one_from_local_copies(run_build, web, local, sample_model, tmp_path):
+    web.faults = [
+        Fault("plain-0", status=429, headers={"Retry-After": "1"}),
+        Fault("plain-1", cut=1000),
+        Fault("plain-2", status=500),
+        Fault("rows.parquet", cut=10),
+        Fault("urls.txt", status=503, headers={"Retry-After": "0"}),
+        Fault("plain-3", method="HEAD", status=405),
+    ]
+    outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    (fetched,) = [event for event in read_log(tmp_path / "out") if event["event"] == "fetched"]
+    assert (fetched["files"], fetched["failures"]) == (8, 5)
+    assert fetched["servers_waited_seconds"] >= 1 and fetched["workers_waited_seconds"] > 0
+
+
+def test_the_second_time_nothing_is_asked_for(run_build, web, local, sample_model, tmp_path):
+    command = flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model)
+    assert run_build(command).code == 0
+    web.requests.clear()
+    outcome = run_build(command)
+    assert (outcome.code, web.requests) == (0, []) and "nothing to do" in outcome.out
+
+
+def test_a_small_room_is_never_overrun(run_build, web, local, sample_model, tmp_path):
+    outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, "--cache-gb 0"))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+
+
+def test_kept_raw_files_lie_where_a_build_finds_them(run_build, web, local, corpus, sample_model, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model, f"--keep-raw --raw {raw}")
+    assert run_build(command).code == 0
+    check_same(out, local)
+    kept = {path.relative_to(raw / "notes").as_posix(): path.read_bytes() for path in raw.rglob("*.*")}
+    assert kept == {name: data for name, data in corpus[1].items() if not name.endswith(".md")}
+    web.requests.clear()
+    again = flags("notes:1", tmp_path / "again", sample_model, f"--raw {raw}")
+    assert run_build(again).code == 0 and web.requests == []
+    check_same(tmp_path / "again", local)
+
+
+def test_a_gated_repository_says_what_to_do_and_a_token_opens_it(
+    run_build, hub, local, sample_model, tmp_path, monkeypatch
+):
+    hub.gated = True
+    command = flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model)
+    outcome = run_build(command)
+    assert outcome.code == 1
+    assert "access is gated. Accept the terms at" in outcome.error and "hf auth login" in outcome.error
+    assert "\n" not in outcome.error and not (tmp_path / "out").exists()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    outcome = run_build(command)
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert TOKEN.encode() not in written and TOKEN not in outcome.out + outcome.error
+
+
+@pytest.mark.parametrize(
+    ("mix", "said"),
+    [
+        ("hf://org/other:1", "there is no such data set, or it is private or gated"),
+        ("hf://org/name@v9:1", "no such data set|knows no revision|404"),
+        ("hf://org/name/nowhere:1", "there are no files|404"),
+        ("hf://org/name?config=fr:1", "no such config, nor a folder of that name; it has none by its card"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_line(mix, said, run_build, hub, sample_model, tmp_path):
+    outcome = run_build(flags(mix, tmp_path / "out", sample_model))
+    assert outcome.code == 1 and not (tmp_path / "out").exists()
+    assert re.search(said, outcome.error), outcome.error
+
+
+def test_a_config_of_the_card_chooses_files_and_a_column_the_text(run_build, hub, sample_model, tmp_path):
+    rows = [{"content": text} for text in make_texts(5, 20)]
+    write_rows(tmp_path / "code/a.jsonl", rows)
+    hub.files["sub/code/a.jsonl"] = (tmp_path / "code/a.jsonl").read_bytes()
+    card = {"configs": [{"config_name": "code", "data_files": [{"split": "train", "path": "sub/code/*.jsonl"}]}]}
+    hub.files["card.json"] = json.dumps(card).encode()
+    mix = "hf://org/name?config=code&column=content&name=code:1"
+    outcome = run_build(flags(f"'{mix}'", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["sources"]["code"]["raw_files"] == ["sub/code/a.jsonl"]
+    assert content["sources"]["code"]["counts"]["read"]["documents"] == 20
+
+
+def test_the_hubs_own_parquet_copy_has_its_splits_below_a_config(run_build, hub, sample_model, tmp_path):
+    for split, number in (("train", 40), ("test", 10)):
+        pq.write_table(pa.table({"text": make_texts(number, number)}), tmp_path / "a.parquet")
+        hub.files[f"fr/{split}/0000.parquet"] = (tmp_path / "a.parquet").read_bytes()
+    outcome = run_build(flags("hf://org/name?config=fr:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["sources"]["name"]["raw_files"] == ["test/0000.parquet", "train/0000.parquet"]
+    assert content["sources"]["name"]["splits"]["test"]["documents"] == 10
+
+
+def test_a_hub_without_raw_files_leads_to_its_parquet_copy(run_build, hub, sample_model, tmp_path):
+    hub.files = {"a.csv": b"text", "script.py": b"raise SystemExit"}
+    outcome = run_build(flags("hf://org/name:1", tmp_path / "out", sample_model))
+    assert outcome.code == 1 and "none of its 2 files is a raw file" in outcome.error
+    assert outcome.error.endswith("Try the hub's own copy in parquet: @refs/convert/parquet")
+
+
+def test_a_file_that_changes_while_it_is_built_stops_with_one_line(run_build, web, sample_model, tmp_path):
+    web.faults = [Fault("plain-2", times=99, method="HEAD", status=405)]
+    web.etags["data/notes/train/plain-2.jsonl"] = "first"
+    original = web.find_etag
+    asked = []
+
+    def find_etag(path, data):
+        if "plain-2" in path:
+            asked.append(path)
+            return "first" if len(asked) == 1 else "second"
+        return original(path, data)
+
+    web.find_etag = find_etag
+    outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model))
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "notes: train/plain-2.jsonl: it has changed since it was listed" in outcome.error
+    assert "What was finished is kept" in outcome.error
+
+
+def test_a_build_killed_while_it_fetches_goes_on_where_it_was(web, local, sample_model, tmp_path):
+    out = tmp_path / "out"
+    command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model)
+    web.faults = [Fault("plain-3", cut=2_000_000, stall=60)]
+    process = BuildProcess(command, out)
+    part = out / "work/raw/notes/train"
+    assert process.wait_until(lambda: any(path.stat().st_size == CHUNK_BYTES for path in part.glob("plain-3*.part")))
+    process.kill()
+    web.faults.clear()
+    web.requests.clear()
+    code, _, error = BuildProcess(command, out).finish()
+    assert code == 0, error
+    check_same(out, local)
+    assert ("GET", "/data/notes/train/plain-3.jsonl", f"bytes={CHUNK_BYTES}-") in web.requests
+    assert web.count("urls.txt") == web.count("", method="HEAD") == 0  # nothing is listed again
+
+
+def test_half_fetched_raw_files_are_not_taken_for_a_source(run_build, corpus, sample_model, tmp_path):
+    shutil.copytree(corpus[0], tmp_path / "raw/notes")
+    (tmp_path / "raw/notes/train/z.jsonl.0123abcd.part").write_bytes(b"{")
+    outcome = run_build(flags("notes:1", tmp_path / "out", sample_model, f"--raw {tmp_path / 'raw'}"))
+    assert outcome.code == 1 and "is half fetched" in outcome.error
+
+
+def test_a_dry_run_says_that_it_fetches_nothing(run_build, web, sample_model, tmp_path):
+    outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, "--dry-run"))
+    assert outcome.code == 1 and "fetch some of them into --raw" in outcome.error
+    assert not (tmp_path / "out").exists() and "AWS" not in os.environ
