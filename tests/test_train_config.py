@@ -33,8 +33,8 @@ def test_every_recipe_loads_and_has_possible_settings():
 
 def test_the_published_token_counts_follow_from_the_recipes():
     tiny, lite = load_recipe("tinyllama-1.1b"), load_recipe("litellama-460m")
-    assert tiny.steps * tiny.tokens_per_step == 3_000_001_101_824
-    assert lite.steps * lite.tokens_per_step == 98_240_888_832
+    assert tiny.num_steps * tiny.tokens_per_step == tiny.tokens == 3_000_001_101_824
+    assert lite.num_steps * lite.tokens_per_step == lite.tokens == 98_240_888_832
     assert tiny.model_config(32_000).num_parameters() == 1_100_048_384
     assert lite.model_config(50_257).num_parameters() == 461_685_760
 
