@@ -21,8 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,6 +54,7 @@ from train.run import Run, start_run
 from train.signals import StopRequest
 
 GIB = 1 << 30
+MANY_STEPS = 1_000_000
 ACCUMULATION = 8
 """Micro-batches of one update, as TinyLlama had."""
 LEVERS: dict[str, dict[str, Any]] = {
@@ -158,7 +160,7 @@ def measure_variant(flags: TrainBenchmarkFlags, changes: dict[str, Any], num_ste
         tokens_per_step = ACCUMULATION * config.micro_batch_size * config.seq_len
         config = replace(config, micro_batch_size=rows, tokens_per_step=tokens_per_step, **changes)
         try:
-            return time_gpu(replace(config, steps=1 << 30), warmup=flags.warmup, num_steps=num_steps)
+            return time_gpu(replace(config, steps=MANY_STEPS), warmup=flags.warmup, num_steps=num_steps)
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:  # out of memory is a RuntimeError
             return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
         finally:
@@ -224,11 +226,11 @@ def measure_cpu(flags: TrainBenchmarkFlags, *, num_rounds: int = 5) -> dict[str,
     """CPU milliseconds of a step of each contender, in turns; the median of the rounds, and the ratios."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        config = replace(base_config(flags, Path(folder), device_type="cpu"), log_every=1, steps=1 << 30)
+        config = replace(base_config(flags, Path(folder), device_type="cpu"), log_every=1, steps=MANY_STEPS)
         config = replace(config, tokens_per_step=config.micro_batch_size * config.seq_len)
         run = open_run(config)
         stack.callback(stop_ranks, in_order=True)
-        trainer, unmasked = run_steps(run, num_steps=1 << 20), run_steps(without_mask(run), num_steps=1 << 20)
+        trainer, unmasked = run_steps(run, num_steps=MANY_STEPS), run_steps(without_mask(run), num_steps=MANY_STEPS)
         plain = open_plain(run)
         contenders: dict[str, Callable[[], Any]] = {
             "trainer": lambda: next(trainer),
@@ -237,12 +239,12 @@ def measure_cpu(flags: TrainBenchmarkFlags, *, num_rounds: int = 5) -> dict[str,
             "plain PyTorch": plain.step,
         }
         times: dict[str, list[float]] = {name: [] for name in contenders}
-        for step in contenders.values():
-            for _ in range(flags.warmup):
-                step()
-        for _ in range(num_rounds):
-            for name, step in contenders.items():
-                times[name].append(time_cpu(step, num_steps=max(1, flags.steps // num_rounds)))
+        with redirect_stdout(StringIO()):  # the trainer's lines are a part of its work, not of this table
+            for step in contenders.values():
+                time_cpu(step, num_steps=flags.warmup)
+            for _ in range(num_rounds):
+                for name, step in contenders.items():
+                    times[name].append(time_cpu(step, num_steps=max(1, flags.steps // num_rounds)))
     figures = {name: median(values) for name, values in times.items()}
     overhead = 1 - median(a / b for a, b in zip(times["model alone"], times["trainer"], strict=True))
     ratio = median(a / b for a, b in zip(times["plain PyTorch"], times["trainer, no document mask"], strict=True))

@@ -47,10 +47,8 @@ def plot_schedule(config: TrainConfig) -> list[str]:
     for row in range(PLOT_ROWS, 0, -1):
         marks = "".join("#" if rate > config.learning_rate * (row - 0.5) / PLOT_ROWS else " " for rate in rates)
         lines.append(f"lr {config.learning_rate * row / PLOT_ROWS:8.2e} |{marks}")
-    first, peak = learning_rate_at(1, config), learning_rate_at(max(1, config.warmup_steps), config)
-    lines.append(
-        f"lr {first:.2e} at step 1, {peak:.2e} at {max(1, config.warmup_steps):,}, {rates[-1]:.2e} at {last:,}"
-    )
+    named = sorted({1, max(1, config.warmup_steps), last})
+    lines.append("lr " + ", ".join(f"{learning_rate_at(step, config):.2e} at step {step:,}" for step in named))
     return lines
 
 

@@ -20,6 +20,8 @@ def peak_flops(device_name: str) -> float | None:
     989400000000000.0
     """
     known = sorted(DENSE_BF16_FLOPS, key=len, reverse=True)
+    if "Laptop" in device_name:  # another chip under the same name
+        return None
     # A whole word, so that an A100 is no A10.
     words = f" {device_name.replace('-', ' ')} "
     return next((DENSE_BF16_FLOPS[name] for name in known if f" {name} " in words), None)
