@@ -167,7 +167,7 @@ def test_recomputing_changes_no_number_and_selective_repeats_no_matrix_product(r
     assert (operations[1] == operations[0]) == (recompute == "selective")
 
 
-@pytest.mark.parametrize("recompute", ["off", "selective"])
+@pytest.mark.parametrize("recompute", ["off", pytest.param("selective", marks=pytest.mark.long)])
 def test_one_compilation_serves_all_blocks_and_every_batch(recompute):
     compiled = []
 

@@ -114,6 +114,7 @@ def test_resumed_again_and_again_at_other_world_sizes_the_batches_are_the_same(s
     assert metric_of(tmp_path / "run", "step") == list(range(1, 21))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sharding", ["replicate", "hybrid"])
 def test_each_sharding_trains_alike(server, data, finished_run, tmp_path, sharding):
     machines = "import os; os.environ['LOCAL_WORLD_SIZE'] = '2'"  # four ranks on two machines
@@ -128,7 +129,9 @@ def test_each_sharding_trains_alike(server, data, finished_run, tmp_path, shardi
     assert losses_of(resumed) == pytest.approx(losses_of(finished_run), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long), pytest.param("SIGUSR1", marks=pytest.mark.long)]
+)
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(server, data, finished_run, tmp_path, name):
     stops = AT_STEP.format(rank=0, step=2, action=f"os.kill(os.getpid(), signal.{name})")
     ended = run_ranks(server, data, tmp_path / "run", *KEEP_ALL, world_size=1, prelude=stops)
