@@ -8,6 +8,7 @@ Shapes: B rows, T tokens of a row, C hidden size, H query heads, K key/value hea
 
 import math
 from collections.abc import Callable
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -24,6 +25,7 @@ from model.attention import (
 )
 from model.config import ModelConfig
 from model.loss import linear_cross_entropy
+from model.recompute import Recompute, run_block
 
 
 class Attention(nn.Module):
@@ -75,6 +77,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, *, layer: int, attend: AttentionFunction) -> None:
         super().__init__()
+        self.compute = self._compute
+        """What forward calls. Compiling this, and not the module, leaves FSDP's hooks outside, and one compilation
+        serves all blocks."""
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = Attention(config, layer=layer, attend=attend)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -87,8 +92,21 @@ class Block(nn.Module):
         *,
         documents: DocumentMask | None,
         cache: KeyValueCache | None,
+        recompute: Recompute = "off",
     ) -> Tensor:
-        """(B, T, C) from (B, T, C)."""
+        """(B, T, C) from (B, T, C). `recompute` says what the backward pass computes again instead of keeping it."""
+        return self.compute(x, rope, documents, cache, recompute)
+
+    def _compute(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        documents: DocumentMask | None,
+        cache: KeyValueCache | None,
+        recompute: Recompute,
+    ) -> Tensor:
+        if recompute != "off":
+            return run_block(lambda x: self._compute(x, rope, documents, cache, "off"), x, recompute=recompute)
         x = x + self.attention(self.attention_norm(x), rope, documents=documents, cache=cache)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -96,10 +114,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A Llama-family language model."""
 
-    def __init__(self, config: ModelConfig, *, attention_backend: str) -> None:
+    def __init__(self, config: ModelConfig, *, attention_backend: str, recompute: Recompute = "off") -> None:
         """`attention_backend` is one that model.attention.choose_backend gave."""
         super().__init__()
-        self.config, self.attention_backend = config, attention_backend
+        self.config, self.attention_backend, self.recompute = config, attention_backend, recompute
         attend = attention_function(attention_backend)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer=i, attend=attend) for i in range(config.num_layers))
@@ -124,13 +142,19 @@ class Transformer(nn.Module):
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         rope = rope_tables(positions, head_dim=self.config.head_dim, base=self.config.rope_base)
         x = self.embedding(tokens)
+        recompute = self.recompute if torch.is_grad_enabled() else "off"
         for block in self.blocks:
-            x = block(x, rope, documents=documents, cache=cache)
+            x = block(x, rope, documents=documents, cache=cache, recompute=recompute)
         x = self.norm(x)
         head_weight = self.embedding.weight if self.head is None else self.head.weight
         if targets is None:
             return F.linear(x, head_weight)
         return linear_cross_entropy(x.flatten(0, 1), head_weight, targets.flatten())
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Let torch.compile make the blocks' code at their first call; `options` are its own."""
+        for block in self.blocks:
+            block.compute = torch.compile(block.compute, dynamic=False, fullgraph=True, **options)
 
     @torch.no_grad()
     def init_weights(self, seed: int, *, write: Callable[[Tensor, Tensor], None] = Tensor.copy_) -> None:

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import model.loss
+from model.attention import build_document_mask
 from model.config import NAMED_SIZES, ModelConfig, named_size
 from model.huggingface import from_huggingface, from_huggingface_config, to_huggingface, to_huggingface_config
 from model.loss import IGNORED, linear_cross_entropy
@@ -139,3 +141,48 @@ def test_first_weights_depend_on_seed_and_name_alone():
         assert torch.equal(first.get_parameter(name), changed.get_parameter(name))
     assert not torch.equal(first.blocks[0].mlp.up.weight, first.blocks[1].mlp.up.weight)
     assert all(torch.isfinite(p).all() for p in first.parameters())
+
+
+def loss_and_gradients(model, tokens, documents):
+    loss = model(tokens[:, :-1], targets=tokens[:, 1:], documents=documents)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+
+def documents_of(ends):
+    return build_document_mask(torch.tensor([0, *ends], dtype=torch.int32), num_rows=2, seq_len=16, backend="sdpa")
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputing_changes_no_number_and_selective_repeats_no_matrix_product(recompute):
+    tokens = torch.randint(0, 128, (2, 17), generator=torch.Generator().manual_seed(0))
+    results, operations = [], []
+    for kind in ("off", recompute):
+        model = Transformer(SMALL, attention_backend="sdpa", recompute=kind)
+        model.init_weights(0)
+        with FlopCounterMode(display=False) as counter:
+            results.append(loss_and_gradients(model, tokens, documents_of([5, 16, 32, 32])))
+        operations.append(counter.get_flop_counts()["Global"][torch.ops.aten.mm])
+    assert all(map(torch.equal, *results))
+    assert (operations[1] == operations[0]) == (recompute == "selective")
+
+
+@pytest.mark.parametrize("recompute", ["off", pytest.param("selective", marks=pytest.mark.long)])
+def test_one_compilation_serves_all_blocks_and_every_batch(recompute):
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    plain, model = (Transformer(SMALL, attention_backend="sdpa", recompute=recompute) for _ in range(2))
+    model.compile_blocks(backend=backend)
+    for each in (plain, model):
+        each.init_weights(0)
+    tokens = torch.randint(0, 128, (2, 17), generator=torch.Generator().manual_seed(0))
+    for ends in ([5, 16, 32, 32], [16, 20, 32, 32], [7, 16, 21, 32]):
+        ours, reference = (loss_and_gradients(each, tokens, documents_of(ends)) for each in (model, plain))
+        for a, b in zip(ours, reference, strict=True):
+            torch.testing.assert_close(a, b)
+    assert len(compiled) == 1

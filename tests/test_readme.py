@@ -22,8 +22,21 @@ def test_every_file_named_exists(path):
 
 
 def command_flags():
-    """The flags of every command: the fields of the dataclasses that tyro makes flags of, torchrun's and Ray's."""
-    flags = {"--nproc-per-node", "--nnodes", "--help", "--head", "--address", "--import"}
+    """The flags of every command: the fields of the dataclasses that tyro makes flags of, torchrun's, Slurm's and Ray's."""
+    flags = {
+        "--nproc-per-node",
+        "--nnodes",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--nodes",
+        "--ntasks-per-node",
+        "--signal",
+        "--requeue",
+        "--help",
+        "--head",
+        "--address",
+        "--import",
+    }
     for path in [*(REPOSITORY / "pipeline").glob("*.py"), *(REPOSITORY / "train").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and re.search("Arguments|Flags|Config", node.name):

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from train.config import TrainConfig, load_recipe, read_flags, recipe_names
-from train.optim import learning_rate_at
+from train.optim import build_optimizer, learning_rate_at
 
 
 def write_recipe(folder: Path, text: str) -> str:
@@ -33,8 +34,8 @@ def test_every_recipe_loads_and_has_possible_settings():
 
 def test_the_published_token_counts_follow_from_the_recipes():
     tiny, lite = load_recipe("tinyllama-1.1b"), load_recipe("litellama-460m")
-    assert tiny.steps * tiny.tokens_per_step == 3_000_001_101_824
-    assert lite.steps * lite.tokens_per_step == 98_240_888_832
+    assert tiny.num_steps * tiny.tokens_per_step == tiny.tokens == 3_000_001_101_824
+    assert lite.num_steps * lite.tokens_per_step == lite.tokens == 98_240_888_832
     assert tiny.model_config(32_000).num_parameters() == 1_100_048_384
     assert lite.model_config(50_257).num_parameters() == 461_685_760
 
@@ -138,3 +139,37 @@ def test_the_learning_rate_peaks_after_the_warmup_and_ends_at_its_minimum():
 def test_without_a_warmup_the_first_step_is_near_the_peak():
     config = TrainConfig(learning_rate=1.0, warmup_steps=0, steps=1000)
     assert learning_rate_at(1, config) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_wsd_holds_the_peak_and_falls_in_a_line_at_the_end():
+    config = TrainConfig(
+        schedule="wsd", learning_rate=1.0, min_lr_fraction=0.1, warmup_steps=10, decay_fraction=0.25, steps=110
+    )
+    rates = [learning_rate_at(step, config) for step in range(1, 111)]
+    assert rates[9:85] == [1.0] * 76 and rates[-1] == pytest.approx(0.1)
+    falls = [before - after for before, after in zip(rates[85:], rates[86:], strict=False)]
+    assert falls == pytest.approx([0.9 / 25] * len(falls))
+
+
+def test_tokens_are_rounded_up_to_whole_steps_and_steps_stand_instead_of_them():
+    config = TrainConfig(tokens=10_000, tokens_per_step=4096)
+    assert config.num_steps == 3 and replace(config, steps=7).num_steps == 7
+
+
+def test_each_known_mistake_of_tinyllama_is_off_and_can_be_made_by_name():
+    recipe = load_recipe("tinyllama-1.1b")
+    assert recipe.mistakes == ()
+    floor = read_flags(["--mistakes", "lr-floor", "decay-norms"], defaults=recipe, speaks=True)
+    assert floor.mistakes == ("lr-floor", "decay-norms")
+    assert learning_rate_at(240_000, floor) == 4e-4 > learning_rate_at(240_000, recipe)
+    assert learning_rate_at(240_001, floor) == learning_rate_at(240_001, recipe)
+    decays = [
+        {group["weight_decay"] for group in build_optimizer(nn.Sequential(nn.Linear(2, 2)), config).param_groups}
+        for config in (recipe, floor)
+    ]
+    assert decays == [{0.1, 0.0}, {0.1}]
+
+
+def test_an_unknown_mistake_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="mistakes must be a list, each one of 'lr-floor', 'decay-norms', 'bos-fill'"):
+        load_recipe(write_recipe(tmp_path, 'mistakes = ["lr-flor"]'))

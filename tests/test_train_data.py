@@ -6,7 +6,17 @@ import torch
 from train_fixtures import counting_documents, write_dataset
 
 from pipeline.dataset import PackedDataset
-from train.data import RankReader, arrange_mix, pad_document_ends, parse_mix, rank_positions, shares_of
+from train.data import (
+    BOS_FILL_EVERY,
+    RankReader,
+    arrange_mix,
+    locate_samples,
+    pad_document_ends,
+    parse_mix,
+    rank_positions,
+    read_micro_batch,
+    shares_of,
+)
 
 
 @pytest.fixture
@@ -18,27 +28,27 @@ def dataset(tmp_path):
 def reader_of(dataset, rank=0, world_size=1, has_mask=True):
     return RankReader(
         dataset=dataset, samples_per_step=8, micro_batch_size=2, rank=rank, world_size=world_size,
-        has_mask=has_mask, is_pinned=False,
+        has_mask=has_mask, has_bos_fill=False, is_pinned=False,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_ranks_together_read_the_same_global_batch_at_every_world_size(world_size):
-    for step in (0, 1, 7):
+    for first in (0, 8, 56):
         parts = [
-            rank_positions(step, samples_per_step=8, rank=rank, world_size=world_size) for rank in range(world_size)
+            rank_positions(first, samples_per_step=8, rank=rank, world_size=world_size) for rank in range(world_size)
         ]
-        assert np.concatenate(parts).tolist() == list(range(8 * step, 8 * step + 8))
+        assert np.concatenate(parts).tolist() == list(range(first, first + 8))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_tokens_of_a_step_do_not_depend_on_the_world_size(dataset, world_size):
-    alone = torch.cat([batch.tokens for batch in reader_of(dataset).read_step(3)])
+    alone = torch.cat([batch.tokens for batch in reader_of(dataset).read_step(24)])
     together = torch.cat(
         [
             batch.tokens
             for rank in range(world_size)
-            for batch in reader_of(dataset, rank=rank, world_size=world_size).read_step(3)
+            for batch in reader_of(dataset, rank=rank, world_size=world_size).read_step(24)
         ]
     )
     assert torch.equal(alone, together)
@@ -54,7 +64,7 @@ def test_ids_stay_as_stored_until_they_are_on_the_device(dataset):
 
 
 def test_boundaries_follow_each_end_of_text_in_the_inputs(dataset):
-    batch = reader_of(dataset).read_step(2)[1].to(torch.device("cpu"))
+    batch = reader_of(dataset).read_step(16)[1].to(torch.device("cpu"))
     after_eos = ((batch.inputs.flatten() == dataset.eos_id).nonzero()[:, 0] + 1).tolist()
     assert sorted(set(batch.cu_seqlens.tolist())) == sorted({0, 16, 32, *after_eos})
 
@@ -75,15 +85,31 @@ def test_more_documents_than_there_is_room_for_double_the_length():
 
 def test_reading_ahead_gives_each_step_once_and_in_order(dataset):
     reader = reader_of(dataset)
-    ahead = [torch.cat([b.tokens for b in batch]) for batch in reader.read_steps(range(2, 5))]
+    ahead = [torch.cat([b.tokens for b in batch]) for batch in reader.read_steps(16, num_steps=3)]
     assert len(ahead) == 3
-    for step, tokens in zip(range(2, 5), ahead, strict=True):
-        assert torch.equal(tokens, torch.cat([b.tokens for b in reader.read_step(step)]))
+    for position, tokens in zip((16, 24, 32), ahead, strict=True):
+        assert torch.equal(tokens, torch.cat([b.tokens for b in reader.read_step(position)]))
 
 
 def test_the_tokens_of_each_source_add_up_to_the_step(dataset):
-    counts = reader_of(dataset).count_tokens(0)
-    assert counts == {"prose": 64, "code": 64}
+    assert locate_samples(dataset, 0, num_samples=8).count_tokens(dataset) == {"prose": 64, "code": 64}
+
+
+def test_the_running_hash_tells_order_and_windows_apart(dataset):
+    first, second = (locate_samples(dataset, position, num_samples=8) for position in (0, 8))
+    forwards = second.extend_hash(first.extend_hash(""))
+    assert forwards == second.extend_hash(first.extend_hash(""))
+    assert len({forwards, first.extend_hash(second.extend_hash("")), second.extend_hash("")}) == 3
+
+
+def test_bos_fill_makes_one_window_in_fourteen_thousand_nothing_but_bos(dataset):
+    positions = np.arange(BOS_FILL_EVERY - 2, BOS_FILL_EVERY + 2)
+    plain, filled = (
+        read_micro_batch(dataset, positions, has_mask=True, is_pinned=False, has_bos_fill=fill).tokens.tolist()
+        for fill in (False, True)
+    )
+    assert filled[1] == [dataset.bos_id] * 17
+    assert filled[:1] + filled[2:] == plain[:1] + plain[2:]
 
 
 def test_a_mix_is_read():

@@ -13,7 +13,6 @@ from train_fixtures import write_dataset
 
 from pipeline.tokenizer import load_tokenizer
 from pipeline.tokenizer_training import train_sample_tokenizer
-from train.checkpoint import read_manifest
 from train.generate import (
     GenerateConfig,
     choose_token,
@@ -24,6 +23,7 @@ from train.generate import (
     load_model,
 )
 from train.main import main
+from train.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["the cat sat on the mat and the dog sat on the log. "] * 40

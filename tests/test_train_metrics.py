@@ -2,6 +2,7 @@
 
 import pytest
 
+from train.hardware import flops_utilization, peak_flops
 from train.metrics import append_metrics, cut_metrics, format_record, read_metrics
 
 RECORD = {
@@ -51,3 +52,17 @@ def test_a_whole_line_that_is_no_record_is_refused_with_its_number(tmp_path, jun
 def test_what_is_not_json_is_never_written(tmp_path):
     with pytest.raises(ValueError):
         append_metrics(tmp_path / "metrics.jsonl", RECORD | {"loss": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989.4e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("cpu", None),
+    ],
+)  # fmt: skip
+def test_a_peak_belongs_to_the_whole_name_and_an_unknown_gpu_has_none(name, peak):
+    assert peak_flops(name) == peak
+    utilization = flops_utilization(1000.0, flops_per_token=10**9, num_devices=2, name=name)
+    assert utilization == (None if peak is None else 1e12 / (2 * peak))

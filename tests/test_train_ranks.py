@@ -1,10 +1,245 @@
-"""How ranks end: with the right exit code, everything said, and without shutting the interpreter down."""
+"""Several ranks over gloo: equal to one, at every world size; stopped, killed and failing; how they end."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from rank_server import RankServer
+from train_fixtures import (
+    SMALL_MODEL,
+    keep_only_step,
+    loss_of_pieces,
+    losses_of,
+    metric_of,
+    train,
+    two_sources,
+    weights_of,
+)
+
+from model.transformer import Transformer
+from pipeline.dataset import PackedDataset
+from train.checkpoint import load_weights
+from train.manifest import find_checkpoints, read_manifest
+from train.metrics import read_metrics
+
 ROOT = Path(__file__).resolve().parent.parent
+KEEP_ALL = ("--steps", "8", "--checkpoint-every", "3", "--keep-checkpoints", "9")
+
+AT_STEP = """
+import os, signal, train.loop
+count = train.loop.count_step
+def count_step(run):
+    count(run)
+    if rank == {rank} and run.step == {step}:
+        {action}
+train.loop.count_step = count_step
+"""
+"""Something that one rank does right after a step."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return two_sources(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def finished_run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(data, out, *KEEP_ALL) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def server():
+    with RankServer() as server:
+        yield server
+
+
+def run_ranks(server, data, out, *flags, **options):
+    return server.run(["--data", data, "--out", out, *SMALL_MODEL, *flags], **options)
+
+
+def validation_by_hand(data, run_folder, *, num_windows):
+    """The mean loss of the first windows in order, each piece of a document run alone, at the newest checkpoint."""
+    newest = find_checkpoints(run_folder)[-1]
+    model = Transformer(read_manifest(newest).model_config, attention_backend="sdpa")
+    load_weights(newest, model)
+    losses = {}
+    for source in ("prose", "code"):
+        dataset = PackedDataset(data, seq_len=32, mix={source: 1}, split="validation")
+        num_read = min(num_windows, dataset.num_windows(source))
+        total = sum(loss_of_pieces(model, dataset, position) for position in range(num_read))
+        losses[source] = float(total.detach()) / (num_read * 32)
+    return losses
+
+
+def test_two_ranks_train_alike_and_one_rank_goes_on_from_their_checkpoint(server, data, finished_run, tmp_path):
+    # 9 windows are 3 rounds of 4 at one rank and 2 rounds of 8 at two: each fills up another number of places.
+    flags = (*KEEP_ALL, "--valid-every", "4", "--valid-windows", "9")
+    ended = run_ranks(server, data, tmp_path / "two", *flags)
+    assert ended.codes == [0, 0], ended.errors
+    assert ended.outputs[0].count("step 1/8") == 1 and ended.outputs[1] == ""
+    for metric in ("loss", "grad_norm"):
+        assert metric_of(tmp_path / "two", metric) == pytest.approx(metric_of(finished_run, metric), rel=1e-4)
+    resumed = keep_only_step(tmp_path / "two", 3, tmp_path / "one")
+    assert train(data, resumed, *flags) == 0
+    assert losses_of(resumed) == pytest.approx(losses_of(finished_run), rel=1e-4)
+    for run in ("two", "one"):
+        valid_loss = read_metrics(tmp_path / run / "metrics.jsonl")[-1]["valid_loss"]
+        assert valid_loss == pytest.approx(validation_by_hand(data, tmp_path / run, num_windows=9), rel=1e-4)
+
+
+def test_resumed_again_and_again_at_other_world_sizes_the_batches_are_the_same(server, data, tmp_path):
+    # 20 steps of 8 samples are 160 samples of 91 windows: the second epoch of both sources begins in step 12.
+    flags = ("--steps", "20", "--keep-checkpoints", "9", "--valid-every", "0")
+    assert train(data, tmp_path / "whole", *flags) == 0
+    for world_size, stop_after, micro_batch in ((4, 5, 1), (2, 9, 2), (1, 13, 8), (4, 20, 2)):
+        # The second stop is within the same epoch as the first, the third across the border.
+        stops = AT_STEP.format(rank=world_size - 1, step=stop_after, action="os.kill(os.getpid(), signal.SIGTERM)")
+        ended = run_ranks(
+            server, data, tmp_path / "run", *flags, "--micro-batch-size", str(micro_batch),
+            world_size=world_size, prelude=stops,
+        )  # fmt: skip
+        assert ended.codes == [0] * world_size, ended.errors
+        assert read_manifest(find_checkpoints(tmp_path / "run")[-1]).step == stop_after
+    ours, alone = (read_manifest(find_checkpoints(tmp_path / run)[-1]) for run in ("run", "whole"))
+    assert (ours.samples_hash, ours.position) == (alone.samples_hash, alone.position)
+    assert ours.tokens_per_source == alone.tokens_per_source
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-3)
+    assert metric_of(tmp_path / "run", "step") == list(range(1, 21))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sharding", ["replicate", "hybrid"])
+def test_each_sharding_trains_alike(server, data, finished_run, tmp_path, sharding):
+    machines = "import os; os.environ['LOCAL_WORLD_SIZE'] = '2'"  # four ranks on two machines
+    ended = run_ranks(
+        server, data, tmp_path / "run", *KEEP_ALL, "--micro-batch-size", "2", "--sharding", sharding,
+        world_size=4, prelude=machines,
+    )  # fmt: skip
+    assert ended.codes == [0] * 4, ended.errors
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(finished_run), rel=1e-4)
+    resumed = keep_only_step(tmp_path / "run", 3, tmp_path / "one")
+    assert train(data, resumed, *KEEP_ALL) == 0
+    assert losses_of(resumed) == pytest.approx(losses_of(finished_run), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long), pytest.param("SIGUSR1", marks=pytest.mark.long)]
+)
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(server, data, finished_run, tmp_path, name):
+    stops = AT_STEP.format(rank=0, step=2, action=f"os.kill(os.getpid(), signal.{name})")
+    ended = run_ranks(server, data, tmp_path / "run", *KEEP_ALL, world_size=1, prelude=stops)
+    assert ended.codes == [0]
+    assert f"stopped by {name} after step 2: the same command goes on from there" in ended.outputs[0]
+    assert [read_manifest(path).step for path in find_checkpoints(tmp_path / "run")] == [2]
+    assert train(data, tmp_path / "run", *KEEP_ALL) == 0
+    assert losses_of(tmp_path / "run") == losses_of(finished_run)
+    assert all(map(torch.equal, weights_of(tmp_path / "run"), weights_of(finished_run)))
+
+
+def test_a_signal_in_the_middle_of_a_validation_stops_all_ranks(server, data, tmp_path):
+    stops = """
+import os, signal, train.evaluate
+chunk_loss = train.evaluate._chunk_loss
+def _chunk_loss(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return chunk_loss(*arguments, **options)
+if rank == 1:
+    train.evaluate._chunk_loss = _chunk_loss
+"""
+    ended = run_ranks(server, data, tmp_path / "run", "--steps", "8", "--valid-every", "3", prelude=stops)
+    assert ended.codes == [0, 0], ended.errors
+    assert "stopped by SIGTERM after step 3" in ended.outputs[0]
+    assert [read_manifest(path).step for path in find_checkpoints(tmp_path / "run")] == [3]
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(server, data, finished_run, tmp_path):
+    dies = """
+import os, signal, train.checkpoint
+def describe_file(path):
+    if "step-00000006" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(path)
+original, train.checkpoint.describe_file = train.checkpoint.describe_file, describe_file
+"""
+    ended = run_ranks(server, data, tmp_path / "run", *KEEP_ALL, prelude=dies)
+    assert ended.codes == [-signal.SIGKILL] * 2
+    folders = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert folders == ["step-00000003", "step-00000006.tmp"]
+    ended = run_ranks(server, data, tmp_path / "run", *KEEP_ALL)
+    assert ended.codes == [0, 0] and "resume  from step 3" in ended.outputs[0]
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(finished_run), rel=1e-4)
+
+
+def test_an_error_that_one_rank_meets_alone_is_printed_with_its_rank(server, data, tmp_path):
+    breaks = """
+from pipeline.dataset import PackedDataset
+def fail(self, positions):
+    raise OSError(5, "Input/output error", "shard-00000.bin")
+if rank == 1:
+    PackedDataset.samples_with_ends = fail
+"""
+    ended = run_ranks(server, data, tmp_path / "run", "--steps", "8", prelude=breaks)
+    assert 0 not in ended.codes  # the other loses its partner
+    assert ended.errors[1].startswith("[rank 1] error: [Errno 5] Input/output error")
+    assert "Errno 5" not in ended.errors[0]
+
+
+def test_an_error_that_all_ranks_meet_is_printed_once(server, data, tmp_path):
+    ended = run_ranks(server, data, tmp_path / "run", "--steps", "8", "--learning-rate", "1e30", "--log-every", "4")
+    assert ended.codes == [1, 1]
+    assert ended.errors[0].startswith("error: the loss or its gradient was not finite in ")
+    assert ended.errors[0].count("\n") == 1 and ended.errors[1] == ""
+    assert find_checkpoints(tmp_path / "run") == []
+
+
+def start_torchrun(data, out, *flags):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, str(ROOT / "train" / "main.py"), "--data", str(data), "--out", str(out), *SMALL_MODEL, *flags],
+        cwd="/", env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process, step):
+    assert any(re.match(rf"step +{step}/", line) for line in process.stdout), process.stderr.read()
+
+
+def test_torchrun_goes_on_from_the_checkpoint_of_one(data, finished_run, tmp_path):
+    resumed = keep_only_step(finished_run, 6, tmp_path / "resumed")
+    process = start_torchrun(data, resumed, "--steps", "8", "--tie-embeddings", "False")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert losses_of(resumed) == pytest.approx(losses_of(finished_run), rel=1e-4)
+
+
+@pytest.mark.long
+def test_a_sigterm_to_torchrun_saves_on_every_rank_before_torchrun_kills_them(data, tmp_path):
+    process = start_torchrun(data, tmp_path / "run", "--steps", "100000", "--valid-every", "0")
+    wait_for_step(process, 20)
+    process.send_signal(signal.SIGTERM)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and "got signal: 15" in error  # torchrun's own way
+    assert "stopped by SIGTERM after step" in output
+    assert len(find_checkpoints(tmp_path / "run")) == 1
+
+
+@pytest.mark.long
+def test_a_rank_that_dies_ends_the_others_and_torchrun_names_it(data, tmp_path):
+    process = start_torchrun(data, tmp_path / "run", "--steps", "100000", "--valid-every", "0")
+    wait_for_step(process, 20)
+    (tasks,) = Path(f"/proc/{process.pid}/task/{process.pid}").glob("children")
+    os.kill(int(tasks.read_text().split()[1]), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "exitcode  : -9" in error and "rank      : 1" in error
+
 
 # Each case runs in a child of one process, since importing torch takes seconds.
 ENDINGS = """

@@ -10,12 +10,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from train_fixtures import counting_documents, loss_of_pieces, write_dataset
 
+import train.ledger
+import train.loop
 import train.main
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
-from train.checkpoint import find_checkpoints, load_weights, read_manifest
+from train.checkpoint import load_weights
 from train.config import TrainConfig
 from train.distributed import start_ranks, stop_ranks
+from train.manifest import find_checkpoints, read_manifest
 from train.metrics import read_metrics
 from train.optim import build_optimizer, clip_gradients, update_weights
 
@@ -70,8 +73,11 @@ def run(data, out, *flags):
     return train.main.main(["--data", str(data), "--out", str(out), *FLAGS, *flags])
 
 
-def plain_updates(data, model_config):
-    """Losses, gradient norms and final weights of the same four steps in float64, with nothing of train/."""
+def plain_updates(data, model_config, *, without=None):
+    """Losses, gradient norms and final weights of the same four steps in float64, with nothing of train/.
+
+    The update of step `without` is left out.
+    """
     model = Transformer(model_config, attention_backend="sdpa")
     model.init_weights(3)
     model = model.double()
@@ -92,7 +98,8 @@ def plain_updates(data, model_config):
             weight.grad *= min(1.0, 0.1 / norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        optimizer.step()
+        if step + 1 != without:
+            optimizer.step()
         losses.append(float(loss.detach()))
         norms.append(norm)
     return losses, norms, weights
@@ -113,12 +120,12 @@ def test_updates_equal_those_of_plain_pytorch(data, tmp_path):
         torch.testing.assert_close(ours.double(), plain, atol=1e-5, rtol=0)
 
 
-def break_a_number(monkeypatch, what, *, at_call):
-    """Make the loss, or a gradient alone, infinite at one step."""
+def break_a_number(monkeypatch, what, *, at_calls):
+    """Make the loss, or a gradient alone, infinite at some steps."""
     calls = iter(range(1, 100))
 
     def is_now(name):
-        return what == name and next(calls) == at_call
+        return what == name and next(calls) in at_calls
 
     def sum_over_ranks(loss):
         return loss + math.inf if is_now("loss") else loss
@@ -128,31 +135,57 @@ def break_a_number(monkeypatch, what, *, at_call):
             model.norm.weight.grad[0] = math.nan
         return clip_gradients(model, max_norm)
 
-    monkeypatch.setattr(train.main, "sum_over_ranks", sum_over_ranks)
-    monkeypatch.setattr(train.main, "clip_gradients", clip)
+    monkeypatch.setattr(train.loop, "sum_over_ranks", sum_over_ranks)
+    monkeypatch.setattr(train.loop, "clip_gradients", clip)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_ends_the_run_before_it_is_logged_or_saved(data, tmp_path, monkeypatch, capsys, what):
+def test_an_update_from_numbers_that_are_not_finite_is_skipped_counted_and_not_logged(
+    data, tmp_path, monkeypatch, capsys, what
+):
+    break_a_number(monkeypatch, what, at_calls={3})
+    assert run(data, tmp_path / "run") == 0
+    assert "skipped the update of step 3: its loss or gradient is not finite" in capsys.readouterr().out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [(record["step"], record["skipped_updates"]) for record in records] == [(1, 0), (2, 0), (4, 1)]
+    newest = find_checkpoints(tmp_path / "run")[-1]
+    model = Transformer(read_manifest(newest).model_config, attention_backend="sdpa")
+    load_weights(newest, model)
+    for ours, plain in zip(model.parameters(), plain_updates(data, model.config, without=3)[2], strict=True):
+        torch.testing.assert_close(ours.double(), plain, atol=1e-5, rtol=0)
+
+
+def test_after_many_in_a_row_the_run_goes_back_and_leaves_out_the_data_since(data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        break_a_number(patch, what, at_call=3)
-        assert run(data, out, "--checkpoint-every", "1") == 1
+    break_a_number(monkeypatch, "gradient", at_calls={5, 6})
+    assert run(data, out, "--steps", "7", "--max-bad-steps", "2", "--checkpoint-every", "3") == 0
+    output = capsys.readouterr().out
+    assert "back    the loss or its gradient was not finite in 2 steps in a row, up to step 6" in output
+    assert "step-00000003 without the samples 12 to 23" in output
+    manifest = read_manifest(find_checkpoints(out)[-1])
+    assert manifest.skipped == [[12, 24]] and manifest.position == 24 + 4 * 4
+    assert [record["step"] for record in read_metrics(out / "metrics.jsonl")] == list(range(1, 8))
+    assert sum(manifest.tokens_per_source.values()) == 7 * 128
+    assert train.ledger.main([str(out)]) == 0
+    assert "left out  positions 12 to 23" in capsys.readouterr().out
+
+
+def test_going_back_that_does_not_help_ends_the_run(data, tmp_path, monkeypatch, capsys):
+    break_a_number(monkeypatch, "loss", at_calls=range(3, 100))
+    assert run(data, tmp_path / "run", "--max-bad-steps", "1", "--checkpoint-every", "2") == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("\nback ") == 3
+    assert "--learning-rate below 0.01 goes on from" in captured.err and captured.err.count("\n") == 1
+    assert [path.name for path in find_checkpoints(tmp_path / "run")] == ["step-00000002"]
+
+
+def test_without_a_checkpoint_numbers_that_are_not_finite_at_the_end_are_an_error(data, tmp_path, monkeypatch, capsys):
+    break_a_number(monkeypatch, "gradient", at_calls={3, 4})
+    assert run(data, tmp_path / "run", "--log-every", "4") == 1
     error = capsys.readouterr().err
-    assert "error: the loss or its gradient is not finite at step 3, and that was not saved" in error
-    assert "--learning-rate below 0.01 goes on from" in error and "step-00000002" in error and error.count("\n") == 1
-    assert [path.name for path in find_checkpoints(out)] == ["step-00000001", "step-00000002"]
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line, parse_constant=pytest.fail)["step"] for line in lines] == [1, 2]
-    assert run(data, out, "--learning-rate", "5e-3") == 0
-    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 4
-
-
-def test_the_first_step_that_was_not_finite_is_named_where_it_is_found_later(data, tmp_path, monkeypatch, capsys):
-    break_a_number(monkeypatch, "gradient", at_call=2)
-    assert run(data, tmp_path / "run", "--checkpoint-every", "3", "--log-every", "4") == 1
-    assert "is not finite at step 2, and that was not saved" in (error := capsys.readouterr().err)
-    assert "starts again, since nothing was saved yet" in error
+    assert "error: the loss or its gradient was not finite in 2 steps in a row, up to step 4" in error
+    assert "starts again, since nothing was saved yet" in error and error.count("\n") == 1
     assert find_checkpoints(tmp_path / "run") == []
 
 

@@ -1,5 +1,6 @@
-"""Small datasets for the trainer's tests, written with the pipeline's own writer."""
+"""Small datasets and runs for the trainer's tests, written with the pipeline's own writer."""
 
+import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,17 @@ import torch.nn.functional as F
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
 from pipeline.shard import shard_name, token_dtype, write_dataset_json, write_shard
+from train.checkpoint import load_weights
+from train.main import main
+from train.manifest import find_checkpoints, read_manifest
+from train.metrics import read_metrics
 
 BOS, EOS = 1, 2
+SMALL_MODEL = [
+    "--recipe", "demo", "--device", "cpu", "--hidden-size", "48", "--intermediate-size", "64", "--num-layers", "2",
+    "--seq-len", "32", "--tokens-per-step", "256", "--micro-batch-size", "4", "--warmup-steps", "2",
+    "--learning-rate", "1e-2", "--log-every", "1",
+]  # fmt: skip
 
 
 def write_dataset(
@@ -74,6 +84,43 @@ def loss_of_pieces(model: Transformer, dataset: PackedDataset, position: int) ->
         F.cross_entropy(model(tokens[None, start:end])[0], tokens[start + 1 : end + 1], reduction="sum")
         for start, end in pairwise(ends)
     )
+
+
+def two_sources(folder: Path) -> Path:
+    """A dataset of two sources with validation text: prose 45 windows of 32, code 46. Returns its folder."""
+    sources = {"prose": counting_documents(60, seed=0), "code": counting_documents(60, seed=1)}
+    validation = {"prose": counting_documents(20, seed=2), "code": counting_documents(9, seed=3)}
+    return write_dataset(folder, sources, validation=validation)
+
+
+def train(data, out, *flags):
+    return main(["--data", str(data), "--out", str(out), *SMALL_MODEL, *flags])
+
+
+def weights_of(run_folder):
+    newest = find_checkpoints(run_folder)[-1]
+    model = Transformer(read_manifest(newest).model_config, attention_backend="sdpa")
+    load_weights(newest, model)
+    return list(model.parameters())
+
+
+def keep_only_step(run_folder, step, new_folder):
+    """A run as a kill after its checkpoint at `step` would leave it: later metrics, a half-written line, no more."""
+    shutil.copytree(run_folder, new_folder)
+    for checkpoint in find_checkpoints(new_folder):
+        if read_manifest(checkpoint).step != step:
+            shutil.rmtree(checkpoint)
+    with (new_folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    return new_folder
+
+
+def metric_of(run_folder, name):
+    return [record[name] for record in read_metrics(run_folder / "metrics.jsonl")]
+
+
+def losses_of(run_folder):
+    return metric_of(run_folder, "loss")
 
 
 def _write(

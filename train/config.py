@@ -31,6 +31,8 @@ OnOff = Annotated[
 ]
 """A bool that is written on or off as a flag, true or false in a recipe."""
 
+Mistake = Literal["lr-floor", "decay-norms", "bos-fill"]
+
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path as text"}
 """What a recipe's value may be, in words, by its field's type."""
 
@@ -81,11 +83,17 @@ class TrainConfig:
     """Tokens of one optimizer update, over all ranks; gradient accumulation follows from it."""
     micro_batch_size: int = 8
     """Windows of one forward and backward on one rank. Changes memory and speed, not the result."""
-    steps: int = 100
-    """Optimizer updates of the whole run; the schedule ends here."""
+    tokens: int = 409_600
+    """Tokens of the whole run, rounded up to whole steps; the schedule ends there."""
+    steps: int | None = None
+    """Optimizer updates of the whole run, instead of tokens."""
 
     learning_rate: float = 1e-3
     """The peak, reached at the end of the warmup."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warmup: half a cosine, or the peak until the decay at the end (warmup, stable, decay)."""
+    decay_fraction: float = 0.2
+    """Of wsd: the share of the steps in which the rate falls, linearly."""
     min_lr_fraction: float = 0.1
     """The last step's learning rate as a fraction of the peak."""
     warmup_steps: int = 0
@@ -101,10 +109,25 @@ class TrainConfig:
     seed: int = 0
     """Fixes the first weights and the order of the data."""
 
+    max_bad_steps: int = 10
+    """An update whose loss or gradient is not finite is skipped; after so many in a row the run goes back to its last
+    checkpoint and leaves out the data since."""
+    mistakes: tuple[Mistake, ...] = ()
+    """TinyLlama's known mistakes, to reproduce it: lr-floor (the peak is held for the first 503B tokens), decay-norms
+    (norms decay too), bos-fill (now and then a window of nothing but BOS)."""
+
     document_mask: OnOff = True
     """On: documents that share a window do not attend to each other."""
     attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
     """The attention backend: the flash-attn package, torch's own, the reference; auto takes the best present."""
+    sharding: Literal["auto", "full", "hybrid", "replicate"] = "auto"
+    """How ranks hold the model: each a part; each a part of its machine's copy; each all of it. auto: each all of it
+    where weights and optimizer state take less than a tenth of a GPU's memory, else a part."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile each block; auto: on CUDA."""
+    activation_checkpointing: Literal["off", "selective", "full"] = "off"
+    """Compute a block again in the backward pass instead of keeping it: all of it, or all but its matrix products and
+    attention."""
 
     log_every: int = 10
     """Steps between lines of metrics."""
@@ -116,6 +139,14 @@ class TrainConfig:
     """Steps between checkpoints; there is one at the end too."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside metrics.jsonl; needs the extra `log`."""
+    profile: int = 0
+    """Trace so many steps, from the 11th on, with torch's profiler into RUN/profile; 0: none."""
+    dry_run: bool = False
+    """Say what would be trained, on what, how long and in how much memory; train nothing."""
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model's shape for a tokenizer of `vocab_size` ids. Raises ValueError for an impossible one."""
@@ -125,6 +156,11 @@ class TrainConfig:
         padded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         longest = max(size.max_seq_len, self.seq_len)  # rotary positions are computed for any length
         return replace(size, vocab_size=padded, max_seq_len=longest, **overrides)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return -(-self.tokens // self.tokens_per_step) if self.steps is None else self.steps
 
     @property
     def samples_per_step(self) -> int:
@@ -146,20 +182,22 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises ValueError for the first setting that no run can have."""
-        positive = ("seq_len", "tokens_per_step", "micro_batch_size", "steps", "learning_rate", "log_every")
-        for name in (*positive, "checkpoint_every", "keep_checkpoints", "valid_windows", "grad_clip", "adam_eps"):
+        positive = ("seq_len", "tokens_per_step", "micro_batch_size", "tokens", "learning_rate", "log_every")
+        positive = (*positive, "checkpoint_every", "keep_checkpoints", "valid_windows", "grad_clip", "adam_eps")
+        for name in (*positive, "max_bad_steps", *(["steps"] if self.steps is not None else [])):
             if not 0 < getattr(self, name) < math.inf:  # not a number fails too
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("valid_every", "warmup_steps", "weight_decay", "seed"):
+        for name in ("valid_every", "warmup_steps", "weight_decay", "seed", "keep_every", "profile"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        if not 0 <= self.min_lr_fraction <= 1:
-            raise ValueError(f"min_lr_fraction must be from 0 to 1, not {self.min_lr_fraction}")
+        for name in ("min_lr_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and less than 1, not {self.betas}")
-        if self.warmup_steps >= self.steps:
+        if self.warmup_steps >= self.num_steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps:,} must be fewer than steps {self.steps:,}, or the peak is never"
+                f"warmup_steps {self.warmup_steps:,} must be fewer than steps {self.num_steps:,}, or the peak is never"
                 " left: use a smaller --warmup-steps or a larger --steps"
             )
 
@@ -222,6 +260,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return _convert(value, members[0])  # the other is None, which TOML does not have
     if get_origin(kind) is Literal and value in members:
         return value
+    if get_origin(kind) is tuple and members[-1] is Ellipsis and isinstance(value, list):
+        return tuple(_convert(part, members[0]) for part in value)
     if get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(members):
         return tuple(_convert(part, member) for part, member in zip(value, members, strict=True))
     if type(value) in {float: (float, int), Path: (str,)}.get(kind, (kind,)):
@@ -234,6 +274,8 @@ def _describe(kind: Any) -> str:
     members = get_args(kind)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, members))}"
+    if get_origin(kind) is tuple and members[-1] is Ellipsis:
+        return f"a list, each {_describe(members[0])}"
     if get_origin(kind) is tuple:
         return f"a list of {len(members)}, each {_describe(members[0])}"
     return KINDS[kind if not members else members[0]]

@@ -1,9 +1,10 @@
 """From a dataset to micro-batches: which positions a rank reads at a step, and how they reach the device.
 
-The samples of step s are the positions [s * n, (s + 1) * n), whatever the number of ranks; each rank takes its slice.
-So the same run sees the same batches on any number of machines.
+A step reads the next n positions, whatever the number of ranks; each rank takes its slice. So the same run sees the
+same batches on any number of machines.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +20,10 @@ from pipeline.dataset import PackedDataset
 
 WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)(e-?\d\d?)?", re.ASCII)
 """A decimal of 0 or more, as a mix writes it."""
+
+BOS_FILL_EVERY = 14_000
+"""Of TinyLlama's windows one in about so many was nothing but BOS: 64 processes left their last chunk of 1,024 windows
+half empty on average, which is 32,768 of 950B / 2,049 windows. There they stood together, here they are spread."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,53 @@ def shares_of(dataset: PackedDataset) -> dict[str, float]:
     }
 
 
-def rank_positions(step: int, *, samples_per_step: int, rank: int, world_size: int) -> np.ndarray:
-    """The positions that one rank reads at one step: int64, consecutive.
+def describe_sources(dataset: PackedDataset, *, num_samples: int) -> list[str]:
+    """For each source its share, its windows, how often a run of num_samples reads them, and what it never reads."""
+    lines = []
+    for source, share in shares_of(dataset).items():
+        windows = dataset.windows[source]
+        epochs = share * num_samples / windows.num_windows
+        repeats = ", so text is repeated" if epochs > 1 else ""
+        lines.append(
+            f"{source}  share {share:g}  {windows.num_windows:,} windows  {epochs:.2f} epochs{repeats}"
+            f"  {windows.num_unread_tokens:,} tokens in tails not read"
+        )
+    return lines
 
-    >>> rank_positions(2, samples_per_step=8, rank=1, world_size=4)
+
+@dataclass(frozen=True)
+class Samples:
+    """Which windows stand at consecutive positions."""
+
+    sources: np.ndarray
+    """int64: an index into the dataset's sources for each position."""
+    windows: np.ndarray
+    """int64: the window of that source."""
+
+    def count_tokens(self, dataset: PackedDataset) -> dict[str, int]:
+        """Their tokens per source."""
+        counts = np.bincount(self.sources, minlength=len(dataset.sources)) * dataset.seq_len
+        return dict(zip(dataset.sources, counts.tolist(), strict=True))
+
+    def extend_hash(self, previous: str) -> str:
+        """The running hash after these samples: sha256 of the one before, all sources, all windows (int64, little)."""
+        sources, windows = (values.astype("<i8").tobytes() for values in (self.sources, self.windows))
+        return hashlib.sha256(previous.encode() + sources + windows).hexdigest()
+
+
+def locate_samples(dataset: PackedDataset, position: int, *, num_samples: int) -> Samples:
+    """The windows at the positions [position, position + num_samples)."""
+    return Samples(*dataset.locate(np.arange(position, position + num_samples, dtype=np.int64)))
+
+
+def rank_positions(position: int, *, samples_per_step: int, rank: int, world_size: int) -> np.ndarray:
+    """The positions that a rank reads in the step that begins at `position`: int64, consecutive.
+
+    >>> rank_positions(16, samples_per_step=8, rank=1, world_size=4)
     array([18, 19])
     """
     samples_per_rank = samples_per_step // world_size
-    first = step * samples_per_step + rank * samples_per_rank
+    first = position + rank * samples_per_rank
     return np.arange(first, first + samples_per_rank, dtype=np.int64)
 
 
@@ -114,14 +158,18 @@ def pad_document_ends(ends: list[np.ndarray], *, seq_len: int) -> np.ndarray:
     return padded
 
 
-def read_micro_batch(dataset: PackedDataset, positions: np.ndarray, *, has_mask: bool, is_pinned: bool) -> MicroBatch:
-    """The samples at these positions, in the host's memory."""
+def read_micro_batch(
+    dataset: PackedDataset, positions: np.ndarray, *, has_mask: bool, is_pinned: bool, has_bos_fill: bool = False
+) -> MicroBatch:
+    """The samples at these positions, in the host's memory; with has_bos_fill some are nothing but BOS."""
     cu_seqlens = None
     if has_mask:
         samples, ends = dataset.samples_with_ends(positions)
         cu_seqlens = torch.from_numpy(pad_document_ends(ends, seq_len=dataset.seq_len))
     else:
         samples = dataset.samples(positions)
+    if has_bos_fill:
+        samples[positions % BOS_FILL_EVERY == BOS_FILL_EVERY - 1] = dataset.bos_id
     tokens = torch.from_numpy(samples)
     if is_pinned:
         tokens = tokens.pin_memory()
@@ -147,30 +195,32 @@ class RankReader:
     rank: int
     world_size: int
     has_mask: bool
+    has_bos_fill: bool
     is_pinned: bool
 
-    def read_step(self, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of one step."""
+    def read_step(self, position: int) -> list[MicroBatch]:
+        """This rank's micro-batches of the step that begins at a position."""
         positions = rank_positions(
-            step, samples_per_step=self.samples_per_step, rank=self.rank, world_size=self.world_size
+            position, samples_per_step=self.samples_per_step, rank=self.rank, world_size=self.world_size
         )
         return [
-            read_micro_batch(self.dataset, chunk, has_mask=self.has_mask, is_pinned=self.is_pinned)
+            read_micro_batch(
+                self.dataset,
+                chunk,
+                has_mask=self.has_mask,
+                is_pinned=self.is_pinned,
+                has_bos_fill=self.has_bos_fill,
+            )
             for chunk in np.split(positions, len(positions) // self.micro_batch_size)
         ]
 
-    def read_steps(self, steps: range) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of each step in turn; a thread reads the next step while this one is computed."""
+    def read_steps(self, position: int, *, num_steps: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of each step from a position on; a thread reads the next while one is computed."""
+        positions = range(position, position + num_steps * self.samples_per_step, self.samples_per_step)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as executor:
             pending = None
-            for step in steps:
-                batch = pending.result() if pending else self.read_step(step)
-                pending = executor.submit(self.read_step, step + 1) if step + 1 < steps.stop else None
+            for current in positions:
+                batch = pending.result() if pending else self.read_step(current)
+                following = current + self.samples_per_step
+                pending = executor.submit(self.read_step, following) if following in positions else None
                 yield batch
-
-    def count_tokens(self, step: int) -> dict[str, int]:
-        """The tokens of each source in one step, over all ranks."""
-        first = step * self.samples_per_step
-        sources = self.dataset.source_indices(np.arange(first, first + self.samples_per_step, dtype=np.int64))
-        counts = np.bincount(sources, minlength=len(self.dataset.sources)) * self.dataset.seq_len
-        return dict(zip(self.dataset.sources, counts.tolist(), strict=True))

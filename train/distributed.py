@@ -10,12 +10,19 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import ModelConfig
 from model.transformer import Transformer
+from train.config import TrainConfig
+from train.hardware import memory_bytes
+
+BYTES_PER_WEIGHT = 16
+"""Weight, gradient and AdamW's two moments, all float32."""
+SMALL_SHARE_OF_MEMORY = 0.1
+FELT_SHARE_OF_MEMORY = 0.05
 
 
 class AlikeError(ValueError):
@@ -55,6 +62,11 @@ def world_size_from_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size_from_environment(world_size: int) -> int:
+    """The number of ranks that torchrun started on this machine; all without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
 def start_ranks(device_type: str) -> Placement:
     """Join the process group: NCCL for CUDA, gloo for the CPU. Without torchrun, a group of one.
 
@@ -74,7 +86,7 @@ def start_ranks(device_type: str) -> Placement:
     return Placement(rank=rank, world_size=world_size, device=device)
 
 
-def print_error(error: Exception) -> None:
+def print_error(error: Exception | str) -> None:
     """One line on stderr: from every rank that meets an error of its own, from rank 0 alone where all meet it.
 
     Before the ranks have joined, all of them check the same settings and data.
@@ -114,35 +126,61 @@ def end_process(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
-def build_model(config: ModelConfig, *, attention_backend: str, seed: int, placement: Placement) -> Transformer:
+def build_model(
+    config: ModelConfig, *, attention_backend: str, settings: TrainConfig, placement: Placement
+) -> Transformer:
     """The model with its first weights, sharded over the ranks. The weights are the same at every world size.
 
     On CUDA the blocks compute in bfloat16 from float32 weights, and gradients are summed in float32. One CPU process
     has nothing to shard.
     """
     with torch.device("meta"):
-        model = Transformer(config, attention_backend=attention_backend)
-    if placement.world_size > 1 or placement.device.type == "cuda":
-        _shard(model, placement)
+        model = Transformer(config, attention_backend=attention_backend, recompute=settings.activation_checkpointing)
+    is_cuda = placement.device.type == "cuda"
+    if settings.compile == "on" or (settings.compile == "auto" and is_cuda):
+        model.compile_blocks()
+    if placement.world_size > 1 or is_cuda:
+        _shard(model, settings.sharding, placement=placement)
     model.to_empty(device=placement.device)
-    model.init_weights(seed, write=_write_part)
+    model.init_weights(settings.seed, write=_write_part)
     return model
 
 
-def _shard(model: Transformer, placement: Placement) -> None:
+def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
     """FSDP2: each block a unit, embedding, norm and head with the root. Gradients are summed, not averaged."""
-    mesh = init_device_mesh(placement.device.type, (placement.world_size,))
-    compute = torch.bfloat16 if placement.device.type == "cuda" else torch.float32
+    mesh = _make_mesh(choose_sharding(sharding, model.config, placement=placement), placement)
+    is_cuda = placement.device.type == "cuda"
     # Inputs are not cast, so that the rotary tables stay float32.
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if is_cuda else torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    # Gathered again for the backward pass only where the gathered weights would be felt in memory: two bytes each.
+    is_large = 2 * model.config.num_parameters() > FELT_SHARE_OF_MEMORY * memory_bytes(placement.device)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=is_large)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is divided by the tokens of the whole step, so the ranks' gradients add up to the mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def choose_sharding(wanted: str, config: ModelConfig, *, placement: Placement) -> str:
+    """Either full, hybrid or replicate; `auto` replicates what takes little of a GPU."""
+    if wanted != "auto":
+        return wanted
+    is_small = BYTES_PER_WEIGHT * config.num_parameters() < SMALL_SHARE_OF_MEMORY * memory_bytes(placement.device)
+    return "replicate" if is_small and placement.device.type == "cuda" else "full"
+
+
+def _make_mesh(sharding: str, placement: Placement) -> DeviceMesh:
+    """The ranks as (copies, parts of a copy), or as parts alone. Replicated, a copy has one part."""
+    ranks = placement.world_size
+    parts = {"full": ranks, "hybrid": local_world_size_from_environment(ranks), "replicate": 1}[sharding]
+    if parts == ranks:
+        return init_device_mesh(placement.device.type, (ranks,))
+    return init_device_mesh(placement.device.type, (ranks // parts, parts), mesh_dim_names=("copies", "parts"))
 
 
 def _write_part(parameter: Tensor, full_weight: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Validation loss per source, over all ranks; the same number at any number of ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +53,22 @@ def _count_validation(train: PackedDataset, source: str) -> tuple[int, int]:
 
 @torch.no_grad()
 def validation_losses(
-    model: nn.Module, sources: Mapping[str, ValidationSource], *, config: TrainConfig, placement: Placement
+    model: nn.Module,
+    sources: Mapping[str, ValidationSource],
+    *,
+    config: TrainConfig,
+    placement: Placement,
+    before_each: Callable[[], None],
 ) -> dict[str, float]:
-    """The mean loss per target of each source: sum and count are added over ranks before they are divided."""
+    """The mean loss per target of each source: sum and count are added over ranks before they are divided.
+
+    `before_each` is called before every micro-batch, as often on all ranks; it may raise.
+    """
     losses = {}
     for name, source in sources.items():
         loss = torch.zeros((), device=placement.device)
         for positions in _rank_chunks(source, config=config, placement=placement):
+            before_each()
             loss += _chunk_loss(model, source, positions, config=config, device=placement.device)
         losses[name] = sum_over_ranks(loss).item() / (source.num_windows * config.seq_len)
     return losses

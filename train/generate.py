@@ -20,7 +20,8 @@ from torch import Tensor
 from model.attention import KeyValueCache
 from model.transformer import Transformer
 from pipeline.tokenizer import load_tokenizer
-from train.checkpoint import MANIFEST, Manifest, find_checkpoints, load_weights, read_manifest
+from train.checkpoint import load_weights
+from train.manifest import Manifest, find_checkpoint, read_manifest
 
 PROMPTS = ("The ", "def ", "In the beginning")
 
@@ -62,6 +63,8 @@ def main() -> int:
         manifest = read_manifest(checkpoint)
         tokenizer = load_tokenizer(str(find_tokenizer(checkpoint, manifest)), engine="reference")
         model = load_model(checkpoint, manifest)
+        if torch.cuda.is_available():
+            model = model.to("cuda", torch.bfloat16)
         print(f"model   {checkpoint}  step {manifest.step:,}, {manifest.tokens:,} tokens")
         for prompt in PROMPTS if config.prompt is None else (config.prompt,):
             prompt_ids = tokenizer.encode(prompt)
@@ -74,16 +77,6 @@ def main() -> int:
     return 0
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or a run's newest. Raises FileNotFoundError."""
-    if (path / MANIFEST).is_file():
-        return path.resolve()
-    checkpoints = find_checkpoints(path)
-    if not checkpoints:
-        raise FileNotFoundError(f"{path} has no checkpoint: train one with torchrun train/main.py --out {path}")
-    return checkpoints[-1]
-
-
 def find_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
     """The run's copy of its tokenizer. Raises FileNotFoundError."""
     path = checkpoint.parent.parent / "tokenizer" / manifest.dataset["tokenizer_file"]
@@ -93,12 +86,12 @@ def find_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
 
 
 def load_model(checkpoint: Path, manifest: Manifest) -> Transformer:
-    """The checkpoint's model, in one piece: float32 on a CPU, bfloat16 on a GPU."""
+    """The checkpoint's model, in one piece: float32 on the CPU."""
     with torch.device("meta"):
         model = Transformer(manifest.model_config, attention_backend="sdpa")
     model.to_empty(device="cpu")
     load_weights(checkpoint, model)
-    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
+    return model
 
 
 def frame_prompt(ids: list[int], manifest: Manifest) -> list[int]:

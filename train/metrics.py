@@ -100,6 +100,8 @@ def format_record(record: Record, *, num_steps: int) -> str:
         f"lr {record['lr']:.2e}",
         f"grad {record['grad_norm']:7.3f}",
         f"{record['tokens_per_second']:>9,.0f} tokens/s",
+        *([f"MFU {record['mfu']:5.1%}"] if "mfu" in record else []),
+        *([f"{record['memory_bytes'] / 2**30:5.1f} GiB"] if "memory_bytes" in record else []),
         f"{record['tokens']:>13,} tokens",
         f"wait {record['data_seconds']:6.3f} s",
         f"left {timedelta(seconds=round(seconds_left))}",

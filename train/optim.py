@@ -8,26 +8,35 @@ from torch.distributed.tensor import DTensor
 
 from train.config import TrainConfig
 
+LR_FLOOR_TOKENS = 240_000 * 2_097_152
+"""For so long TinyLlama's run held its peak, since its minimum was set as high (its issue 27): 503B tokens."""
+
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of the update that makes `step` updates complete: 1 is the first, config.steps the last.
+    """The learning rate of the update that makes `step` updates complete: 1 is the first, num_steps the last.
 
-    Linear to the peak at warmup_steps, then half a cosine to the peak times min_lr_fraction at the last step.
+    Linear to the peak at warmup_steps. Then half a cosine, or the peak and a linear end (wsd), to the peak times
+    min_lr_fraction at the last step.
     """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (config.min_lr_fraction + (1.0 - config.min_lr_fraction) * cosine)
+    if "lr-floor" in config.mistakes and step * config.tokens_per_step <= LR_FLOOR_TOKENS:
+        return config.learning_rate
+    progress = min(1.0, (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps))
+    if config.schedule == "wsd":
+        height = min(1.0, (1.0 - progress) / config.decay_fraction) if config.decay_fraction else 1.0
+    else:
+        height = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.min_lr_fraction + (1.0 - config.min_lr_fraction) * height)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the model's weights; only matrices decay."""
+    """AdamW over the model's weights; only matrices decay, or norms too by TinyLlama's mistake."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     norms = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": norms, "weight_decay": 0.0},
+        {"params": norms, "weight_decay": config.weight_decay if "decay-norms" in config.mistakes else 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True)
 

@@ -69,6 +69,6 @@ def _fits(config: TrainConfig, content: dict) -> bool:
 
 def _time_on_cpu(config: TrainConfig, model_config: ModelConfig) -> str:
     """How long the run would take on this machine's cores, in years or days."""
-    flops = config.steps * config.tokens_per_step * model_config.flops_per_token(config.seq_len)
+    flops = config.num_steps * config.tokens_per_step * model_config.flops_per_token(config.seq_len)
     days = flops / (CPU_FLOPS_PER_CORE * (os.cpu_count() or 1)) / timedelta(days=1).total_seconds()
     return f"{days / 365:,.0f} years" if days > 730 else f"{max(days, 1):,.0f} days"

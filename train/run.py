@@ -11,24 +11,38 @@ from model.attention import choose_backend
 from model.config import ModelConfig
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
-from train.checkpoint import (
-    Manifest,
-    find_checkpoints,
-    list_changes,
-    load_checkpoint,
-    read_manifest,
-    refuse_other_run,
-)
+from train.checkpoint import choose_checkpoint, load_checkpoint
 from train.config import TrainConfig, save_config
-from train.data import shares_of
+from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
+from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
 from train.metrics import cut_metrics, format_validation, read_metrics
 from train.optim import build_optimizer, weight_norm
+from train.saver import Saver
+
+LARGEST_NUM_ROLLBACKS = 3
+"""So often a run goes back to the same checkpoint."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; with the weights and the optimizer's state, all that a checkpoint holds."""
+
+    step: int
+    """Updates done, skipped ones included."""
+    position: int
+    """The next sample."""
+    tokens_per_source: dict[str, int]
+    """Tokens trained on, over all ranks."""
+    samples_hash: str
+    """See train/ledger.py."""
+    skipped: list[list[int]]
+    """Positions left out, as [first, end)."""
 
 
 @dataclass
 class Run:
-    """Everything that one training process holds. The last three move; the rest stays."""
+    """Everything that one training process holds. The last four move; the rest stays."""
 
     config: TrainConfig
     model_config: ModelConfig
@@ -36,13 +50,20 @@ class Run:
     dataset: PackedDataset
     model: Transformer
     optimizer: torch.optim.Optimizer
-    step: int
-    """Updates done."""
-    tokens_per_source: dict[str, int]
-    """Tokens trained on, over all ranks."""
-    first_bad_step: torch.Tensor
-    """int64 scalar on the device: the first step whose loss or gradient was not finite, 0 while there is none. From
-    then on no update is applied, so the weights stay those of the step before."""
+    saver: Saver
+    progress: Progress
+    bad_in_a_row: torch.Tensor
+    """Updates skipped until now one after the other, since their loss or gradient was not finite: int64 scalar on the
+    device, so that no step waits for it."""
+    bad_in_all: torch.Tensor
+    """Updates skipped since this process started, likewise."""
+    num_rollbacks: int = 0
+    """How often the run went back to the checkpoint that is now its newest."""
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.progress.step
 
     @property
     def folder(self) -> Path:
@@ -56,62 +77,56 @@ class Run:
 
     def manifest(self) -> Manifest:
         """This run as a checkpoint at this step describes it."""
-        return describe_run(self.config, self.model_config, self.dataset, self.step, self.tokens_per_source)
+        return describe_run(self.config, self.model_config, self.dataset, self.progress)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: nowhere, or where a checkpoint left it."""
+def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, placement: Placement) -> Run:
+    """A run with its model and optimizer as they are at its first step, or in its newest whole checkpoint.
 
-    checkpoint: Path | None
-    step: int
-    tokens_per_source: dict[str, int]
-    changes: list[str]
-    """The settings that are not those of the checkpoint, in words."""
-
-
-def find_start(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset) -> Start:
-    """The first step, or the newest checkpoint. Raises ValueError for another run's folder."""
-    checkpoint = next(reversed(find_checkpoints(config.out)), None)
-    nothing_read = dict.fromkeys(dataset.sources, 0)
-    if checkpoint is None:
-        return Start(checkpoint=None, step=0, tokens_per_source=nothing_read, changes=[])
-    manifest = read_manifest(checkpoint)
-    current = describe_run(config, model_config, dataset, 0, nothing_read)
-    refuse_other_run(manifest, current=current, run_folder=config.out)
-    changes = list_changes(manifest, current=current)
-    tokens_per_source = nothing_read | manifest.tokens_per_source
-    return Start(checkpoint, step=manifest.step, tokens_per_source=tokens_per_source, changes=changes)
-
-
-def start_run(
-    config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, start: Start, placement: Placement
-) -> Run:
-    """A run with its model and optimizer as they are at its start. Raises ValueError for a damaged checkpoint."""
+    Raises AlikeError for the folder of another run.
+    """
+    progress = Progress(0, 0, dict.fromkeys(dataset.sources, 0), samples_hash="", skipped=[])
+    checkpoint, complaints = choose_checkpoint(config.out)
+    changes: list[str] = []
+    if checkpoint:
+        manifest = read_manifest(checkpoint)
+        current = describe_run(config, model_config, dataset, progress)
+        refuse_other_run(manifest, current=current, run_folder=config.out)
+        changes = list_changes(manifest, current=current)
+        progress = progress_of(manifest)
     backend = choose_backend(config.attention, device_type=placement.device.type)
-    model = build_model(model_config, attention_backend=backend, seed=config.seed, placement=placement)
+    model = build_model(model_config, attention_backend=backend, settings=config, placement=placement)
     optimizer = build_optimizer(model, config)
-    if start.checkpoint and start.step < config.steps:
-        load_checkpoint(start.checkpoint, model=model, optimizer=optimizer)
-    no_bad_step = torch.zeros((), dtype=torch.int64, device=placement.device)
-    run = Run(
-        config, model_config, placement, dataset, model, optimizer, start.step, start.tokens_per_source, no_bad_step
-    )
-    announce(run, start.changes)
-    if placement.rank == 0 and start.step < config.steps:
+    is_unfinished = progress.step < config.num_steps
+    if checkpoint and is_unfinished:
+        load_checkpoint(checkpoint, model=model, optimizer=optimizer)
+    saver = Saver(config, model=model, optimizer=optimizer, last_step=progress.step)
+    none_bad = torch.zeros((), dtype=torch.int64, device=placement.device)
+    run = Run(config, model_config, placement, dataset, model, optimizer, saver, progress, none_bad, none_bad)
+    announce(run, changes=changes, complaints=complaints)
+    if placement.rank == 0 and is_unfinished:
         prepare_folder(run)
     return run
 
 
+def progress_of(manifest: Manifest) -> Progress:
+    """How far the run of a checkpoint had come."""
+    return Progress(
+        step=manifest.step,
+        position=manifest.position,
+        tokens_per_source=dict(manifest.tokens_per_source),
+        samples_hash=manifest.samples_hash,
+        skipped=[list(part) for part in manifest.skipped],
+    )
+
+
 def describe_run(
-    config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, step: int, tokens_per_source: dict[str, int]
+    config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, progress: Progress
 ) -> Manifest:
-    """The manifest of a checkpoint after `step` updates."""
+    """The manifest of a checkpoint at this progress."""
     return Manifest(
-        step=step,
-        position=step * config.samples_per_step,
-        tokens=step * config.tokens_per_step,
-        tokens_per_source=dict(tokens_per_source),
+        **asdict(progress),
+        tokens=progress.step * config.tokens_per_step,
         mix=shares_of(dataset),
         dataset={
             "fingerprint": dataset.fingerprint,
@@ -138,44 +153,55 @@ def prepare_folder(run: Run) -> None:
     cut_metrics(run.metrics_path, last_step=run.step)
 
 
-def announce(run: Run, changes: list[str]) -> None:
+def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
     """Say what is about to be trained, on what, and from where."""
     config, placement = run.config, run.placement
     placement.say(f"data    {config.data}  tokenizer {run.dataset.tokenizer['name']}")
-    for line in describe_sources(run.dataset, num_samples=config.steps * config.samples_per_step):
+    for line in describe_sources(run.dataset, num_samples=config.num_steps * config.samples_per_step):
         placement.say(f"source  {line}")
     placement.say(
         f"model   {run.model_config.num_parameters():,} parameters  vocabulary {run.model_config.vocab_size:,}"
         f"  attention {run.model.attention_backend}  document mask {'on' if config.document_mask else 'off'}"
     )
     placement.say(
-        f"run     {config.out}  {config.steps:,} steps of {config.tokens_per_step:,} tokens  {placement.world_size} x"
-        f" {placement.device.type}  accumulation {config.accumulation(placement.world_size)}"
+        f"run     {config.out}  {config.num_steps:,} steps of {config.tokens_per_step:,} tokens"
+        f"  {placement.world_size} x {placement.device.type}  accumulation {config.accumulation(placement.world_size)}"
     )
-    if 0 < run.step < config.steps:
+    for complaint in complaints:
+        placement.say(f"damaged {complaint}: it was set aside, and the one before it is used")
+    if 0 < run.step < config.num_steps:
         placement.say(f"resume  from step {run.step:,}, {run.step * config.tokens_per_step:,} tokens")
         for change in changes:
             placement.say(f"changed {change}")
 
 
-def describe_sources(dataset: PackedDataset, *, num_samples: int) -> list[str]:
-    """For each source its share, its windows, how often a run of num_samples reads them, and what it never reads."""
-    lines = []
-    for source, share in shares_of(dataset).items():
-        windows = dataset.windows[source]
-        epochs = share * num_samples / windows.num_windows
-        repeats = ", so text is repeated" if epochs > 1 else ""
-        lines.append(
-            f"{source}  share {share:g}  {windows.num_windows:,} windows  {epochs:.2f} epochs{repeats}"
-            f"  {windows.num_unread_tokens:,} tokens in tails not read"
-        )
-    return lines
+def is_rolled_back(run: Run) -> bool:
+    """Whether too many updates in a row, or the last, were not finite: the run is at its newest checkpoint again.
 
-
-def refuse_bad_step(run: Run) -> None:
-    """Raises AlikeError if a loss or gradient was not finite so far. The host waits for the device here."""
-    if step := int(run.first_bad_step):
-        raise not_finite(run, f"the loss or its gradient is not finite at step {step:,}")
+    The data since then is left out: with the same weights and data the same would happen. The host waits for the
+    device here. Raises AlikeError where there is no checkpoint, or going back has not helped.
+    """
+    in_a_row = int(run.bad_in_a_row)
+    is_last = run.step == run.config.num_steps
+    if in_a_row == 0 or (in_a_row < run.config.max_bad_steps and not is_last):
+        return False
+    finding = f"the loss or its gradient was not finite in {in_a_row:,} steps in a row, up to step {run.step:,}"
+    run.saver.wait()
+    checkpoint, _ = choose_checkpoint(run.folder)
+    if checkpoint is None or run.num_rollbacks == LARGEST_NUM_ROLLBACKS:
+        raise not_finite(run, finding)
+    left_out = run.progress.position
+    load_checkpoint(checkpoint, model=run.model, optimizer=run.optimizer)
+    run.progress = progress_of(read_manifest(checkpoint))
+    run.progress.skipped.append([run.progress.position, left_out])
+    run.progress.position = left_out
+    run.num_rollbacks += 1
+    run.bad_in_a_row = torch.zeros_like(run.bad_in_a_row)
+    if run.placement.rank == 0:
+        cut_metrics(run.metrics_path, last_step=run.step)
+    first, end = run.progress.skipped[-1]
+    run.placement.say(f"back    {finding}: goes on from {checkpoint} without the samples {first:,} to {end - 1:,}")
+    return True
 
 
 def refuse_bad_weights(run: Run) -> None:
@@ -199,8 +225,10 @@ def report(run: Run) -> None:
     if run.placement.rank:
         return
     records = read_metrics(run.metrics_path)
+    if not records:
+        return
     last = records[-1]
-    trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.tokens_per_source.items())
+    trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.progress.tokens_per_source.items())
     for name, record in (("first", records[0]), ("last", last)):
         print(f"{name:5}   loss {record['loss']:.4f} at step {record['step']:,}")
     if "valid_loss" in last:

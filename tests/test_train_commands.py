@@ -1,0 +1,156 @@
+"""The commands beside the training: dry run, ledger, plot, export; each on a real run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from train_fixtures import SMALL_MODEL, train, two_sources, write_dataset
+
+from train import export, ledger, plot
+from train.config import load_recipe
+from train.forecast import estimate_memory, estimate_times, plot_schedule
+from train.main import main
+from train.manifest import find_checkpoints, read_manifest
+from train.watching import flatten
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return two_sources(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def finished_run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(data, out, "--steps", "4", "--valid-every", "2") == 0
+    return out
+
+
+def test_a_dry_run_shows_schedule_epochs_memory_and_time_and_trains_nothing(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--out", str(tmp_path / "run"), *SMALL_MODEL, "--dry-run"]
+    assert main(flags) == 0
+    output = capsys.readouterr().out
+    assert "1,600 of 256 tokens, 409,600 wanted in all" in output  # the demo's budget
+    assert "142.22 epochs, so text is repeated" in output
+    assert "lr 5.00e-03 at step 1, 1.00e-02 at step 2, 1.00e-03 at step 1,600" in output
+    assert "GiB  in all, estimated" in output and "days at 45% of the dense peak" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_large_recipe_needs_no_gpu_but_refuses_data_that_does_not_fit(data, tmp_path, capsys):
+    fitting = write_dataset(tmp_path / "data", {"prose": [[3] * 5000]}, tokenizer="llama2")
+    assert main(["--data", str(fitting), "--recipe", "tinyllama-1.1b", "--dry-run"]) == 0
+    assert "1,430,512 of 2,097,152 tokens, 3,000,001,101,824 wanted" in capsys.readouterr().out
+    assert main(["--data", str(data), "--recipe", "tinyllama-1.1b", "--seq-len", "32", "--dry-run"]) == 1
+    assert "wants llama2" in capsys.readouterr().err
+
+
+def test_the_schedule_is_drawn_as_high_as_it_is():
+    lines = plot_schedule(load_recipe("tinyllama-1.1b"))
+    assert lines[0].startswith("lr 4.00e-04 |") and lines[7].startswith("lr 5.00e-05 |")
+    widths = [line.count("#") for line in lines[:8]]
+    assert widths == sorted(widths) and widths[7] > 40  # it falls, and ends at a tenth of the peak
+
+
+def test_memory_and_time_follow_the_formulas():
+    config = load_recipe("tinyllama-1.1b")
+    shape = config.model_config(32_000)
+    whole = estimate_memory(config, shape, num_parts=1)["weights, gradients, AdamW's moments"]
+    assert whole == 16 * 1_100_048_384
+    assert estimate_memory(config, shape, num_parts=8)["weights, gradients, AdamW's moments"] == whole / 8
+    (line, *_) = estimate_times(config, shape, device=torch.device("cpu"), ranks=1)
+    # 0.45 * 989.4e12 / 7,313,817,600
+    assert line.startswith("1 x H200: 60,875 tokens/s, 570.4 days")
+
+
+def test_the_ledger_agrees_with_a_run_and_lists_a_steps_windows(data, finished_run, capsys):
+    assert ledger.main([str(finished_run)]) == 0
+    manifest = read_manifest(find_checkpoints(finished_run)[-1])
+    assert f"samples   as recorded, {manifest.samples_hash}  4 steps, 1,024 tokens" in capsys.readouterr().out
+    assert ledger.main([str(finished_run), "--step", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and lines[0].startswith("position 8  ") and "/train/shard-00000.bin  tokens " in lines[0]
+    assert ledger.main([str(finished_run), "--step", "5"]) == 1
+    assert "the checkpoint has the steps 1 to 4" in capsys.readouterr().err
+
+
+def test_the_ledger_notices_other_samples_and_another_dataset(data, finished_run, tmp_path, capsys):
+    manifest = read_manifest(find_checkpoints(finished_run)[-1])
+    dataset = ledger.open_dataset(manifest, None)
+    dataset.seed += 1
+    with pytest.raises(ValueError, match="it was trained on other samples than they say"):
+        ledger.check(manifest, dataset)
+    other = write_dataset(tmp_path / "data", {"prose": [[3] * 500], "code": [[4] * 500]})
+    assert ledger.main([str(finished_run), "--data", str(other)]) == 1
+    assert "the run was trained on" in capsys.readouterr().err
+
+
+def test_the_documents_of_a_window_are_those_that_it_touches(data):
+    # Step 1 of a run reads position 0; the numbers are checked against the ends of the shard itself.
+    dataset = ledger.PackedDataset(data, seq_len=32)
+    for window in range(dataset.num_windows("prose")):
+        line = ledger.describe_window(dataset, "prose", window)
+        first, last = (int(word) for word in line.split("documents ")[1].split(" to "))
+        ends = [0, *dataset.windows["prose"].shard_ends(0).tolist()]
+        touched = [n for n in range(len(ends) - 1) if ends[n] < 32 * window + 32 and ends[n + 1] > 32 * window]
+        assert (first, last) == (touched[0], touched[-1])
+
+
+def test_curves_are_drawn_as_a_picture(finished_run, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    picture = tmp_path / "loss.png"
+    assert plot.main([str(finished_run), "--out", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    curves = plot.curves_of(plot.read_run(finished_run))
+    assert curves["train"][0] == [256, 512, 768, 1024] and curves["valid code"][0] == [512, 1024]
+    assert plot.main([str(tmp_path), "--out", str(picture)]) == 1
+    assert "holds no metrics" in capsys.readouterr().err
+
+
+def test_an_exported_run_computes_in_transformers_what_it_computes_here(finished_run, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    out = tmp_path / "exported"
+    assert export.main([str(finished_run), "--out", str(out)]) == 0
+    theirs = transformers.LlamaForCausalLM.from_pretrained(out)
+    checkpoint = find_checkpoints(finished_run)[-1]
+    ours = export.load_model(checkpoint, read_manifest(checkpoint))
+    tokens = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), atol=1e-5, rtol=0)
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (1, 2)
+    assert json.loads((out / "training.json").read_text())["tokens"] == 1024
+    assert export.main([str(finished_run), "--out", str(out)]) == 1
+    assert "exists: name a new folder" in capsys.readouterr().err
+
+
+def test_an_exported_file_that_lost_a_weight_is_noticed(tmp_path):
+    weights = {"a": torch.ones(2), "b": torch.zeros(2)}
+    export.save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="does not hold what was written: b"):
+        export.refuse_difference(tmp_path / "x.safetensors", weights)
+
+
+@pytest.mark.long
+def test_metrics_and_traces_reach_tensorboard_and_the_profiler(data, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    assert train(data, out, "--steps", "13", "--log-to", "tensorboard", "--profile", "2", "--valid-every", "0") == 0
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 14))
+    assert (out / "profile" / "rank-0.json.gz").stat().st_size > 1000
+
+
+def test_a_logger_that_is_not_installed_is_named_with_the_extra(data, tmp_path, capsys):
+    if shutil.which("wandb"):
+        pytest.skip("wandb is installed")
+    assert train(data, tmp_path / "run", "--steps", "3", "--log-to", "wandb") == 1
+    assert "--log-to wandb: No module named 'wandb'; pip install 'tokenmill[log]'" in capsys.readouterr().err
+
+
+def test_inner_numbers_get_their_path_as_a_name():
+    assert flatten({"step": 3, "valid_loss": {"prose": 2.0}}) == {"step": 3, "valid_loss/prose": 2.0}

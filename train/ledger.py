@@ -1,0 +1,127 @@
+"""What a checkpoint has seen: recomputed from its settings, compared with what it recorded.
+
+    python train/ledger.py runs/tinyllama
+    python train/ledger.py runs/tinyllama --step 12345
+
+Each checkpoint holds its tokens per source and a running hash of its samples; both follow from settings and dataset
+alone. With --step the windows of one step, and in their shards the documents, by number; the shard's .docs.parquet
+leads from a number to the raw file and row. Exits with 1 where the record and the computation differ.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+if __package__ in (None, ""):  # started as `python train/ledger.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import tyro
+
+from pipeline.dataset import PackedDataset
+from train.data import arrange_mix, locate_samples, parse_mix
+from train.manifest import Manifest, find_checkpoint, read_manifest
+
+
+@dataclass(frozen=True)
+class LedgerFlags:
+    """Say which windows and documents a checkpoint has seen."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's folder (its newest checkpoint), or one checkpoint."""
+    step: int | None = None
+    """List the windows of this step, 1 being the first, instead of checking all."""
+    data: Path | None = None
+    """The dataset, where it is no longer at the place that the run names."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    flags = tyro.cli(LedgerFlags, args=arguments)
+    try:
+        manifest = read_manifest(find_checkpoint(flags.run))
+        dataset = open_dataset(manifest, flags.data)
+        lines = check(manifest, dataset) if flags.step is None else list_step(manifest, dataset, step=flags.step)
+        for line in lines:
+            print(line)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def open_dataset(manifest: Manifest, path: Path | None) -> PackedDataset:
+    """The dataset as the run read it. Raises ValueError for another one."""
+    config = manifest.config
+    path = path or Path(config["data"])
+    known = PackedDataset(path, seq_len=config["seq_len"]).content["mix"]
+    mix = arrange_mix(parse_mix(config["mix"]), known=known)
+    dataset = PackedDataset(path, seq_len=config["seq_len"], mix=mix, seed=config["seed"])
+    wanted = manifest.dataset["fingerprint"]
+    if dataset.fingerprint != wanted:
+        raise ValueError(f"{path} is the dataset {dataset.fingerprint[:16]}, the run was trained on {wanted[:16]}")
+    return dataset
+
+
+def step_positions(manifest: Manifest) -> Iterator[int]:
+    """The first position of each trained step in order; those left out are passed over."""
+    num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
+    skipped, position = dict(manifest.skipped), 0
+    for _ in range(manifest.step):
+        while position in skipped:
+            position = skipped[position]
+        yield position
+        position += num_samples
+
+
+def check(manifest: Manifest, dataset: PackedDataset) -> list[str]:
+    """Lines for a person. Raises ValueError where samples or tokens are not those that were recorded."""
+    num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
+    tokens: Counter[str] = Counter()
+    samples_hash = ""
+    for position in step_positions(manifest):
+        samples = locate_samples(dataset, position, num_samples=num_samples)
+        tokens.update(samples.count_tokens(dataset))
+        samples_hash = samples.extend_hash(samples_hash)
+    recorded = {source: count for source, count in manifest.tokens_per_source.items() if count}
+    if samples_hash != manifest.samples_hash or +tokens != recorded:
+        raise ValueError(
+            f"the checkpoint recorded {recorded} and samples {manifest.samples_hash[:16]}, its settings give"
+            f" {dict(+tokens)} and {samples_hash[:16]}: it was trained on other samples than they say"
+        )
+    lines = [f"samples   as recorded, {samples_hash}  {manifest.step:,} steps, {manifest.tokens:,} tokens"]
+    for source, count in recorded.items():
+        epochs = count / dataset.seq_len / dataset.num_windows(source)
+        lines.append(f"{source}  {count:,} tokens  {epochs:.4f} epochs of {dataset.num_windows(source):,} windows")
+    return lines + [f"left out  positions {first:,} to {end - 1:,}" for first, end in manifest.skipped]
+
+
+def list_step(manifest: Manifest, dataset: PackedDataset, *, step: int) -> list[str]:
+    """The windows of one step and their documents. Raises ValueError for a step that was not trained."""
+    if not 1 <= step <= manifest.step:
+        raise ValueError(f"--step {step:,} was not trained: the checkpoint has the steps 1 to {manifest.step:,}")
+    position = next(first for number, first in enumerate(step_positions(manifest), start=1) if number == step)
+    num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
+    samples = locate_samples(dataset, position, num_samples=num_samples)
+    return [
+        f"position {position + offset:,}  {describe_window(dataset, dataset.sources[source], int(window))}"
+        for offset, (source, window) in enumerate(zip(samples.sources, samples.windows, strict=True))
+    ]
+
+
+def describe_window(dataset: PackedDataset, source: str, window: int) -> str:
+    """A window's shard, its tokens there, and the numbers of the documents that it touches."""
+    windows = dataset.windows[source]
+    shard, start = windows.locate(window)
+    ends = windows.shard_ends(shard)
+    borders = np.array([start, start + windows.seq_len - 1], ends.dtype)
+    first, last = np.searchsorted(ends, borders, side="right").tolist()
+    path = windows.shards[shard]["path"]
+    return f"{path}  tokens {start:,} to {start + windows.seq_len:,}  documents {first:,} to {last:,}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

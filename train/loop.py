@@ -1,0 +1,188 @@
+"""The training loop in named steps: update, count, log, validate, save."""
+
+import gc
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+
+from train.data import MicroBatch, RankReader, document_mask_of, locate_samples
+from train.distributed import sum_over_ranks
+from train.evaluate import ValidationSource, open_validation, validation_losses
+from train.hardware import device_name, flops_utilization, memory_used
+from train.metrics import Meter, Record, append_metrics, format_record
+from train.optim import clip_gradients, learning_rate_at, set_learning_rate, update_weights
+from train.run import Run, is_rolled_back, not_finite, refuse_bad_weights, report
+from train.signals import StopRequest, StopRequestedError
+from train.watching import Watcher, open_profiler, open_watchers
+
+
+def train(run: Run, *, stop: StopRequest) -> None:
+    """Train to the last step; or, asked to stop, to the last whole step, which is saved."""
+    if run.step >= run.config.num_steps:
+        run.placement.say(f"finished already: {run.folder} is at step {run.step:,}; a larger --steps goes on")
+        return
+    gc.collect()
+    gc.freeze()  # what is there now stays, so that no later collection on any rank looks at it
+    try:
+        with ExitStack() as stack:
+            stack.callback(run.saver.close)
+            train_or_save(run, stop=stop, stack=stack)
+    finally:
+        gc.unfreeze()
+
+
+def train_or_save(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
+    """Train; where a signal asks to stop, save what is done of it."""
+    try:
+        train_steps(run, stop=stop, stack=stack)
+    except StopRequestedError as request:
+        run.optimizer.zero_grad()  # of a step that is not finished
+        save(run)
+        run.saver.wait()
+        run.placement.say(f"stopped by {request} after step {run.step:,}: the same command goes on from there")
+        return
+    run.saver.wait()
+    report(run)
+
+
+def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
+    """All steps, with metrics, validation and checkpoints on the way. `stack` closes what they need."""
+    config = run.config
+    validation = open_validation(config, run.dataset, placement=run.placement)
+    watchers = open_watchers(config, rank=run.placement.rank, stack=stack)
+    after_step = open_profiler(config, rank=run.placement.rank, stack=stack)
+    meter = Meter()
+    while run.step < config.num_steps:
+        reader = open_reader(run)
+        for batch in meter.watch(reader.read_steps(run.progress.position, num_steps=config.num_steps - run.step)):
+            learning_rate = learning_rate_at(run.step + 1, config)
+            loss, grad_norm = train_step(run, batch, learning_rate=learning_rate, stop=stop)
+            count_step(run)
+            after_step()
+            is_validated = validation and is_due(run, config.valid_every)
+            is_logged, is_saved = is_validated or is_due(run, config.log_every), is_due(run, config.checkpoint_every)
+            if (is_logged or is_saved) and is_rolled_back(run):
+                break
+            if is_logged:
+                record = measure(run, meter, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
+                with meter.paused():
+                    log(run, record | (validate(run, validation, stop=stop) if is_validated else {}), watchers)
+            if is_saved:
+                with meter.paused():
+                    save(run)
+
+
+def open_reader(run: Run) -> RankReader:
+    """What this rank reads."""
+    return RankReader(
+        dataset=run.dataset,
+        samples_per_step=run.config.samples_per_step,
+        micro_batch_size=run.config.micro_batch_size,
+        rank=run.placement.rank,
+        world_size=run.placement.world_size,
+        has_mask=run.config.document_mask,
+        has_bos_fill="bos-fill" in run.config.mistakes,
+        is_pinned=run.placement.device.type == "cuda",
+    )
+
+
+def train_step(
+    run: Run, batch: list[MicroBatch], *, learning_rate: float, stop: StopRequest
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update. Returns the mean loss and the norm of all gradients, over all ranks; both stay on the device.
+
+    The loss is divided by the targets of the whole step; all are real, since windows are full. The update is skipped,
+    on all ranks alike, where the loss or the norm is not finite. Raises StopRequestedError between micro-batches.
+    """
+    loss = torch.zeros((), device=run.placement.device)
+    for micro_batch in batch:
+        stop.check()
+        on_device = micro_batch.to(run.placement.device)
+        documents = document_mask_of(on_device, backend=run.model.attention_backend)
+        part = run.model(on_device.inputs, targets=on_device.targets, documents=documents) / run.config.tokens_per_step
+        part.backward()
+        loss += part.detach()
+    loss = sum_over_ranks(loss)
+    grad_norm = clip_gradients(run.model, run.config.grad_clip)
+    is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
+    run.bad_in_a_row = (run.bad_in_a_row + 1) * is_bad
+    run.bad_in_all = run.bad_in_all + is_bad
+    set_learning_rate(run.optimizer, learning_rate)
+    update_weights(run.optimizer, is_skipped=is_bad)
+    return loss, grad_norm
+
+
+def count_step(run: Run) -> None:
+    """Count the step that was just done: its samples, and the tokens of each source."""
+    progress, num_samples = run.progress, run.config.samples_per_step
+    samples = locate_samples(run.dataset, progress.position, num_samples=num_samples)
+    for source, num_tokens in samples.count_tokens(run.dataset).items():
+        progress.tokens_per_source[source] += num_tokens
+    progress.samples_hash = samples.extend_hash(progress.samples_hash)
+    progress.position += num_samples
+    progress.step += 1
+
+
+def is_due(run: Run, every: int) -> bool:
+    """Whether something that is done every so many steps, and at the last, is to be done now."""
+    return run.step == run.config.num_steps or (every > 0 and run.step % every == 0)
+
+
+def measure(run: Run, meter: Meter, *, loss: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float) -> Record:
+    """The metrics of this step. The host waits for the device here."""
+    config, device = run.config, run.placement.device
+    loss_value, grad_norm_value = loss.item(), grad_norm.item()
+    speed = meter.read(tokens_per_step=config.tokens_per_step)
+    utilization = flops_utilization(
+        speed["tokens_per_second"],
+        flops_per_token=run.model_config.flops_per_token(config.seq_len),
+        num_devices=run.placement.world_size,
+        name=device_name(device),
+    )
+    return {
+        "step": run.step,
+        "loss": loss_value,
+        "lr": learning_rate,
+        "grad_norm": grad_norm_value,
+        "tokens": run.step * config.tokens_per_step,
+        **speed,
+        **({} if utilization is None else {"mfu": utilization}),
+        **memory_used(device),
+        "skipped_updates": int(run.bad_in_all),
+        "tokens_per_source": dict(run.progress.tokens_per_source),
+    }
+
+
+def validate(run: Run, validation: Mapping[str, ValidationSource], *, stop: StopRequest) -> Record:
+    """The validation loss of each source, as a part of the step's metrics. Raises AlikeError if one is not finite."""
+    losses = validation_losses(
+        run.model, validation, config=run.config, placement=run.placement, before_each=stop.check
+    )
+    for source, loss in losses.items():
+        if not math.isfinite(loss):
+            raise not_finite(run, f"the validation loss of {source} is {loss} at step {run.step:,}")
+    return {"valid_loss": losses}
+
+
+def save(run: Run) -> None:
+    """Begin a checkpoint of this step, if there is none."""
+    if run.saver.last_step != run.step:
+        refuse_bad_weights(run)
+        run.saver.save(run.manifest())
+        if not int(run.bad_in_a_row):
+            run.num_rollbacks = 0
+
+
+def log(run: Run, record: Record, watchers: list[Watcher]) -> None:
+    """Write a step's metrics to the file, to the screen and to the watchers, on rank 0."""
+    if run.placement.rank:
+        return
+    if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
+        run.placement.say(f"skipped the update of step {run.step:,}: its loss or gradient is not finite")
+        return
+    append_metrics(run.metrics_path, record)
+    run.placement.say(format_record(record, num_steps=run.config.num_steps))
+    for watch in watchers:
+        watch(record)
