@@ -79,18 +79,17 @@ class SourceBins(SourceShards):
         """Copy the tokens of bins into rows of `out`, (any, seq_len + 1), in the order of the files."""
         out[rows] = self.pad_id
         pieces = self.pieces(bins)
-        order = np.argsort(pieces.starts, kind="stable")
-        columns = (*self._locate(pieces.starts), rows[pieces.rows], pieces.columns, pieces.lengths)
-        located = zip(*(values[order].tolist() for values in columns), strict=True)
-        for shard, start, row, column, length in located:
-            self.tokens(shard).read_into(start, out[row, column : column + length])
+        located = self._locate(pieces.starts)
+        for tokens, entries in self.in_file_order(*located, rows[pieces.rows], pieces.columns, pieces.lengths):
+            for start, row, column, length in entries:
+                tokens.read_into(start, out[row, column : column + length])
 
     def will_need(self, epoch: int, bins: np.ndarray, *, in_blocks_of: int) -> None:
         """Ask the system to begin reading the pieces of bins. The pieces of a pool lie near each other: no blocks."""
         pieces = self.pieces(bins)
-        located = zip(*(values.tolist() for values in (*self._locate(pieces.starts), pieces.lengths)), strict=True)
-        for shard, start, length in located:
-            self.tokens(shard).will_need(start, start + length)
+        for tokens, entries in self.in_file_order(*self._locate(pieces.starts), pieces.lengths):
+            for start, length in entries:
+                tokens.will_need(start, start + length)
 
     def pieces(self, bins: np.ndarray) -> Pieces:
         """The pieces of some bins. Raises IndexError for a bin that is not there."""

@@ -122,10 +122,9 @@ class SourceWindows(SourceShards):
     def copy(self, epoch: int, windows: np.ndarray, *, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy the tokens of windows into rows of `out`, (any, seq_len + 1), in the order of the files."""
         shards, starts = self.locate(epoch, windows)
-        order = np.lexsort((starts, shards))
-        located = zip(shards[order].tolist(), starts[order].tolist(), rows[order].tolist(), strict=True)
-        for shard, start, row in located:
-            self.tokens(shard).read_into(start, out[row])
+        for tokens, entries in self.in_file_order(shards, starts, rows):
+            for start, row in entries:
+                tokens.read_into(start, out[row])
 
     def will_need(self, epoch: int, windows: np.ndarray, *, in_blocks_of: int) -> None:
         """Ask the system to begin reading the windows, each with its whole block where blocks have more than one."""
@@ -136,8 +135,9 @@ class SourceWindows(SourceShards):
         last_shards, last_starts = self.locate(epoch, last)
         # A block that begins at the end of one shard and goes on in the next is asked for up to that end.
         stops = np.where(shards == last_shards, last_starts + self.seq_len + 1, self.num_tokens_of[shards])
-        for shard, start, stop in zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True):
-            self.tokens(shard).will_need(start, stop)
+        for tokens, entries in self.in_file_order(shards, starts, stops):
+            for start, stop in entries:
+                tokens.will_need(start, stop)
 
     def document_ends(self, epoch: int, window: int) -> np.ndarray:
         """Where the pieces of documents in a window's seq_len inputs end: int64, increasing, the last is seq_len."""
