@@ -63,10 +63,13 @@ class SourceWindows(SourceShards):
 
     def phase(self, epoch: int) -> int:
         """How many tokens of each shard precede its first window in an epoch."""
-        number = epoch % self.num_phases
-        if number:
-            number = 1 + int(permute(np.array([number - 1]), size=self.num_phases - 1, key=self.phase_key)[0])
-        return number * self.seq_len // self.num_phases
+        return int(self._phases[epoch % self.num_phases])
+
+    @cached_property
+    def _phases(self) -> np.ndarray:
+        """The phase of each epoch of a cycle: int64, 0 first, the others in a keyed order."""
+        others = permute(np.arange(self.num_phases - 1), size=self.num_phases - 1, key=self.phase_key)
+        return np.concatenate([[0], 1 + others]) * self.seq_len // self.num_phases
 
     def first_windows(self, epoch: int) -> np.ndarray:
         """The number of each shard's first window in an epoch, and of all windows: int64, one more than shards."""
