@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.maps import OpenFiles
+from pipeline.maps import DiskWatch, OpenFiles
 from pipeline.order import permute
 from pipeline.source_shards import SourceShards, ends_between, offset_in_document
 
@@ -122,12 +122,14 @@ class SourceWindows(SourceShards):
         tokens.will_need(start, start + self.seq_len + 1)  # or each of its pages would be waited for in turn
         return tokens.view(start, start + self.seq_len + 1)
 
-    def copy(self, epoch: int, windows: np.ndarray, *, rows: np.ndarray, out: np.ndarray) -> None:
+    def copy(self, epoch: int, windows: np.ndarray, *, rows: np.ndarray, out: np.ndarray, watch: DiskWatch) -> None:
         """Copy the tokens of windows into rows of `out`, (any, seq_len + 1), in the order of the files."""
         shards, starts = self.locate(epoch, windows)
         for tokens, entries in self.in_file_order(shards, starts, rows):
+            watch.start()
             for start, row in entries:
                 tokens.read_into(start, out[row])
+                watch.tick()
 
     def will_need(self, epoch: int, windows: np.ndarray, *, in_blocks_of: int) -> None:
         """Ask the system to begin reading the windows, each with its whole block where blocks have more than one."""
