@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.maps import OpenFile, OpenFiles
+from pipeline.maps import DiskWatch, OpenFile, OpenFiles
 from pipeline.packing_index import LENGTH_BITS, find_index
 from pipeline.source_shards import SourceShards, offset_in_document
 
@@ -72,25 +72,27 @@ class SourceBins(SourceShards):
     def view(self, epoch: int, bin_number: int) -> np.ndarray:
         """The tokens of one bin, shape (seq_len + 1,): its pieces, then padding. A copy."""
         out = np.empty((1, self.seq_len + 1), dtype=self.dtype)
-        self.copy(epoch, np.array([bin_number]), rows=np.array([0]), out=out)
+        self.will_need(epoch, np.array([bin_number]), in_blocks_of=1)
+        self.copy(epoch, np.array([bin_number]), rows=np.array([0]), out=out, watch=DiskWatch(lambda: None))
         return out[0]
 
-    def copy(self, epoch: int, bins: np.ndarray, *, rows: np.ndarray, out: np.ndarray) -> None:
+    def copy(self, epoch: int, bins: np.ndarray, *, rows: np.ndarray, out: np.ndarray, watch: DiskWatch) -> None:
         """Copy the tokens of bins into rows of `out`, (any, seq_len + 1), in the order of the files."""
         out[rows] = self.pad_id
         pieces = self.pieces(bins)
-        order = np.argsort(pieces.starts, kind="stable")
-        columns = (*self._locate(pieces.starts), rows[pieces.rows], pieces.columns, pieces.lengths)
-        located = zip(*(values[order].tolist() for values in columns), strict=True)
-        for shard, start, row, column, length in located:
-            self.tokens(shard).read_into(start, out[row, column : column + length])
+        located = self._locate(pieces.starts)
+        for tokens, entries in self.in_file_order(*located, rows[pieces.rows], pieces.columns, pieces.lengths):
+            watch.start()
+            for start, row, column, length in entries:
+                tokens.read_into(start, out[row, column : column + length])
+                watch.tick()
 
     def will_need(self, epoch: int, bins: np.ndarray, *, in_blocks_of: int) -> None:
         """Ask the system to begin reading the pieces of bins. The pieces of a pool lie near each other: no blocks."""
         pieces = self.pieces(bins)
-        located = zip(*(values.tolist() for values in (*self._locate(pieces.starts), pieces.lengths)), strict=True)
-        for shard, start, length in located:
-            self.tokens(shard).will_need(start, start + length)
+        for tokens, entries in self.in_file_order(*self._locate(pieces.starts), pieces.lengths):
+            for start, length in entries:
+                tokens.will_need(start, start + length)
 
     def pieces(self, bins: np.ndarray) -> Pieces:
         """The pieces of some bins. Raises IndexError for a bin that is not there."""

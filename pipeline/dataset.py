@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.bins import SourceBins
 from pipeline.catalogue import Catalogue
-from pipeline.maps import MOST_OPEN_FILES, OpenFiles
+from pipeline.maps import MOST_OPEN_FILES, DiskWatch, OpenFiles
 from pipeline.mixture import Mixture
 from pipeline.order import derive_key
 from pipeline.reading_order import BLOCK_SIZES, STATE_FORMAT, Located, ReadingOrder, as_positions, refuse_state
@@ -42,8 +42,8 @@ class PackedDataset(Catalogue):
     shuffle: "global", or "block" for storage where random reads are dear (see order.permute_blocks).
     max_epochs: how often a source may be read, for all or by source; positions end there. By default the stream is
     endless, and len() counts the positions before any source begins its second epoch.
-    use_maps: False reads files without mapping them, where a program's mapped pages count as its memory.
-    cache: the folder of best-fit indexes, which are made on first use; by default the user's.
+    use_maps: False reads files unmapped, where mapped pages count as a program's memory. cache: the folder of best-fit
+    indexes, which are made on first use; by default the user's.
 
     Raises FileNotFoundError or ValueError where the dataset is not finished, a shard is cut, or a source, split or
     window asked for is not there.
@@ -149,25 +149,31 @@ class PackedDataset(Catalogue):
     def samples(self, positions: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples at `positions`, shape (len(positions), seq_len + 1), copied into `out` where it is given.
 
-        The system is asked for all of them before the first is copied. Raises ValueError for an `out` of another
-        shape or dtype.
+        Where the disk has to be waited for, the system is asked for all of them at once. Raises ValueError for an `out`
+        of another shape or dtype.
         """
-        located = self.locate(positions)
+        return self._copy(self.locate(positions), out)[0]
+
+    def _copy(self, located: Located, out: np.ndarray | None) -> tuple[np.ndarray, bool]:
+        """The samples, and whether the disk had to be waited for."""
         shape = (len(located.sources), self.seq_len + 1)
-        if out is None:
-            out = np.empty(shape, dtype=self.dtype)
+        out = np.empty(shape, dtype=self.dtype) if out is None else out
         if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}, expected a contiguous {self.dtype} {shape}")
-        self._will_need(located)
+        watch = DiskWatch(lambda: self._will_need(located))
         for source, epoch, rows in self._group(located):
-            source.copy(epoch, located.samples[rows], rows=rows, out=out)
-        return out
+            source.copy(epoch, located.samples[rows], rows=rows, out=out, watch=watch)
+        return out, watch.has_waited
 
     def read(self, count: int, out: np.ndarray | None = None) -> np.ndarray:
-        """The next `count` samples from `position` on, which moves on by as many; the ones after them are asked for."""
-        samples = self.samples(range(self.position, self.position + count), out=out)
+        """The next `count` samples from `position` on, which moves on by as many.
+
+        Where the disk had to be waited for, the system is asked for as many after them, while these are used.
+        """
+        samples, has_waited = self._copy(self.locate(range(self.position, self.position + count)), out)
         self.position += count
-        self.read_ahead(range(self.position, min(self.position + count, self.order.end)))
+        if has_waited:
+            self.read_ahead(range(self.position, min(self.position + count, self.order.end)))
         return samples
 
     def read_ahead(self, positions: Sequence[int] | np.ndarray) -> None:

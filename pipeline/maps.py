@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,11 @@ from pipeline.shard import check_size
 
 MOST_OPEN_FILES = 500
 """Files held open at a time. WekaFS refuses maps beyond about 600; many systems allow 1,024 open files."""
+
+WAIT_SECONDS = 50e-6
+"""A read from memory takes a tenth of it, one from a disk more."""
+SLOW_READS = 3
+"""So many slow reads in a batch mean a disk; fewer may be other programs."""
 
 TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
@@ -83,6 +90,36 @@ class OpenFile:
             return
         first -= first % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, first, last - first)
+
+
+class DiskWatch:
+    """Notices that reads had to wait for the disk, and then asks for all the reads of their batch at once.
+
+    Asking for what is in memory already costs more than reading it, about 3 us a window; so it is not done before.
+    """
+
+    def __init__(self, ask: Callable[[], None]):
+        self._ask, self._num_slow = ask, 0
+        self.start()
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether some reads were slow; one or two may be the system's doing."""
+        return self._num_slow >= SLOW_READS
+
+    def start(self) -> None:
+        """What came before was no read."""
+        self._before = time.perf_counter()
+
+    def tick(self) -> None:
+        """A read is done."""
+        now = time.perf_counter()
+        if now - self._before > WAIT_SECONDS:
+            self._num_slow += 1
+            if self._num_slow == SLOW_READS:
+                self._ask()
+                now = time.perf_counter()
+        self._before = now
 
 
 def _map_file(descriptor: int) -> mmap.mmap | None:

@@ -53,8 +53,10 @@ def permute(indices: np.ndarray, *, size: int, key: int, inverse: bool = False) 
         raise ValueError(f"cannot permute {size:,} indices, at most {LARGEST_SIZE:,}")
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise IndexError(f"index outside range({size})")
+    if not indices.size:
+        return indices.copy()
     rows = math.isqrt(size)
-    shape = (rows, -(-size // max(rows, 1)))
+    shape = (rows, -(-size // rows))
     result = _walk(indices.reshape(-1), shape=shape, key=key, inverse=inverse)
     outside = np.flatnonzero(result >= size)
     while len(outside):

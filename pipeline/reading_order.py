@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -65,8 +66,9 @@ class ReadingOrder:
         self.mixture = mixture
         self.max_epochs = _epochs_by_source(self._max_epochs, self.sources)
         self.end = self.find_end(self.max_epochs)
+        self.__dict__.pop("length", None)  # of the mixture before
 
-    @property
+    @cached_property
     def length(self) -> int:
         """The end that max_epochs sets; where it sets none, the first position that begins a second epoch."""
         return self.end if self.max_epochs else self.find_end(dict.fromkeys(self.sources, 1))

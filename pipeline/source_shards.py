@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,18 @@ class SourceShards:
     def tokens(self, shard: int) -> OpenFile:
         """The ids of one shard."""
         return self.files.open(self.paths[shard], dtype=self.dtype, count=self.shards[shard]["tokens"])
+
+    def in_file_order(
+        self, shards: np.ndarray, starts: np.ndarray, *columns: np.ndarray
+    ) -> Iterator[tuple[OpenFile, Iterable[tuple[int, ...]]]]:
+        """The tokens of each of these shards, opened once, with the start and other columns of each of its entries."""
+        order = np.lexsort((starts, shards))
+        borders = [0, *(np.flatnonzero(np.diff(shards[order])) + 1).tolist(), len(order)]
+        for first, last in pairwise(borders):
+            if first < last:
+                of_shard = order[first:last]
+                entries = zip(*(column[of_shard].tolist() for column in (starts, *columns)), strict=True)
+                yield self.tokens(int(shards[of_shard[0]])), entries
 
     def ends(self, shard: int) -> OpenFile:
         """Where the documents of one shard end, in tokens."""

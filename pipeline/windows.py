@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.maps import OpenFiles
+from pipeline.maps import DiskWatch, OpenFiles
 from pipeline.order import permute
 from pipeline.source_shards import SourceShards, ends_between, offset_in_document
 
@@ -63,10 +63,13 @@ class SourceWindows(SourceShards):
 
     def phase(self, epoch: int) -> int:
         """How many tokens of each shard precede its first window in an epoch."""
-        number = epoch % self.num_phases
-        if number:
-            number = 1 + int(permute(np.array([number - 1]), size=self.num_phases - 1, key=self.phase_key)[0])
-        return number * self.seq_len // self.num_phases
+        return int(self._phases[epoch % self.num_phases])
+
+    @cached_property
+    def _phases(self) -> np.ndarray:
+        """The phase of each epoch of a cycle: int64, 0 first, the others in a keyed order."""
+        others = permute(np.arange(self.num_phases - 1), size=self.num_phases - 1, key=self.phase_key)
+        return np.concatenate([[0], 1 + others]) * self.seq_len // self.num_phases
 
     def first_windows(self, epoch: int) -> np.ndarray:
         """The number of each shard's first window in an epoch, and of all windows: int64, one more than shards."""
@@ -119,13 +122,14 @@ class SourceWindows(SourceShards):
         tokens.will_need(start, start + self.seq_len + 1)  # or each of its pages would be waited for in turn
         return tokens.view(start, start + self.seq_len + 1)
 
-    def copy(self, epoch: int, windows: np.ndarray, *, rows: np.ndarray, out: np.ndarray) -> None:
+    def copy(self, epoch: int, windows: np.ndarray, *, rows: np.ndarray, out: np.ndarray, watch: DiskWatch) -> None:
         """Copy the tokens of windows into rows of `out`, (any, seq_len + 1), in the order of the files."""
         shards, starts = self.locate(epoch, windows)
-        order = np.lexsort((starts, shards))
-        located = zip(shards[order].tolist(), starts[order].tolist(), rows[order].tolist(), strict=True)
-        for shard, start, row in located:
-            self.tokens(shard).read_into(start, out[row])
+        for tokens, entries in self.in_file_order(shards, starts, rows):
+            watch.start()
+            for start, row in entries:
+                tokens.read_into(start, out[row])
+                watch.tick()
 
     def will_need(self, epoch: int, windows: np.ndarray, *, in_blocks_of: int) -> None:
         """Ask the system to begin reading the windows, each with its whole block where blocks have more than one."""
@@ -136,8 +140,9 @@ class SourceWindows(SourceShards):
         last_shards, last_starts = self.locate(epoch, last)
         # A block that begins at the end of one shard and goes on in the next is asked for up to that end.
         stops = np.where(shards == last_shards, last_starts + self.seq_len + 1, self.num_tokens_of[shards])
-        for shard, start, stop in zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True):
-            self.tokens(shard).will_need(start, stop)
+        for tokens, entries in self.in_file_order(shards, starts, stops):
+            for start, stop in entries:
+                tokens.will_need(start, stop)
 
     def document_ends(self, epoch: int, window: int) -> np.ndarray:
         """Where the pieces of documents in a window's seq_len inputs end: int64, increasing, the last is seq_len."""

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import write_rows
+from reader_fixtures import write_dataset
 
 from pipeline.dataset import PackedDataset
 
@@ -137,6 +138,10 @@ def test_validation_is_read_like_train(packed):
         ({"mix": {"web": 0.0}}, "weights must be 0 or more"),
         ({"seq_len": 10**6}, "too few for a window of seq_len 1000000"),
         ({"seq_len": 0}, "seq_len must be 1 or more"),
+        ({"packing": "first-fit"}, "packing must be concat or best-fit, found 'first-fit'"),
+        ({"shuffle": "none"}, "shuffle must be global or block, found 'none'"),
+        ({"max_epochs": 0}, "max_epochs of 'web' must be 1 or more, found 0"),
+        ({"max_epochs": {"books": 2}}, "max_epochs names 'books', which is not in the mix"),
     ],
 )
 def test_what_cannot_be_read_as_asked_is_refused(packed, wrong, expected):
@@ -154,3 +159,61 @@ def test_a_missing_dataset_and_a_cut_shard_are_named(packed, tmp_path):
         PackedDataset(tmp_path / "cut", seq_len=SEQ_LEN).samples(range(200))
     with pytest.raises(IndexError):
         PackedDataset(packed, seq_len=SEQ_LEN).samples([-1])
+
+
+def test_positions_are_whole_numbers_that_are_there(dataset):
+    with pytest.raises(TypeError, match="positions are whole numbers, found float64"):
+        dataset.samples([0.5])
+    with pytest.raises(IndexError, match="positions count from 0, found -3"):
+        dataset.samples([4, -3])
+    assert dataset.samples([]).shape == (0, SEQ_LEN + 1)
+    for wrong in (
+        np.empty((2, SEQ_LEN), np.uint16),
+        np.empty((2, SEQ_LEN + 1), np.int64),
+        np.empty((4, SEQ_LEN + 1), np.uint16)[::2],
+    ):
+        with pytest.raises(ValueError, match="out is"):
+            dataset.samples([0, 1], out=wrong)
+
+
+def test_a_source_too_small_for_one_batch_is_read_over_and_over(tmp_path):
+    tiny, other = [[[5] * 40]], [[[number % 60 + 3] * 30 for number in range(200)]]
+    folder = write_dataset(tmp_path, {"tiny": tiny, "other": other}, mix={"tiny": 0.5, "other": 0.5})
+    dataset = PackedDataset(folder, seq_len=SEQ_LEN)
+    assert dataset.num_windows("tiny") == 1
+    located = dataset.locate(range(64))
+    assert sorted(located.epochs[located.sources == 0].tolist()) == sorted(
+        set(located.epochs[located.sources == 0].tolist())
+    )
+    assert dataset.samples(range(64)).shape == (64, SEQ_LEN + 1)
+    assert len(PackedDataset(folder, seq_len=SEQ_LEN, max_epochs={"tiny": 1})) <= 3
+
+
+def test_reading_without_maps_or_with_few_open_files_gives_the_same(packed, dataset):
+    expected = dataset.samples(range(100))
+    for settings in ({"use_maps": False}, {"most_open_files": 1}, {"use_maps": False, "most_open_files": 1}):
+        other = PackedDataset(packed, seq_len=SEQ_LEN, **settings)
+        assert np.array_equal(other.samples(range(100)), expected)
+        assert np.array_equal(other.sample(7), expected[7])
+        assert np.array_equal(other.document_ends(7), dataset.document_ends(7))
+
+
+def test_reading_ahead_changes_nothing(packed, dataset):
+    for shuffle in ("global", "block"):
+        ahead = PackedDataset(packed, seq_len=SEQ_LEN, shuffle=shuffle)
+        ahead.read_ahead(range(300))
+        again = PackedDataset(packed, seq_len=SEQ_LEN, shuffle=shuffle)
+        assert np.array_equal(np.concatenate([ahead.read(70), ahead.read(30)]), again.samples(range(100)))
+
+
+def test_datasets_that_do_not_go_together_are_refused(tmp_path):
+    first = write_dataset(tmp_path / "first", {"web": [[[5] * 100]]})
+    for name, settings, expected in (
+        ("other", {"sha256": "cd" * 32}, "cannot be read as one: tokenizer sha256 is 'cdcd"),
+        ("same", {}, "both have a source 'web'"),
+    ):
+        second = write_dataset(tmp_path / name, {"web": [[[5] * 100]]}, **settings)
+        with pytest.raises(ValueError, match=expected):
+            PackedDataset([first, second], seq_len=8)
+    with pytest.raises(ValueError, match="no dataset folder is named"):
+        PackedDataset([], seq_len=8)

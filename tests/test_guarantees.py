@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -54,10 +55,10 @@ def read_as_ranks(dataset, batch, world_size):
 def test_g1_every_epoch_of_a_source_visits_every_sample_once(opened, way):
     dataset = opened(way)
     for name, source in dataset.windows.items():
-        last = int(source.num_draws(70) / dataset.weights[dataset.sources.index(name)]) + 20
+        last = int(source.num_draws(26) / dataset.weights[dataset.sources.index(name)]) + 20
         located = dataset.locate(np.arange(last))
         mine = located.sources == dataset.sources.index(name)
-        for epoch in (0, 1, 2, 63, 64, 65):
+        for epoch in (0, 1, 23, 24, 25):  # there are 24 phases
             visited = located.samples[mine & (located.epochs == epoch)]
             assert sorted(visited.tolist()) == list(range(source.num_samples(epoch)))
 
@@ -65,7 +66,7 @@ def test_g1_every_epoch_of_a_source_visits_every_sample_once(opened, way):
 def test_g1_the_windows_of_an_epoch_cover_their_shards(opened):
     dataset = opened()
     for source in dataset.windows.values():
-        for epoch in (0, 1, 7):
+        for epoch in (0, 7):
             phase = source.phase(epoch)
             assert (phase == 0) == (epoch == 0)
             for shard, num_tokens in enumerate(source.num_tokens_of.tolist()):
@@ -100,11 +101,12 @@ def test_g2_a_global_batch_is_the_same_at_every_world_size(opened, way):
             assert np.array_equal(read_as_ranks(opened(way), batch, world_size), expected)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("num_workers", WORKERS)
 def test_g2_a_global_batch_is_the_same_with_any_number_of_workers(opened, num_workers):
     dataset = opened()
     batches = [list(range(start, start + 16)) for start in range(0, 160, 16)]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, multiprocessing_context=None)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers)
     read = torch.cat(list(loader)).numpy()
     assert np.array_equal(read, opened().samples(range(160)))
 
@@ -190,11 +192,8 @@ def test_g7_a_source_is_never_read_more_often_than_max_epochs(opened, way):
         dataset.sample(end)
     with pytest.raises(IndexError, match="Raise that, or change the mix from there on"):
         dataset.samples([end])
-    used_up = next(
-        name
-        for name in ("web", "books")
-        if dataset.count_samples(end)[name] == dataset.windows[name].num_draws(dataset.order.max_epochs[name])
-    )
+    counts, limits = dataset.count_samples(end), dataset.order.max_epochs
+    used_up = next(name for name in limits if counts[name] == dataset.windows[name].num_draws(limits[name]))
     mix = {name: float(name != used_up) for name in dataset.sources}
     dataset.change_mix(mix, start=end)
     assert used_up not in {dataset.sources[index] for index in dataset.source_indices(range(end, end + 100))}
@@ -263,8 +262,6 @@ def test_the_order_is_the_same_in_another_process(opened, folder):
         f"d = PackedDataset({str(folder)!r}, seq_len={SEQ_LEN}, seed=3);"
         "print(zlib.crc32(d.samples(range(500)).tobytes()))"
     )
-    import zlib
-
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert int(result.stdout) == zlib.crc32(opened().samples(range(500)).tobytes())

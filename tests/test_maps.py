@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from pipeline.maps import OpenFile, OpenFiles
+from pipeline.maps import SLOW_READS, WAIT_SECONDS, DiskWatch, OpenFile, OpenFiles
 
 DTYPE = np.dtype("<u2")
 
@@ -89,3 +89,19 @@ def test_a_copy_for_another_process_opens_its_own_files(paths):
     assert (again.most, again.use_maps, again._files) == (5, False, {})
     with pytest.raises(ValueError, match="at least 1 file"):
         OpenFiles(most=0)
+
+
+def test_a_disk_is_noticed_after_some_slow_reads_and_asked_once(monkeypatch):
+    times, asked = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: times[0])
+    watch = DiskWatch(lambda: asked.append(times[0]))
+    for seconds in [WAIT_SECONDS / 2] * 50 + [WAIT_SECONDS * 2] * (SLOW_READS - 1):
+        times[0] += seconds
+        watch.tick()
+    times[0] += 1  # opening a file is no read
+    watch.start()
+    assert not watch.has_waited and asked == []
+    for _ in range(5):
+        times[0] += WAIT_SECONDS * 2
+        watch.tick()
+    assert watch.has_waited and len(asked) == 1
