@@ -26,9 +26,11 @@ class BuildArguments:
     """Where the dataset goes."""
     work: Path | None = None
     """Where work files go while building; removed when done. Default: OUT/work."""
-    dedup: Literal["none", "exact", "near"] = "near"
+    dedup: Literal["none", "exact", "near", "slimpajama"] = "near"
     """exact: of documents with the same text one stays, over all sources and splits. near: of documents whose shingles
-    of five words are nearly the same one stays, too; a document goes only if one that stays is near to it."""
+    of five words are nearly the same one stays, too; a document goes only if one that stays is near to it. slimpajama:
+    as SlimPajama was made from RedPajama, which changes texts (ftfy), drops those under 200 characters and follows
+    chains without a check."""
     dedup_threshold: float = 0.8
     """near: the share of shingles that two documents must have in common (Jaccard similarity)."""
     dedup_priority: str | None = None

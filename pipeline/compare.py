@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file, text_buffers
-from pipeline.minhash import list_shingles, measure_overlap
+from pipeline.document_batch import text_buffers
+from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file
+from pipeline.minhash import list_shingles
+from pipeline.pair_kernels import measure_overlap
 from pipeline.ranks import RankMap
 from pipeline.sketch_file import ROW
 from pipeline.storage import open_new, write_array

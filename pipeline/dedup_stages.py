@@ -22,7 +22,7 @@ from pipeline.drops import Duplicates
 from pipeline.estimate import plan_estimates, run_estimate
 from pipeline.progress import Done
 from pipeline.ranks import RankMap
-from pipeline.resolve import ResolveTask, run_judge, run_resolve
+from pipeline.resolve import ResolveTask, run_components, run_judge, run_resolve
 from pipeline.sketch_file import RECIPES
 from pipeline.work import KeptDocuments
 from pipeline.workshop import Ingested, Workshop
@@ -90,7 +90,8 @@ def dedup(ingested: Ingested, *, settings: DedupSettings, shop: Workshop) -> Ded
     work = Dedup(ingested, settings, shop, RankMap.of(ingested.stretches))
     ranges = plan_ranges(work.ranks.num_documents)
     copies = [] if settings.method == "none" else find_copies(work, ranges)
-    near = find_near(work, copies) if RECIPES[settings.method].num_bands else None
+    finders = {"near": find_near, "slimpajama": find_components}
+    near = finders[settings.method](work, copies) if settings.method in finders else None
     tasks = [
         DedupTask(
             name=name,
@@ -169,7 +170,8 @@ def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
     judge = ResolveTask(
         name="open",
         paths=tuple(str(task.path) for task in estimates),
-        compared=None,
+        compared=(),
+        marks=None,
         num_documents=work.ranks.num_documents,
         num_short=0,
         threshold=work.settings.threshold,
@@ -180,6 +182,23 @@ def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
     compared = compare(work, judge.path)
     resolve = replace(judge, name="near", compared=tuple(map(str, compared)))
     work.run("resolve", run_resolve, [resolve], unit="runs", kept="", dropped="dropped")
+    return resolve
+
+
+def find_components(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
+    """Find what any chain of equal band keys connects, as SlimPajama did; the task says where it is written."""
+    resolve = ResolveTask(
+        name="near",
+        paths=tuple(map(str, find_pairs(work, None))),
+        compared=(),
+        marks=str(mark_copies(work, copies)),
+        num_documents=work.ranks.num_documents,
+        num_short=work.ingested.num_short,
+        threshold=0.0,
+        folder=str(work.folder),
+        fingerprint=work.fingerprint,
+    )
+    work.run("resolve", run_components, [resolve], unit="runs", kept="", dropped="dropped")
     return resolve
 
 
@@ -195,9 +214,8 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
     """The files of pairs that may be near. marks: bits of the documents that take no part."""
     tasks = plan_bands(
         work.ingested.runs,
-        num_bands=RECIPES[work.settings.method].num_bands,
+        recipe=RECIPES[work.settings.method],
         num_ranks=work.ranks.num_documents,
-        is_star=False,
         marks=marks,
         memory_bytes=work.settings.memory_bytes,
         folder=work.folder,

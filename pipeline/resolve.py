@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.copies import mark_ranks, read_all
+from pipeline.copies import find_marked, mark_ranks, read_all
 from pipeline.estimate import EDGE, MARGIN
 from pipeline.pair_kernels import PAIR_BITS, flatten, judge, resolve, unite
 from pipeline.storage import write_array
@@ -22,14 +22,16 @@ PAIRS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class ResolveTask:
-    """All edges of a build, in the order of later ranks. compared: files of the edges that were compared.
+    """All edges of a build, in the order of later ranks, or all pairs.
 
-    To judge, `compared` is None. num_short: how many ranks behind the documents' are of those too short to keep.
+    compared: files of the edges that were compared. marks: bits of the copies, which are not listed again.
+    num_short: how many ranks behind the documents' are of those too short to keep.
     """
 
     name: str
     paths: tuple[str, ...]
-    compared: tuple[str, ...] | None
+    compared: tuple[str, ...]
+    marks: str | None
     num_documents: int
     num_short: int
     threshold: float
@@ -73,7 +75,7 @@ def run_judge(task: ResolveTask) -> dict[str, int]:
 def run_resolve(task: ResolveTask) -> dict[str, int]:
     """Write which documents go, each with its partner; returns how many."""
     states = np.zeros(task.num_documents, np.uint8)
-    compared = np.concatenate([np.empty(0, EDGE), *map(np.load, task.compared or ())])
+    compared = np.concatenate([np.empty(0, EDGE), *map(np.load, task.compared)])
     dropped = [np.empty(0, NEAR)]
     for path in task.paths:
         edges = choose_near(np.load(path), compared, task.threshold)
@@ -105,6 +107,8 @@ def run_components(task: ResolveTask) -> dict[str, int]:
         unite(pairs, parents)
     flatten(parents)
     dropped = np.flatnonzero(parents[: task.num_documents] != np.arange(task.num_documents, dtype=np.uint32))
+    if task.marks is not None:
+        dropped = dropped[~find_marked(np.load(task.marks, mmap_mode="r"), dropped)]
     near = np.empty(len(dropped), NEAR)
     near["rank"], near["partner"], near["similarity"] = dropped, parents[dropped], np.nan
     return write_dropped(task, near)

@@ -147,6 +147,8 @@ def verify_sources(content: Mapping[str, Any]) -> Iterator[str]:
     for what in ("source_order", "dedup_priority", "exclude", "raw_files"):
         if sorted(settings[what]) != sorted(sources):
             yield f"dataset.json: settings.{what} names {sorted(settings[what])}, sources {sorted(sources)}"
+    if set(settings["source_order"]) == set(sources) and settings["source_order"] != list(sources):
+        yield "dataset.json: settings.source_order is not the order of sources"
     for name in sources:
         try:
             check_source_name(name)

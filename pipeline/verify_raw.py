@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.document_batch import BadRow, DocumentBatch
-from pipeline.ingest import IngestSettings, TaskFile, find_excluded, find_places, read_file, text_buffers
+from pipeline.document_batch import BadRow, DocumentBatch, text_buffers
+from pipeline.ingest import IngestSettings, TaskFile, find_excluded, find_places, find_short, read_file
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.manifest import RawFile, find_subset
 from pipeline.order import derive_key, scramble
@@ -253,7 +253,7 @@ def describe_documents(batch: DocumentBatch, settings: IngestSettings) -> Docume
     data, offsets = text_buffers(batch.texts)
     num_chars = pc.utf8_length(batch.texts).to_numpy(zero_copy_only=False)
     reasons = np.full(len(batch.rows), NO_REASON)
-    reasons[num_chars < max(settings.min_chars, 1)] = DROP_REASONS.index("short")
+    reasons[find_short(batch.texts, settings)] = DROP_REASONS.index("short")
     reasons[find_excluded(batch, settings.exclude)] = DROP_REASONS.index("excluded")
     return Documents(hash_documents(data, offsets, np.array(HASH_SEEDS)), np.diff(offsets), num_chars, reasons)
 
