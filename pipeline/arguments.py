@@ -35,6 +35,11 @@ class BuildArguments:
     """near: the share of shingles that two documents must have in common (Jaccard similarity)."""
     dedup_priority: str | None = None
     """Sources, with commas between them, whose documents stay rather than others'. Default: the order of --mix."""
+    max_dup_fraction: float = 0.7
+    """Stop before packing if a larger share of a source's documents, or of a subset's that has folders of its own, goes
+    as duplicates, and show the largest clusters."""
+    dedup_report: bool = False
+    """Say how much goes as duplicates, and the largest clusters, and go on whatever it is."""
     memory: float = 4.0
     """GiB of memory that all workers of a machine together may take to find near duplicates. The output does not
     depend on it."""
@@ -92,6 +97,7 @@ def check_arguments(arguments: BuildArguments) -> None:
         "dedup_threshold": (0.5, 1),
         "memory": (0.1, infinity),
         "max_bad_fraction": (0, 1),
+        "max_dup_fraction": (0, 1),
     }
     for name, (lowest, highest) in limits.items():
         value = getattr(arguments, name)

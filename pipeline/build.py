@@ -33,6 +33,7 @@ from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.interrupt import STOPPED, ending_soon_on_ctrl_c
 from pipeline.jobs import Executor, Workers, describe
 from pipeline.limit import select
+from pipeline.losses import check_losses
 from pipeline.mix import Mix, parse_mix
 from pipeline.output import (
     check_finished,
@@ -231,6 +232,8 @@ def run_stages(
     ingested = stages.ingest(tasks, names, priority=priority, check=bad_rows.check, shop=shop)
     check_sources(ingested, sources, notice=notice)
     deduplicated = dedup(ingested, settings=choose_dedup(arguments, settings), shop=shop)
+    allowed = {"max_fraction": arguments.max_dup_fraction, "is_report": arguments.dedup_report}
+    check_losses(ingested, deduplicated, sources, **allowed, notice=notice)
     contents = {}
     for number, dataset in enumerate(datasets):
         out = folders.out / dataset.name

@@ -62,6 +62,7 @@ SOURCE = {
     "counts": dict.fromkeys(("read", *OUTCOMES), SIZES),
     "bad_reasons": {"*": is_count},
     "splits": {"*": {**SIZES, "shards": [SHARD]}},
+    "overlap": {"*": {"documents": is_count, "bytes": is_count}},
     "drops": [{"path": is_text, "documents": is_count, "xxh3_128": is_text}],
 }
 SETTINGS = {
