@@ -201,7 +201,7 @@ class Run:
     """Documents of one run, in the order in which they were read."""
 
     def __init__(self, dtypes: list[np.dtype], recipe: Recipe):
-        room = RUN_BYTES // sum(dtype.itemsize for dtype in dtypes)
+        room = RUN_BYTES // max(1, sum(dtype.itemsize for dtype in dtypes))
         self.ids = [np.empty(room, dtype) for dtype in dtypes]  # the system gives memory to what is touched
         self.filled = [0] * len(dtypes)
         self.documents = [np.empty(0, document_dtype(len(dtypes)))]
