@@ -43,6 +43,9 @@ class BuildArguments:
     memory: float = 4.0
     """GiB of memory that all workers of a machine together may take to find near duplicates. The output does not
     depend on it."""
+    write_text: Path | None = None
+    """While building, also write the texts that stay there, in SlimPajama's layout:
+    train/chunk1/example_train_0.jsonl.zst and so on."""
     workers: int = os.cpu_count() or 1
     """Worker processes of --executor local. The output does not depend on it."""
     executor: Literal["local", "ray"] = "local"

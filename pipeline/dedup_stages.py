@@ -20,12 +20,13 @@ from pipeline.copies import CopiesTask, MarksTask, run_copies, run_marks
 from pipeline.dedup import OUTCOMES, DedupTask, add_counts, plan_ranges, run_dedup
 from pipeline.drops import Duplicates
 from pipeline.estimate import plan_estimates, run_estimate
-from pipeline.progress import Done
+from pipeline.progress import Done, add_totals
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, run_components, run_judge, run_resolve
 from pipeline.sketch_file import RECIPES
 from pipeline.work import KeptDocuments
 from pipeline.workshop import Ingested, Workshop
+from pipeline.write_text import TextTask, run_text
 
 ALL_SOURCES = "all sources"
 
@@ -239,3 +240,24 @@ def compare(work: Dedup, open_path: Path) -> list[Path]:
     tasks = plan_comparisons(open_path, files, num_edges=len(edges), folder=work.folder, fingerprint=work.fingerprint)
     work.run("compare", run_compare, tasks, unit="parts", kept="", dropped="")
     return [task.path for task in tasks]
+
+
+def write_texts(ingested: Ingested, duplicates: Duplicates, *, out: Path, shop: Workshop) -> None:
+    """Write the texts that stay in SlimPajama's layout."""
+    tasks = [
+        TextTask(
+            ingest=task,
+            number=number,
+            stretches=tuple(stretch for stretch in ingested.stretches if stretch.task == number),
+            duplicates=duplicates,
+            out=str(out),
+            fingerprint=ingested.fingerprint,
+        )
+        for number, task in enumerate(ingested.tasks)
+    ]
+
+    def describe(task: TextTask, counts: dict[str, int]) -> tuple[str, Done]:
+        return task.ingest.source, Done(kept=sum(counts.values()))
+
+    totals = add_totals((task.ingest.source, 1, 1) for task in tasks)
+    shop.run("texts", run_text, tasks, unit="tasks", describe=describe, totals=totals)

@@ -6,6 +6,7 @@ document that stays in place of a duplicate; other rows have none.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,12 @@ def read_duplicates(task: DropsTask, ingest: Ingest) -> np.ndarray:
             duplicates[name][goes_too] = near[name][at[goes_too]]
         duplicates["is_near"] |= goes_too
     return duplicates
+
+
+def open_lists(duplicates: Duplicates) -> Iterator[np.ndarray]:
+    """The records of all documents that go, file by file, mapped."""
+    for path in (*duplicates.copies_paths, *([duplicates.near_path] if duplicates.near_path else [])):
+        yield np.load(path, mmap_mode="r")
 
 
 def find_ranks(records: np.ndarray, stretch: Stretch) -> np.ndarray:

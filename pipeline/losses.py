@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.dedup_stages import Deduplicated
 from pipeline.documents import read_documents
-from pipeline.drops import Duplicates, find_ranks
+from pipeline.drops import Duplicates, find_ranks, open_lists
 from pipeline.plan import PlannedSource
 from pipeline.sketch_file import ROW
 from pipeline.token_file import open_records
@@ -99,12 +99,6 @@ def count_by_file(
             own = find_ranks(records, stretch)["rank"].astype(np.int64) - stretch.first_rank
             counts[1] += np.bincount(files[own], minlength=num_files)
     return counts[0], counts[1]
-
-
-def open_lists(duplicates: Duplicates) -> Iterator[np.ndarray]:
-    """The records of all documents that go, file by file, mapped."""
-    for path in (*duplicates.copies_paths, *([duplicates.near_path] if duplicates.near_path else [])):
-        yield np.load(path, mmap_mode="r")
 
 
 def describe_clusters(duplicates: Duplicates, sources: tuple[PlannedSource, ...]) -> Iterator[str]:

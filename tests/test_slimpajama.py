@@ -6,10 +6,12 @@ import ftfy
 import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near_fixtures import FEW_DOCUMENTS, build, write_texts
 
+from pipeline.dataset import read_dataset_json
 from pipeline.slimpajama import CleanTexts, clean, make_keys, normalise, normalise_texts, sign_texts
 
 datasketch = pytest.importorskip("datasketch")
@@ -172,3 +174,36 @@ def test_verify_agrees_and_texts_are_changed_as_ftfy_changes_them(tmp_path, samp
     }
     monkeypatch.setattr("sys.argv", ["verify.py", f"{tmp_path}/out", "--raw", f"{tmp_path}/raw"])
     verify_main()
+
+
+def read_lines(path):
+    with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def test_the_texts_that_stay_are_written_in_slimpajamas_layout(tmp_path, sample_model, run_build):
+    rng = np.random.default_rng(4)
+    texts = {
+        name: [" ".join(rng.choice(["\u201cmill\u201d", "wheel", "water", f"{name}"], 80)) for _ in range(3)]
+        for name in ("arxiv", "c4")
+    }
+    texts["c4"] += [texts["arxiv"][0], "short"]
+    for name, own in texts.items():
+        write_texts(tmp_path / f"raw/redpajama/{name}", own, f"{name}.jsonl")
+    more = f"--dedup slimpajama --write-text {tmp_path}/text --valid-fraction 0.3"
+    build(run_build, tmp_path, sample_model, more, mix="redpajama:1")
+    lines = {}
+    for path in sorted((tmp_path / "text").rglob("*.jsonl.zst")):
+        split, chunk, name = path.relative_to(tmp_path / "text").parts
+        assert (split, name.rpartition("_")[0]) in {(one, f"example_{one}") for one in ("train", "validation")}
+        assert chunk == "chunk1"
+        lines.setdefault(split, []).extend(read_lines(path))
+    content = read_dataset_json(tmp_path / "out")
+    kept = {split: entry["documents"] for split, entry in content["sources"]["redpajama"]["splits"].items()}
+    assert {split: len(of_split) for split, of_split in lines.items()} == kept
+    found = {(line["text"], line["meta"]["redpajama_set_name"]) for of_split in lines.values() for line in of_split}
+    names = {"arxiv": "RedPajamaArXiv", "c4": "RedPajamaC4"}
+    expected = {
+        (text.replace("\u201c", '"').replace("\u201d", '"'), names[name]) for name in texts for text in texts[name][:3]
+    }
+    assert found == expected
