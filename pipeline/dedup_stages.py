@@ -19,12 +19,13 @@ from pipeline.compare import SetsTask, choose_tasks, plan_comparisons, run_compa
 from pipeline.copies import CopiesTask, MarksTask, run_copies, run_marks
 from pipeline.dedup import OUTCOMES, DedupTask, add_counts, plan_ranges, run_dedup
 from pipeline.drops import Duplicates
-from pipeline.estimate import plan_estimates, run_estimate
+from pipeline.estimate import EDGE, plan_estimates, run_estimate
 from pipeline.progress import Done, add_totals
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, run_components, run_judge, run_resolve
 from pipeline.sketch_file import RECIPES
-from pipeline.work import KeptDocuments
+from pipeline.token_file import open_records
+from pipeline.work import KeptDocuments, Stretch
 from pipeline.workshop import Ingested, Workshop
 from pipeline.write_text import TextTask, run_text
 
@@ -228,7 +229,7 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
 
 def compare(work: Dedup, open_path: Path) -> list[Path]:
     """Compare the edges that estimates do not decide; returns the files that say how similar they are."""
-    edges = np.load(open_path, mmap_mode="r")
+    edges = open_records(open_path, EDGE)
     if not len(edges):
         return []
     sets = [
@@ -244,11 +245,14 @@ def compare(work: Dedup, open_path: Path) -> list[Path]:
 
 def write_texts(ingested: Ingested, duplicates: Duplicates, *, out: Path, shop: Workshop) -> None:
     """Write the texts that stay in SlimPajama's layout."""
+    stretches: dict[int, list[Stretch]] = {}
+    for stretch in ingested.stretches:
+        stretches.setdefault(stretch.task, []).append(stretch)
     tasks = [
         TextTask(
             ingest=task,
             number=number,
-            stretches=tuple(stretch for stretch in ingested.stretches if stretch.task == number),
+            stretches=tuple(stretches.get(number, ())),
             duplicates=duplicates,
             out=str(out),
             fingerprint=ingested.fingerprint,
