@@ -34,6 +34,7 @@ from pipeline.jobs import Workers
 from pipeline.limit import Selection
 from pipeline.pack import plan_reads
 from pipeline.progress import BuildLog, make_console
+from pipeline.sketch_file import RECIPES, Sketches
 from pipeline.stages import pack
 from pipeline.token_file import RUN_BYTES, TokenFile, document_dtype, starts_of
 from pipeline.work import kept_dtype
@@ -76,7 +77,9 @@ def main() -> None:
 
 def measure(folder: Path, *, num_tasks: int) -> dict[str, Any]:
     """Seconds and reads of dedup and pack over new token files."""
-    ingested = Ingested(["random"], *zip(*(make_task(folder, number) for number in range(num_tasks)), strict=True))
+    ingested = Ingested(
+        ["random"], ["random"], *zip(*(make_task(folder, number) for number in range(num_tasks)), strict=True)
+    )
     with Workers(1, notice=print) as workers:
         shop = Workshop(folder / "work", workers, make_console(), BuildLog(folder / "log.jsonl"))
         started = time.perf_counter()
@@ -113,10 +116,12 @@ def make_task(folder: Path, number: int) -> tuple[IngestTask, dict[str, Any]]:
     documents["content_hash"] = rng.integers(0, 1 << 63, (len(lengths), 2), dtype=np.uint64)
     documents["place"] = find_places(documents["content_hash"], seed=0)
     documents["row"], documents["num_tokens"][:, 0] = np.arange(len(lengths)), lengths
-    with TokenFile(place, dtypes=[DTYPE]) as token_file:
+    with TokenFile(place, dtypes=[DTYPE], recipe=RECIPES["none"]) as token_file:
         (ids,) = token_file.reserve([int(lengths.sum())])
         ids[:] = rng.integers(0, 50_000, len(ids), dtype=DTYPE)
-        token_file.add(documents, np.zeros(len(lengths), np.uint8))
+        none = np.empty((len(lengths), 0), np.uint8)
+        sketches = Sketches(none, none.astype(np.uint64), np.zeros(len(lengths), bool))
+        token_file.add(documents, np.zeros(len(lengths), np.uint8), sketches)
         token_file.num_rows = len(lengths)
     file = TaskFile(number, "random", "train", None, WHOLE)
     return IngestTask(place.name, "random", (file,), 1, settings, str(place), ""), asdict(token_file.record())

@@ -27,16 +27,26 @@ class BuildArguments:
     """Where the dataset goes."""
     work: Path | None = None
     """Where work files go while building; removed when done. Default: OUT/work."""
-    dedup: Literal["none", "exact", "near"] = "near"
+    dedup: Literal["none", "exact", "near", "slimpajama"] = "near"
     """exact: of documents with the same text one stays, over all sources and splits. near: of documents whose shingles
-    of five words are nearly the same one stays, too; a document goes only if one that stays is near to it."""
+    of five words are nearly the same one stays, too; a document goes only if one that stays is near to it. slimpajama:
+    as SlimPajama was made from RedPajama, which changes texts (ftfy), drops those under 200 characters and follows
+    chains without a check."""
     dedup_threshold: float = 0.8
     """near: the share of shingles that two documents must have in common (Jaccard similarity)."""
     dedup_priority: str | None = None
     """Sources, with commas between them, whose documents stay rather than others'. Default: the order of --mix."""
+    max_dup_fraction: float = 0.7
+    """Stop before packing if a larger share of a source's documents, or of a subset's that has folders of its own, goes
+    as duplicates, and show the largest clusters."""
+    dedup_report: bool = False
+    """Say how much goes as duplicates, and the largest clusters, and go on whatever it is."""
     memory: float = 4.0
     """GiB of memory that all workers of a machine together may take to find near duplicates. The output does not
     depend on it."""
+    write_text: Path | None = None
+    """While building, also write the texts that stay there, in SlimPajama's layout:
+    train/chunk1/example_train_0.jsonl.zst and so on."""
     workers: int = os.cpu_count() or 1
     """Worker processes of --executor local. The output does not depend on it."""
     executor: Literal["local", "ray"] = "local"
@@ -103,6 +113,7 @@ def check_arguments(arguments: BuildArguments) -> None:
         "dedup_threshold": (0.5, 1),
         "memory": (0.1, infinity),
         "max_bad_fraction": (0, 1),
+        "max_dup_fraction": (0, 1),
     }
     if arguments.fetch and arguments.sample_mb is not None:
         raise ValueError("--fetch and --sample-mb: raw files are fetched or made, not both")

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from pipeline import prepare, stages
 from pipeline.arguments import BuildArguments, check_arguments
-from pipeline.dedup_stages import DedupSettings, dedup
+from pipeline.dedup_stages import DedupSettings, dedup, write_texts
 from pipeline.finish import Built, describe_sources, hash_content
 from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
 from pipeline.forecast import make_forecast
@@ -33,6 +33,7 @@ from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.interrupt import STOPPED, ending_soon_on_ctrl_c
 from pipeline.jobs import Executor, Workers, describe
 from pipeline.limit import select
+from pipeline.losses import check_losses
 from pipeline.mix import Mix, choose_languages, parse_mix
 from pipeline.output import (
     check_finished,
@@ -239,6 +240,10 @@ def run_stages(
         ingested = stages.ingest(tasks, names, priority=priority, check=check, shop=shop)
     check_sources(ingested, sources, notice=notice)
     deduplicated = dedup(ingested, settings=choose_dedup(arguments, settings), shop=shop)
+    allowed = {"max_fraction": arguments.max_dup_fraction, "is_report": arguments.dedup_report}
+    check_losses(ingested, deduplicated, sources, **allowed, notice=notice)
+    if arguments.write_text is not None:
+        write_texts(ingested, deduplicated.duplicates, out=arguments.write_text.absolute(), shop=shop)
     contents = {}
     for number, dataset in enumerate(datasets):
         out = folders.out / dataset.name

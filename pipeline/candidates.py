@@ -6,17 +6,16 @@ changes nothing of the result: it follows from the memory there is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.minhash import KEY_BITS
-from pipeline.pair_kernels import count_pairs, keep_first_of_equal, leave_out, list_pairs, pack_keys
+from pipeline.pair_kernels import count_pairs, keep_first_of_equal, leave_out, link_equal, list_pairs, pack_keys
 from pipeline.ranks import SketchRun
-from pipeline.sketch_file import NUMBER_BITS
+from pipeline.sketch_file import KEYED, NUMBER_BITS, Recipe
 from pipeline.storage import write_array
 
 FEW_KEYS = 1 << 17  # of a band: with no more, one task takes all bands
@@ -36,7 +35,7 @@ class BandTask:
     part: int
     part_bits: int
     rank_bits: int
-    is_star: bool
+    recipe: Recipe
     marks: str | None
     folder: str
     fingerprint: str
@@ -59,9 +58,8 @@ class BandTask:
 def plan_bands(
     runs: Sequence[SketchRun],
     *,
-    num_bands: int,
+    recipe: Recipe,
     num_ranks: int,
-    is_star: bool,
     marks: Path | None,
     memory_bytes: int,
     folder: Path,
@@ -70,8 +68,9 @@ def plan_bands(
     """The tasks of all bands, each of which fits into `memory_bytes`."""
     rank_bits = max(1, num_ranks.bit_length())
     num_keys = sum(run.num_signed for run in runs)
-    part_bits = max(0, KEY_BITS + rank_bits - 64, (num_keys * BYTES_PER_KEY // memory_bytes).bit_length())
-    groups = [tuple(range(num_bands))] if num_keys <= FEW_KEYS else [(band,) for band in range(num_bands)]
+    least_bits = 0 if recipe.record == KEYED else recipe.key_bits + rank_bits - 64
+    part_bits = max(0, least_bits, (num_keys * BYTES_PER_KEY // memory_bytes).bit_length())
+    groups = [tuple(range(recipe.num_bands))] if num_keys <= FEW_KEYS else [(band,) for band in range(recipe.num_bands)]
     return [
         BandTask(
             name=f"bands-{bands[0]:02d}-{bands[-1]:02d}-part-{part:05d}-of-{1 << part_bits}",
@@ -80,7 +79,7 @@ def plan_bands(
             part=part,
             part_bits=part_bits,
             rank_bits=rank_bits,
-            is_star=is_star,
+            recipe=recipe,
             marks=None if marks is None else str(marks),
             folder=str(folder),
             fingerprint=fingerprint,
@@ -92,14 +91,12 @@ def plan_bands(
 
 def run_band(task: BandTask) -> dict[str, int]:
     """Write the pairs; returns how many keys there were and how many pairs."""
+    find = link_documents if task.recipe.record == KEYED else pair_documents
     parts, num_keys = [], 0
     for band in task.bands:
-        packed = read_packed(task, band)
-        num_keys += len(packed)
-        packed.sort()
-        pairs = np.empty(count_pairs(packed, task.rank_bits, task.is_star), np.uint64)
-        list_pairs(packed, task.rank_bits, task.is_star, pairs)
+        pairs, of_band = find(task, band)
         parts.append(pairs)
+        num_keys += of_band
     pairs = parts[0] if len(parts) == 1 else np.concatenate(parts)
     pairs.sort()
     pairs = pairs[: keep_first_of_equal(pairs)]
@@ -107,17 +104,39 @@ def run_band(task: BandTask) -> dict[str, int]:
     return {"keys": num_keys, "pairs": len(pairs)}
 
 
-def read_packed(task: BandTask, band: int) -> np.ndarray:
-    """The task's keys of a band with ranks, packed into uint64, in no order."""
-    width = KEY_BITS - task.part_bits
-    first_key, last_key = task.part << width, (task.part + 1) << width
-    parts = [np.empty(0, np.uint64)]
+def read_runs(task: BandTask, band: int) -> Iterator[tuple[SketchRun, np.ndarray]]:
+    """The task's records of a band, run by run."""
+    width = task.recipe.key_bits - task.part_bits
+    shift = 0 if task.recipe.record == KEYED else NUMBER_BITS
+    edges = [part << width << shift for part in (task.part, task.part + 1)]
     for run in task.runs:
-        records = run.read_band(band, first_key << NUMBER_BITS, last_key << NUMBER_BITS)
+        yield run, run.read_band(band, *edges, record=task.recipe.record)
+
+
+def pair_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
+    """Pairs of documents with one key that are worth an estimate; and how many keys there were."""
+    first_key = task.part << (task.recipe.key_bits - task.part_bits)
+    parts = [np.empty(0, np.uint64)]
+    for run, records in read_runs(task, band):
         edges, bases = np.array(run.edges, np.int64), np.array(run.bases, np.int64)
         pack_keys(records, NUMBER_BITS, np.uint64(first_key), edges, bases, task.rank_bits, records)
         parts.append(records)
     packed = np.concatenate(parts)
-    if task.marks is None:
-        return packed
-    return packed[: leave_out(packed, task.rank_bits, np.load(task.marks, mmap_mode="r"))]
+    if task.marks is not None:
+        packed = packed[: leave_out(packed, task.rank_bits, np.load(task.marks, mmap_mode="r"))]
+    packed.sort()
+    pairs = np.empty(count_pairs(packed, task.rank_bits), np.uint64)
+    list_pairs(packed, task.rank_bits, pairs)
+    return pairs, len(packed)
+
+
+def link_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
+    """As many pairs as it takes to connect all documents with one key; and how many keys there were."""
+    keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for run, records in read_runs(task, band):
+        keys.append(records["key"])
+        ranks.append(run.rank(records["number"]))
+    joined = np.concatenate(keys)
+    pairs = np.empty(len(joined), np.uint64)
+    count = link_equal(joined, np.concatenate(ranks), np.argsort(joined), pairs)
+    return pairs[:count], len(joined)

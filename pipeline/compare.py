@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file, text_buffers
-from pipeline.minhash import list_shingles, measure_overlap
+from pipeline.document_batch import text_buffers
+from pipeline.estimate import EDGE
+from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file
+from pipeline.minhash import list_shingles
+from pipeline.pair_kernels import measure_overlap
 from pipeline.ranks import RankMap
 from pipeline.sketch_file import ROW
 from pipeline.storage import open_new, write_array
@@ -95,7 +98,7 @@ def run_sets(task: SetsTask) -> dict[str, int]:
 def find_wanted(task: SetsTask) -> tuple[np.ndarray, np.ndarray]:
     """The documents to read: raw file << ROW_BITS | row, as the task counts them, sorted; and their ranks."""
     keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
-    wanted = list_ranks(np.load(task.open_path, mmap_mode="r"))
+    wanted = list_ranks(open_records(Path(task.open_path), EDGE))
     for stretch, where, numbers in task.ranks.split(wanted):
         if stretch.task == task.task_number:
             rows = open_records(Path(stretch.folder) / "rows.bin", ROW)[numbers]
@@ -173,7 +176,7 @@ def plan_comparisons(
 
 def run_compare(task: CompareTask) -> None:
     """Write the edges with what was measured."""
-    edges = np.array(np.load(task.open_path, mmap_mode="r")[task.first : task.last])
+    edges = np.array(open_records(Path(task.open_path), EDGE)[task.first : task.last])
     for first in range(0, len(edges), EDGES_AT_ONCE):
         part = edges[first : first + EDGES_AT_ONCE]
         sets = read_sets(list_ranks(part), task.sets)

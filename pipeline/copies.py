@@ -6,7 +6,6 @@ rank stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,21 +96,15 @@ class MarksTask:
 
 def run_marks(task: MarksTask) -> None:
     """Write the bits."""
-    write_array(task.path, mark_ranks(read_all(task.paths), task.num_documents))
+    bits = np.zeros(task.num_documents // 8 + 1, np.uint8)
+    for path in task.paths:
+        mark_ranks(np.load(path)["rank"], bits)
+    write_array(task.path, bits)
 
 
-def read_all(paths: Sequence[str]) -> Iterator[np.ndarray]:
-    """The ranks in each of several files of records."""
-    for path in paths:
-        yield np.load(path, mmap_mode="r")["rank"]
-
-
-def mark_ranks(parts: Iterator[np.ndarray], num_documents: int) -> np.ndarray:
-    """A bit per document, set for the ranks in `parts`: uint8, lowest bit first."""
-    bits = np.zeros(num_documents // 8 + 1, np.uint8)
-    for ranks in parts:
-        np.bitwise_or.at(bits, ranks >> np.uint32(3), np.left_shift(np.uint8(1), (ranks & 7).astype(np.uint8)))
-    return bits
+def mark_ranks(ranks: np.ndarray, bits: np.ndarray) -> None:
+    """Set each rank's bit, in place: uint8, lowest bit first."""
+    np.bitwise_or.at(bits, ranks >> np.uint32(3), np.left_shift(np.uint8(1), (ranks & np.uint32(7)).astype(np.uint8)))
 
 
 def find_marked(bits: np.ndarray, ranks: np.ndarray) -> np.ndarray:

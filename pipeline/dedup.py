@@ -17,7 +17,7 @@ from pipeline.work import NUM_BUCKETS, Stretch, buckets_of, kept_dtype, split_bu
 
 DOCUMENTS_PER_TASK = 4_000_000  # about 200 bytes of memory each
 RECORDS_PER_WRITE = 1 << 16
-METHODS = ("none", "exact", "near")
+METHODS = ("none", "exact", "near", "slimpajama")
 OUTCOMES = ("kept", "duplicate_exact", "duplicate_near")
 STAYS, IS_COPY, IS_NEAR = range(3)  # what becomes of a candidate: an index into OUTCOMES
 

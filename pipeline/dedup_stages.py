@@ -19,13 +19,15 @@ from pipeline.compare import SetsTask, choose_tasks, plan_comparisons, run_compa
 from pipeline.copies import CopiesTask, MarksTask, run_copies, run_marks
 from pipeline.dedup import OUTCOMES, DedupTask, add_counts, plan_ranges, run_dedup
 from pipeline.drops import Duplicates
-from pipeline.estimate import plan_estimates, run_estimate
-from pipeline.progress import Done
+from pipeline.estimate import EDGE, plan_estimates, run_estimate
+from pipeline.progress import Done, add_totals
 from pipeline.ranks import RankMap
-from pipeline.resolve import ResolveTask, run_judge, run_resolve
+from pipeline.resolve import ResolveTask, run_components, run_judge, run_resolve
 from pipeline.sketch_file import RECIPES
-from pipeline.work import KeptDocuments
+from pipeline.token_file import open_records
+from pipeline.work import KeptDocuments, Stretch
 from pipeline.workshop import Ingested, Workshop
+from pipeline.write_text import TextTask, run_text
 
 ALL_SOURCES = "all sources"
 
@@ -90,7 +92,8 @@ def dedup(ingested: Ingested, *, settings: DedupSettings, shop: Workshop) -> Ded
     work = Dedup(ingested, settings, shop, RankMap.of(ingested.stretches))
     ranges = plan_ranges(work.ranks.num_documents)
     copies = [] if settings.method == "none" else find_copies(work, ranges)
-    near = find_near(work, copies) if RECIPES[settings.method].num_bands else None
+    finders = {"near": find_near, "slimpajama": find_components}
+    near = finders[settings.method](work, copies) if settings.method in finders else None
     tasks = [
         DedupTask(
             name=name,
@@ -169,7 +172,8 @@ def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
     judge = ResolveTask(
         name="open",
         paths=tuple(str(task.path) for task in estimates),
-        compared=None,
+        compared=(),
+        marks=None,
         num_documents=work.ranks.num_documents,
         num_short=0,
         threshold=work.settings.threshold,
@@ -180,6 +184,23 @@ def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
     compared = compare(work, judge.path)
     resolve = replace(judge, name="near", compared=tuple(map(str, compared)))
     work.run("resolve", run_resolve, [resolve], unit="runs", kept="", dropped="dropped")
+    return resolve
+
+
+def find_components(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
+    """Find what any chain of equal band keys connects, as SlimPajama did; the task says where it is written."""
+    resolve = ResolveTask(
+        name="near",
+        paths=tuple(map(str, find_pairs(work, None))),
+        compared=(),
+        marks=str(mark_copies(work, copies)),
+        num_documents=work.ranks.num_documents,
+        num_short=work.ingested.num_short,
+        threshold=0.0,
+        folder=str(work.folder),
+        fingerprint=work.fingerprint,
+    )
+    work.run("resolve", run_components, [resolve], unit="runs", kept="", dropped="dropped")
     return resolve
 
 
@@ -195,9 +216,8 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
     """The files of pairs that may be near. marks: bits of the documents that take no part."""
     tasks = plan_bands(
         work.ingested.runs,
-        num_bands=RECIPES[work.settings.method].num_bands,
+        recipe=RECIPES[work.settings.method],
         num_ranks=work.ranks.num_documents,
-        is_star=False,
         marks=marks,
         memory_bytes=work.settings.memory_bytes,
         folder=work.folder,
@@ -209,7 +229,7 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
 
 def compare(work: Dedup, open_path: Path) -> list[Path]:
     """Compare the edges that estimates do not decide; returns the files that say how similar they are."""
-    edges = np.load(open_path, mmap_mode="r")
+    edges = open_records(open_path, EDGE)
     if not len(edges):
         return []
     sets = [
@@ -221,3 +241,27 @@ def compare(work: Dedup, open_path: Path) -> list[Path]:
     tasks = plan_comparisons(open_path, files, num_edges=len(edges), folder=work.folder, fingerprint=work.fingerprint)
     work.run("compare", run_compare, tasks, unit="parts", kept="", dropped="")
     return [task.path for task in tasks]
+
+
+def write_texts(ingested: Ingested, duplicates: Duplicates, *, out: Path, shop: Workshop) -> None:
+    """Write the texts that stay in SlimPajama's layout."""
+    stretches: dict[int, list[Stretch]] = {}
+    for stretch in ingested.stretches:
+        stretches.setdefault(stretch.task, []).append(stretch)
+    tasks = [
+        TextTask(
+            ingest=task,
+            number=number,
+            stretches=tuple(stretches.get(number, ())),
+            duplicates=duplicates,
+            out=str(out),
+            fingerprint=ingested.fingerprint,
+        )
+        for number, task in enumerate(ingested.tasks)
+    ]
+
+    def describe(task: TextTask, counts: dict[str, int]) -> tuple[str, Done]:
+        return task.ingest.source, Done(kept=sum(counts.values()))
+
+    totals = add_totals((task.ingest.source, 1, 1) for task in tasks)
+    shop.run("texts", run_text, tasks, unit="tasks", describe=describe, totals=totals)

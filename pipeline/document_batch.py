@@ -88,3 +88,10 @@ def find_suspects(texts: pa.Array) -> list[int]:
         return [0]
     middle = len(texts) // 2
     return find_suspects(texts[:middle]) + [middle + index for index in find_suspects(texts[middle:])]
+
+
+def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of an Arrow string array and its offsets (int64, one more than texts), without copying the bytes."""
+    _, offsets, data = texts.buffers()
+    offsets = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), offsets.astype(np.int64)

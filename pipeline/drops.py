@@ -6,6 +6,7 @@ document that stays in place of a duplicate; other rows have none.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.copies import COPY
 from pipeline.ranks import RankMap
 from pipeline.resolve import NEAR
 from pipeline.storage import checksum_file, open_new
-from pipeline.token_file import DROP_REASONS, document_dtype, open_documents, open_drops
+from pipeline.token_file import DROP_REASONS, document_dtype, open_documents, open_drops, open_records
 from pipeline.work import Stretch
 
 SCHEMA = pa.schema(
@@ -46,6 +47,10 @@ class Duplicates:
     ranks: RankMap
     copies_paths: tuple[str, ...] = ()
     near_path: str | None = None
+
+    def open_near(self) -> np.ndarray:
+        """The NEAR records, mapped."""
+        return np.empty(0, NEAR) if self.near_path is None else open_records(Path(self.near_path), NEAR)
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def read_duplicates(task: DropsTask, ingest: Ingest) -> np.ndarray:
     """The DUPLICATE records of an ingest task. A copy of a document that goes itself has that one's partner."""
     parts = [np.empty(0, DUPLICATE)]
     files = task.duplicates
-    near = np.empty(0, NEAR) if files.near_path is None else np.load(files.near_path, mmap_mode="r")
+    near = files.open_near()
     for stretch in ingest.stretches:
         for path in files.copies_paths:
             copies = find_ranks(np.load(path, mmap_mode="r"), stretch)
@@ -181,6 +186,13 @@ def read_duplicates(task: DropsTask, ingest: Ingest) -> np.ndarray:
             duplicates[name][goes_too] = near[name][at[goes_too]]
         duplicates["is_near"] |= goes_too
     return duplicates
+
+
+def open_lists(duplicates: Duplicates) -> Iterator[np.ndarray]:
+    """The records of all documents that go, file by file, mapped."""
+    for path in duplicates.copies_paths:
+        yield np.load(path, mmap_mode="r")
+    yield duplicates.open_near()
 
 
 def find_ranks(records: np.ndarray, stretch: Stretch) -> np.ndarray:

@@ -46,8 +46,20 @@ def describe_source(
         "counts": count_outcomes(source.name, ingested, deduplicated, built),
         "bad_reasons": count_bad_reasons(source.name, ingested),
         "splits": {split: describe_split(shards[split]) for split in SPLITS if split in shards},
+        "overlap": add_overlaps(built.drops[source.name]),
         "drops": [result["file"] for result in built.drops[source.name] if result["file"]],
     }
+
+
+def add_overlaps(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Documents and bytes that went for a document of each source: a row of the overlap matrix."""
+    overlap: dict[str, dict[str, int]] = {}
+    for result in results:
+        for name, counts in result["overlap"].items():
+            total = overlap.setdefault(name, {"documents": 0, "bytes": 0})
+            for what, count in counts.items():
+                total[what] += count
+    return dict(sorted(overlap.items()))
 
 
 def describe_split(shards: list[dict[str, Any]]) -> dict[str, Any]:

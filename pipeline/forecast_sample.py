@@ -51,6 +51,9 @@ class Tally:
         """Count documents that are kept."""
         self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
 
+    def add_short(self, keys: np.ndarray) -> None:
+        """Nothing: they are counted as dropped."""
+
     def count(self, outcome: str, num_documents: int, num_bytes: int) -> None:
         """Add to what was read, by outcome."""
         for name in ("read", outcome):

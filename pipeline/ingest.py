@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import slimpajama
 from pipeline.arrival import wait_for_file
-from pipeline.document_batch import BAD_NAMES, DocumentBatch
+from pipeline.document_batch import BAD_NAMES, DocumentBatch, text_buffers
 from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
 from pipeline.framing import encode_framed
@@ -26,7 +27,7 @@ from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.markers import strip_markers
 from pipeline.order import derive_key, scramble
 from pipeline.shard import SPLITS
-from pipeline.sketch_file import sketch_documents
+from pipeline.sketch_file import RECIPES, sketch_texts
 from pipeline.storage import name_temporary, sync_folder
 from pipeline.token_file import IngestRecord, TokenFile, document_dtype, list_work_files
 from pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -128,7 +129,8 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
 
 def write_task(task: IngestTask, folder: Path) -> IngestRecord:
     """Read the task's raw files into `folder`."""
-    with TokenFile(folder, dtypes=[np.dtype(encode.dtype) for encode in task.settings.encode]) as token_file:
+    dtypes = [np.dtype(encode.dtype) for encode in task.settings.encode]
+    with TokenFile(folder, dtypes=dtypes, recipe=RECIPES[task.settings.dedup]) as token_file:
         batches = (
             keep_wanted(batch, file, task.settings, token_file)
             for file in task.files
@@ -141,17 +143,27 @@ def write_task(task: IngestTask, folder: Path) -> IngestRecord:
 
 
 def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
-    """The batches of one raw file, with its rows' subsets where some are to be excluded."""
-    subset_field = settings.subset_field if settings.exclude and file.subset is None else None
-    for batch in read_documents(
-        Path(file.path), text_field=settings.text_field, subset_field=subset_field, part=file.part
-    ):
-        if settings.strip_markers:
-            batch = replace(batch, texts=strip_markers(batch.texts, file.subset))
-        if file.subset is not None:
-            batch = replace(batch, subsets=pa.repeat(pa.scalar(file.subset), len(batch.rows)))
-        yield batch
+    """The batches of one raw file, with its rows' subsets where some are to be excluded; texts as they are kept."""
+    for batch in read_rows(file, settings):
+        yield change_texts(batch, file, settings)
         del batch  # a huge text goes before the next is read
+
+
+def read_rows(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
+    """The batches of one raw file, texts as they stand in it."""
+    subset_field = settings.subset_field if settings.exclude and file.subset is None else None
+    return read_documents(Path(file.path), text_field=settings.text_field, subset_field=subset_field, part=file.part)
+
+
+def change_texts(batch: DocumentBatch, file: TaskFile, settings: IngestSettings) -> DocumentBatch:
+    """The batch with the texts and subsets that the settings make of it."""
+    if settings.strip_markers:
+        batch = replace(batch, texts=strip_markers(batch.texts, file.subset))
+    if file.subset is not None:
+        batch = replace(batch, subsets=pa.repeat(pa.scalar(file.subset), len(batch.rows)))
+    if settings.dedup == "slimpajama":
+        batch = replace(batch, texts=slimpajama.normalise_texts(batch.texts))
+    return batch
 
 
 @dataclass(frozen=True)
@@ -180,8 +192,9 @@ def keep_wanted(
     is_excluded = find_excluded(batch, settings.exclude)
     if settings.exclude:
         token_file.num_without_subset += len(rows) if batch.subsets is None else batch.subsets.null_count
-    num_chars = num_bytes if settings.min_chars <= 1 else pc.utf8_length(texts).to_numpy(zero_copy_only=False)
-    is_short = (num_chars < max(settings.min_chars, 1)) & ~is_excluded
+    is_short = find_short(texts, settings) & ~is_excluded
+    if settings.dedup == "slimpajama":
+        token_file.add_short(slimpajama.make_keys(texts.filter(pa.array(is_short))))
     token_file.drop(file.number, rows[is_excluded], num_bytes[is_excluded], reason="excluded")
     token_file.drop(file.number, rows[is_short], num_bytes[is_short], reason="short")
     is_kept = ~(is_excluded | is_short)
@@ -189,6 +202,13 @@ def keep_wanted(
         texts, rows = texts.filter(pa.array(is_kept)), rows[is_kept]
     splits = np.full(len(rows), SPLITS.index(file.split), np.uint8)
     return WantedDocuments(texts, rows, np.full(len(rows), file.number, np.uint32), splits)
+
+
+def find_short(texts: pa.Array, settings: IngestSettings) -> np.ndarray:
+    """Which texts are too short to keep: bool."""
+    num_chars = pc.binary_length(texts) if settings.min_chars <= 1 else pc.utf8_length(texts)
+    is_short = num_chars.to_numpy(zero_copy_only=False) < max(settings.min_chars, 1)
+    return is_short | slimpajama.CleanTexts.of(texts).is_short if settings.dedup == "slimpajama" else is_short
 
 
 def find_excluded(batch: DocumentBatch, exclude: tuple[str, ...]) -> np.ndarray:
@@ -238,19 +258,12 @@ def ingest_batch(wanted: WantedDocuments, settings: IngestSettings, token_file: 
     for (ids, _), room in zip(encoded, rooms, strict=True):
         room[:] = ids
     splits = choose_splits(hashes, wanted.splits, settings.valid_fraction)
-    token_file.add(documents, splits, sketch_documents(data, offsets, method=settings.dedup))
+    token_file.add(documents, splits, sketch_texts(wanted.texts, method=settings.dedup))
 
 
 def find_places(hashes: np.ndarray, *, seed: int) -> np.ndarray:
     """Where in the order each document stands, by its content and the seed alone: uint64."""
     return scramble(hashes[:, 0] ^ np.uint64(derive_key("place", seed)))
-
-
-def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of an Arrow string array and its offsets (int64, one more than texts), without copying the bytes."""
-    _, offsets, data = texts.buffers()
-    offsets = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), offsets.astype(np.int64)
 
 
 def encode_texts(data: np.ndarray, offsets: np.ndarray, settings: EncodeSettings) -> tuple[np.ndarray, np.ndarray]:

@@ -294,15 +294,3 @@ def list_hashes(data, start, end, table):
         num_words += words
         start = stop
     return shingles[:count]
-
-
-@njit(cache=True, nogil=True)
-def measure_overlap(first, second):
-    """The Jaccard similarity of two sets, sorted arrays: the size of what they share by that of what either has."""
-    i = j = shared = 0
-    while i < len(first) and j < len(second):
-        a, b = first[i], second[j]
-        shared += a == b
-        i += a <= b
-        j += b <= a
-    return shared / max(1, len(first) + len(second) - shared)

@@ -1,4 +1,4 @@
-"""Compiled loops over ranks: documents with one key -> pairs; pairs -> which documents go. Integers; knows no file.
+"""Compiled loops over ranks: documents with one key -> pairs; pairs -> which documents go. Knows no file.
 
 A rank is a document's number in the order of priority: of two near documents the one of the lower rank stays. A pair is
 one uint64, later rank << 32 | earlier rank, so that sorted pairs stand by the document that may go.
@@ -45,31 +45,28 @@ def leave_out(packed, rank_bits, is_left_out):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def num_partners(member, size, is_star):
-    if is_star or member == 0:
-        return min(member, 1)
+def num_partners(member, size):
     return member if size <= LARGEST_FULL_GROUP else min(member, 4)
 
 
 @njit(cache=True, nogil=True)
-def count_pairs(packed, rank_bits, is_star):
+def count_pairs(packed, rank_bits):
     """How many pairs `list_pairs` finds."""
     first = count = 0
     for place in range(1, len(packed) + 1):
         if place == len(packed) or packed[place] >> np.uint64(rank_bits) != packed[first] >> np.uint64(rank_bits):
             if place - first > 1:
                 for member in range(1, place - first):
-                    count += num_partners(member, place - first, is_star)
+                    count += num_partners(member, place - first)
             first = place
     return count
 
 
 @njit(cache=True, nogil=True)
-def list_pairs(packed, rank_bits, is_star, out):
+def list_pairs(packed, rank_bits, out):
     """Pairs of documents with one key, from sorted packed keys; a group costs time in proportion to its size.
 
-    Of each group all pairs; of a large one each document with the first two and the two before it; `is_star`: with the
-    first alone, which is enough to connect them.
+    Of each group all pairs; of a large one each document with the first two and the two before it.
     """
     mask = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
     first = count = 0
@@ -78,7 +75,7 @@ def list_pairs(packed, rank_bits, is_star, out):
             continue
         for member in range(1, place - first):
             later = packed[first + member] & mask
-            partners = num_partners(member, place - first, is_star)
+            partners = num_partners(member, place - first)
             for number in range(partners):
                 earlier = number if partners == member or number < 2 else member - (number - 1)
                 out[count] = (later << np.uint64(PAIR_BITS)) | (packed[first + earlier] & mask)
@@ -155,6 +152,17 @@ def resolve(later, earlier, similarities, states, partners):
         first = place
 
 
+@njit(cache=True, nogil=True)
+def link_equal(keys, ranks, order, out):
+    """Pairs that connect the documents with one key; `order` sorts the keys. Returns how many."""
+    count = 0
+    for place in range(1, len(order)):
+        one, other = np.uint64(ranks[order[place - 1]]), np.uint64(ranks[order[place]])
+        out[count] = (max(one, other) << np.uint64(PAIR_BITS)) | min(one, other)
+        count += keys[order[place]] == keys[order[place - 1]]
+    return count
+
+
 @njit(cache=True, nogil=True, inline="always")
 def find_root(parents, rank):
     while parents[rank] != rank:
@@ -180,3 +188,15 @@ def flatten(parents):
     """Let every rank point to its component's lowest, in place."""
     for rank in range(len(parents)):
         parents[rank] = parents[parents[rank]]
+
+
+@njit(cache=True, nogil=True)
+def measure_overlap(first, second):
+    """The Jaccard similarity of two sets, sorted arrays: the size of what they share by that of what either has."""
+    i = j = shared = 0
+    while i < len(first) and j < len(second):
+        a, b = first[i], second[j]
+        shared += a == b
+        i += a <= b
+        j += b <= a
+    return shared / max(1, len(first) + len(second) - shared)

@@ -37,14 +37,21 @@ class SketchRun:
     edges: tuple[int, ...]
     bases: tuple[int, ...]
 
-    def read_band(self, band: int, first_key: int, last_key: int) -> np.ndarray:
-        """The records of a band with a key in [first_key, last_key), which count in units of a record: uint64."""
+    def read_band(self, band: int, first: int, last: int, *, record: np.dtype) -> np.ndarray:
+        """The records of a band that begin with a number in [first, last): a uint64, or the key of a KEYED record."""
         path = Path(self.folder) / "bands.bin"
         start = self.start + band * self.num_signed
-        records = open_records(path, np.dtype("<u8"))[start : start + self.num_signed]
-        first = int(np.searchsorted(records, np.uint64(first_key)))
-        last = int(np.searchsorted(records, np.uint64(last_key))) if last_key >> 64 == 0 else len(records)
-        return np.fromfile(path, "<u8", last - first, offset=(start + first) * 8)
+        records = open_records(path, record)[start : start + self.num_signed]
+        values = records["key"] if record.names else records
+        edges = [
+            int(np.searchsorted(values, np.uint64(edge))) if edge >> 64 == 0 else len(values) for edge in (first, last)
+        ]
+        return np.fromfile(path, record, edges[1] - edges[0], offset=(start + edges[0]) * record.itemsize)
+
+    def rank(self, numbers: np.ndarray) -> np.ndarray:
+        """The ranks of numbers within the run: int64."""
+        stretch = np.searchsorted(np.array(self.edges), numbers.astype(np.int64), side="right") - 1
+        return numbers.astype(np.int64) + np.array(self.bases)[stretch]
 
 
 def rank_stretches(segments: Sequence[dict], source_priority: Sequence[int]) -> list[int]:
@@ -67,15 +74,20 @@ def rank_stretches(segments: Sequence[dict], source_priority: Sequence[int]) -> 
 
 
 def list_runs(
-    folder: str, runs: Sequence[dict[str, int]], stretches: Sequence[Stretch], *, num_bands: int
+    folder: str, runs: Sequence[dict[str, int]], stretches: Sequence[Stretch], *, num_bands: int, short_rank: int
 ) -> Iterator[SketchRun]:
-    """The runs of one ingest task, from its record and its stretches in order."""
+    """The runs of one ingest task, from its record and its stretches in order.
+
+    short_rank: the first rank for those of its documents that are too short to keep.
+    """
     first_number = start = 0
     for run in runs:
         last_number = first_number + run["documents"]
         own = [stretch for stretch in stretches if first_number <= stretch.first < last_number]
         edges = tuple(stretch.first - first_number for stretch in own)
         bases = tuple(stretch.first_rank - edge for stretch, edge in zip(own, edges, strict=True))
+        edges, bases = (*edges, run["documents"]), (*bases, short_rank - run["documents"])
+        short_rank += run["short"]
         yield SketchRun(folder, start, run["signed"], edges, bases)
         first_number, start = last_number, start + run["signed"] * num_bands
 

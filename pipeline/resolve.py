@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.copies import mark_ranks, read_all
+from pipeline.copies import find_marked, mark_ranks
 from pipeline.estimate import EDGE, MARGIN
 from pipeline.pair_kernels import PAIR_BITS, flatten, judge, resolve, unite
-from pipeline.storage import write_array
+from pipeline.storage import open_new, write_array
 
 NEAR = np.dtype([("rank", "<u4"), ("partner", "<u4"), ("similarity", "<f4")])
 PAIRS_AT_ONCE = 1 << 22
@@ -22,14 +22,16 @@ PAIRS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class ResolveTask:
-    """All edges of a build, in the order of later ranks. compared: files of the edges that were compared.
+    """All edges of a build, in the order of later ranks, or all pairs.
 
-    To judge, `compared` is None. num_short: how many ranks behind the documents' are of those too short to keep.
+    compared: files of the edges that were compared. marks: bits of the copies, which are not listed again.
+    num_short: how many ranks behind the documents' are of those too short to keep.
     """
 
     name: str
     paths: tuple[str, ...]
-    compared: tuple[str, ...] | None
+    compared: tuple[str, ...]
+    marks: str | None
     num_documents: int
     num_short: int
     threshold: float
@@ -44,7 +46,7 @@ class ResolveTask:
     @property
     def path(self) -> Path:
         """What it finds: EDGE records to compare, or NEAR records, sorted by rank."""
-        return Path(self.folder) / f"{self.name}.npy"
+        return Path(self.folder) / f"{self.name}.bin"
 
     @property
     def marks_path(self) -> Path:
@@ -59,28 +61,31 @@ class ResolveTask:
 def run_judge(task: ResolveTask) -> dict[str, int]:
     """Write the edges that must be compared because estimates do not decide; returns how many they are."""
     states = np.zeros(task.num_documents, np.uint8)
-    open_edges = [np.empty(0, EDGE)]
-    for path in task.paths:
-        edges = np.load(path)
-        is_open = np.zeros(len(edges), bool)
-        is_certain = edges["similarity"] >= task.threshold + MARGIN
-        judge(edges["later"], edges["earlier"], is_certain, states, is_open)
-        open_edges.append(edges[is_open])
-    write_array(task.path, np.concatenate(open_edges))
-    return {"open": sum(map(len, open_edges))}
+    num_open = 0
+    with open_new(task.path) as file:
+        for path in task.paths:
+            edges = np.load(path)
+            is_open = np.zeros(len(edges), bool)
+            is_certain = edges["similarity"] >= task.threshold + MARGIN
+            judge(edges["later"], edges["earlier"], is_certain, states, is_open)
+            file.write(edges[is_open].tobytes())
+            num_open += int(is_open.sum())
+    return {"open": num_open}
 
 
 def run_resolve(task: ResolveTask) -> dict[str, int]:
     """Write which documents go, each with its partner; returns how many."""
     states = np.zeros(task.num_documents, np.uint8)
-    compared = np.concatenate([np.empty(0, EDGE), *map(np.load, task.compared or ())])
-    dropped = [np.empty(0, NEAR)]
-    for path in task.paths:
-        edges = choose_near(np.load(path), compared, task.threshold)
-        is_partner = np.zeros(len(edges), bool)
-        resolve(edges["later"], edges["earlier"], edges["similarity"], states, is_partner)
-        dropped.append(edges[is_partner].view(NEAR))
-    return write_dropped(task, np.concatenate(dropped))
+    compared = np.concatenate([np.empty(0, EDGE), *map(np.load, task.compared)])
+
+    def resolve_files() -> Iterator[np.ndarray]:
+        for path in task.paths:
+            edges = choose_near(np.load(path), compared, task.threshold)
+            is_partner = np.zeros(len(edges), bool)
+            resolve(edges["later"], edges["earlier"], edges["similarity"], states, is_partner)
+            yield edges[is_partner].view(NEAR)
+
+    return write_dropped(task, resolve_files())
 
 
 def choose_near(edges: np.ndarray, compared: np.ndarray, threshold: float) -> np.ndarray:
@@ -104,10 +109,20 @@ def run_components(task: ResolveTask) -> dict[str, int]:
     for pairs in read_pairs(task.paths):
         unite(pairs, parents)
     flatten(parents)
-    dropped = np.flatnonzero(parents[: task.num_documents] != np.arange(task.num_documents, dtype=np.uint32))
-    near = np.empty(len(dropped), NEAR)
-    near["rank"], near["partner"], near["similarity"] = dropped, parents[dropped], np.nan
-    return write_dropped(task, near)
+    marks = None if task.marks is None else np.load(task.marks, mmap_mode="r")
+    ranges = range(0, task.num_documents, PAIRS_AT_ONCE)
+    return write_dropped(task, (list_connected(parents[: task.num_documents], first, marks) for first in ranges))
+
+
+def list_connected(parents: np.ndarray, first: int, marks: np.ndarray | None) -> np.ndarray:
+    """The NEAR records among PAIRS_AT_ONCE documents from `first` on: those that are not their component's lowest."""
+    own = parents[first : first + PAIRS_AT_ONCE]
+    ranks = first + np.flatnonzero(own != np.arange(first, first + len(own), dtype=np.uint32))
+    if marks is not None:
+        ranks = ranks[~find_marked(marks, ranks)]
+    near = np.empty(len(ranks), NEAR)
+    near["rank"], near["partner"], near["similarity"] = ranks, parents[ranks], np.nan
+    return near
 
 
 def read_pairs(paths: Sequence[str]) -> Iterator[np.ndarray]:
@@ -118,8 +133,13 @@ def read_pairs(paths: Sequence[str]) -> Iterator[np.ndarray]:
             yield np.array(pairs[first : first + PAIRS_AT_ONCE])
 
 
-def write_dropped(task: ResolveTask, near: np.ndarray) -> dict[str, int]:
-    """Write the NEAR records and a bit for each."""
-    write_array(task.path, near)
-    write_array(task.marks_path, mark_ranks(read_all([str(task.path)]), task.num_documents))
-    return {"dropped": len(near)}
+def write_dropped(task: ResolveTask, parts: Iterator[np.ndarray]) -> dict[str, int]:
+    """Write NEAR records, which come in order, and a bit for each."""
+    bits, count = np.zeros(task.num_documents // 8 + 1, np.uint8), 0
+    with open_new(task.path) as file:
+        for near in parts:
+            mark_ranks(near["rank"], bits)
+            file.write(near.tobytes())
+            count += len(near)
+    write_array(task.marks_path, bits)
+    return {"dropped": count}

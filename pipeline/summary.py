@@ -56,6 +56,8 @@ def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, se
     """Print a dataset's counts, and the speed of its build where its seconds are known."""
     console.print(documents_table(content["sources"]))
     console.print(tokens_table(content))
+    if any(source["overlap"] for source in content["sources"].values()):
+        console.print(overlap_table(content["sources"]))
     for name, source in content["sources"].items():
         for reason, number in source["bad_reasons"].items():
             console.print(f"{name}: {number:,} rows {reason}, listed in {out / name / 'drops'}")
@@ -90,6 +92,21 @@ def documents_table(sources: Mapping[str, Any]) -> Table:
             format_bytes(counts["read"]["bytes"]),
             *(f"{counts[column]['documents']:,}" for column in COLUMNS),
         )
+    return table
+
+
+def overlap_table(sources: Mapping[str, Any]) -> Table:
+    """Duplicates that went from the source of a row for a document of the source of a column."""
+    table = Table(title="duplicates, by the source of what stays")
+    table.add_column("went from")
+    for name in sources:
+        table.add_column(name, justify="right")
+    for name, source in sources.items():
+        cells = []
+        for other in sources:
+            counts = source["overlap"].get(other)
+            cells.append(f"{counts['documents']:,} ({format_bytes(counts['bytes'])})" if counts else "")
+        table.add_row(name, *cells)
     return table
 
 

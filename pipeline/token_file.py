@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.document_batch import BAD_REASONS
 from pipeline.kernels import scatter_documents
 from pipeline.shard import SPLITS
-from pipeline.sketch_file import ROW, SKETCH_FILES, Sketches, join_sketches, write_records, write_sketches
+from pipeline.sketch_file import ROW, SKETCH_FILES, Recipe, Sketches, join_sketches, write_records, write_sketches
 from pipeline.storage import naming
 
 # At SlimPajama's size (627 billion ids of 2 bytes, shards of 512 MiB) a shard takes 140 KB from each run of this size.
@@ -81,7 +81,7 @@ class IngestRecord:
     """What a finished task reports: its segments, and what it read. Documents and bytes of text by outcome."""
 
     segments: list[dict[str, Any]]  # split, first and last document of each stretch that is sorted by place
-    runs: list[dict[str, int]]  # documents, and how many of them have band keys
+    runs: list[dict[str, int]]  # how many documents, how many too short to keep, and how many of both have band keys
     documents: dict[str, int]
     bytes: dict[str, int]
     tokens: list[int]  # per tokenizer
@@ -92,18 +92,18 @@ class IngestRecord:
 class TokenFile:
     """A task's output while it is written: gathers documents up to a run's size, sorts the run, appends it.
 
-    dtypes: of each tokenizer's ids.
+    dtypes: of each tokenizer's ids. recipe: what the documents' sketches are.
     """
 
-    def __init__(self, folder: Path, *, dtypes: list[np.dtype]):
-        self.folder, self.dtypes = folder, dtypes
+    def __init__(self, folder: Path, *, dtypes: list[np.dtype], recipe: Recipe):
+        self.folder, self.dtypes, self.recipe = folder, dtypes, recipe
         self.segments: list[dict[str, Any]] = []
         self.runs: list[dict[str, int]] = []
         self.documents: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.num_documents = self.num_rows = self.num_without_subset = 0
         self.num_tokens = [0] * len(dtypes)
-        self._run = Run(dtypes)
+        self._run = Run(dtypes, recipe)
 
     def __enter__(self) -> TokenFile:
         paths = list_work_files(self.folder, len(self.dtypes))
@@ -134,6 +134,13 @@ class TokenFile:
         if self._run.num_documents >= RUN_DOCUMENTS:
             self._write_run()
 
+    def add_short(self, keys: np.ndarray) -> None:
+        """Take in the band keys of documents that are too short to keep, but connect others."""
+        self._run.short_keys.append(keys)
+        self._run.num_short += len(keys)
+        if self._run.num_short >= RUN_DOCUMENTS:
+            self._write_run()
+
     def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str) -> None:
         """Write down rows that are not kept."""
         if not len(rows):
@@ -151,8 +158,8 @@ class TokenFile:
             self.bytes[name] += num_bytes
 
     def _write_run(self) -> None:
-        run, self._run = self._run, Run(self.dtypes)
-        if not run.num_documents:
+        run, self._run = self._run, Run(self.dtypes, self.recipe)
+        if not run.num_documents and not run.num_short:
             return
         documents, splits = map(np.concatenate, (run.documents, run.splits))
         self._write_sketches(run, documents, splits)
@@ -174,8 +181,9 @@ class TokenFile:
         documents["number"][order] = self.num_documents + np.arange(len(order))
         rows = np.empty(len(order), ROW)
         rows["raw_file"], rows["row"] = documents["raw_file"][order], documents["row"][order]
-        num_signed = write_sketches(self._files[-5:-2], rows, join_sketches(run.sketches).take(order))
-        self.runs.append({"documents": len(documents), "signed": num_signed})
+        sketches, short_keys = join_sketches(run.sketches).take(order), np.concatenate(run.short_keys)
+        num_signed = write_sketches(self._files[-5:-2], rows, sketches, short_keys, recipe=self.recipe)
+        self.runs.append({"documents": len(documents), "short": len(short_keys), "signed": num_signed})
 
     def _note_segments(self, splits: np.ndarray) -> None:
         edges = np.searchsorted(splits, range(len(SPLITS) + 1)) + self.num_documents
@@ -192,14 +200,15 @@ class TokenFile:
 class Run:
     """Documents of one run, in the order in which they were read."""
 
-    def __init__(self, dtypes: list[np.dtype]):
-        room = RUN_BYTES // sum(dtype.itemsize for dtype in dtypes)
+    def __init__(self, dtypes: list[np.dtype], recipe: Recipe):
+        room = RUN_BYTES // max(1, sum(dtype.itemsize for dtype in dtypes))
         self.ids = [np.empty(room, dtype) for dtype in dtypes]  # the system gives memory to what is touched
         self.filled = [0] * len(dtypes)
-        self.documents: list[np.ndarray] = []
-        self.splits: list[np.ndarray] = []
-        self.sketches: list[Sketches] = []
-        self.num_documents = 0
+        self.documents = [np.empty(0, document_dtype(len(dtypes)))]
+        self.splits = [np.empty(0, np.uint8)]
+        self.sketches = [recipe.no_sketches()]
+        self.short_keys = [self.sketches[0].keys]
+        self.num_documents = self.num_short = 0
 
     def has_room(self, num_tokens: list[int]) -> bool:
         """Whether so many ids fit beside what is there; into an empty run anything does."""

@@ -131,7 +131,7 @@ def verify_dataset(folder: Path, content: Mapping[str, Any], *, notice: Notice |
         return
     with open_rows(folder, content) as rows:
         yield from verify_rows(rows)
-    if content["settings"]["dedup"] in ("exact", "near"):
+    if content["settings"]["dedup"] != "none":
         yield from verify_copies(folder, claimed_sources(content))
 
 

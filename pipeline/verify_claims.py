@@ -62,6 +62,7 @@ SOURCE = {
     "counts": dict.fromkeys(("read", *OUTCOMES), SIZES),
     "bad_reasons": {"*": is_count},
     "splits": {"*": {**SIZES, "shards": [SHARD]}},
+    "overlap": {"*": {"documents": is_count, "bytes": is_count}},
     "drops": [{"path": is_text, "documents": is_count, "xxh3_128": is_text}],
 }
 SETTINGS = {
@@ -149,6 +150,8 @@ def verify_sources(content: Mapping[str, Any]) -> Iterator[str]:
     for what in ("source_order", "dedup_priority", "exclude", "columns", "raw_files"):
         if sorted(settings[what]) != sorted(sources):
             yield f"dataset.json: settings.{what} names {sorted(settings[what])}, sources {sorted(sources)}"
+    if set(settings["source_order"]) == set(sources) and settings["source_order"] != list(sources):
+        yield "dataset.json: settings.source_order is not the order of sources"
     for name in sources:
         try:
             check_source_name(name)

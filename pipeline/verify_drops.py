@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.document_batch import BAD_REASONS
-from pipeline.drops import SCHEMA
+from pipeline.drops import SCHEMA, count_overlap
 from pipeline.finish import OUTCOMES
 from pipeline.storage import checksum_file
 from pipeline.token_file import DROP_REASONS
@@ -25,6 +25,7 @@ def verify_drops(folder: Path, source: ClaimedSource, sources: Mapping[str, Clai
     """What is wrong with the files of drops of a source, or with the counts that follow from them, one text each."""
     documents: Counter[str] = Counter()
     num_bytes: Counter[str] = Counter()
+    overlap: dict[str, Counter[str]] = {}
     for file in source.entry["drops"]:
         path = folder / file["path"]
         found = checksum_file(path) if path.is_file() else "no file"
@@ -44,7 +45,11 @@ def verify_drops(folder: Path, source: ClaimedSource, sources: Mapping[str, Clai
             totals = table.group_by("reason").aggregate([("num_bytes", "sum"), ("num_bytes", "count")]).to_pylist()
             documents.update({total["reason"]: total["num_bytes_count"] for total in totals})
             num_bytes.update({total["reason"]: total["num_bytes_sum"] for total in totals})
+            for name, counts in count_overlap(table).items():
+                overlap.setdefault(name, Counter()).update(counts)
     yield from verify_totals(source, documents, num_bytes)
+    if {name: dict(counts) for name, counts in overlap.items()} != source.entry["overlap"]:
+        yield f"{source.name}: overlap is not what drops/ lists"
 
 
 def verify_table(
@@ -61,8 +66,10 @@ def verify_table(
     is_near = pc.equal(table["reason"], "duplicate_near")
     is_exact = pc.equal(table["reason"], "duplicate_exact")
     is_duplicate = pc.or_(is_near, is_exact)
+    is_known = is_duplicate if source.settings["dedup"] != "slimpajama" else is_exact  # nothing was compared there
     for column in PARTNER_COLUMNS:
-        if pc.any(pc.not_equal(pc.is_valid(table[column]), is_duplicate)).as_py():
+        has_one = is_known if column == "similarity" else is_duplicate
+        if pc.any(pc.not_equal(pc.is_valid(table[column]), has_one)).as_py():
             yield f"{path}: a duplicate has no {column}, or another document has one"
             return
     if pc.any(pc.not_equal(table["similarity"].filter(is_exact), 1)).as_py():

@@ -15,8 +15,8 @@ from pipeline.compare import HASH, SET, read_shingles
 from pipeline.drops import SCHEMA
 from pipeline.estimate import MARGIN
 from pipeline.ingest import TaskFile
-from pipeline.minhash import measure_overlap
 from pipeline.order import derive_key, scramble
+from pipeline.pair_kernels import measure_overlap
 from pipeline.shard import SPLITS
 from pipeline.verify_raw import ingest_settings
 from pipeline.verify_rows import numbers_of

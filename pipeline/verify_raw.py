@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.document_batch import BAD_NAMES, DocumentBatch
-from pipeline.ingest import IngestSettings, TaskFile, find_excluded, find_places, read_file, text_buffers
+from pipeline.document_batch import BAD_NAMES, DocumentBatch, text_buffers
+from pipeline.ingest import (
+    IngestSettings,
+    TaskFile,
+    change_texts,
+    find_excluded,
+    find_places,
+    find_short,
+    read_rows,
+)
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.manifest import RawFile, find_subset
 from pipeline.markers import STARCODER
@@ -122,10 +130,11 @@ class SourceCheck:
         """What is wrong with the rows of one raw file. Each row that it has is listed, and no other."""
         base = file.number << ROW_BITS
         first = base
-        batches = read_file(file, self.settings)
+        batches = read_rows(file, self.settings)
         text_field = self.settings.text_field
-        for batch, problems in verify_lines(Path(file.path), batches, text_field=text_field, choose=self.choose):
+        for rows, problems in verify_lines(Path(file.path), batches, text_field=text_field, choose=self.choose):
             yield from problems
+            batch = change_texts(rows, file, self.settings)
             found = np.union1d(batch.rows, batch.bad_rows["row"])
             if not len(found):
                 continue
@@ -258,7 +267,7 @@ def describe_documents(batch: DocumentBatch, settings: IngestSettings) -> Docume
     data, offsets = text_buffers(batch.texts)
     num_chars = pc.utf8_length(batch.texts).to_numpy(zero_copy_only=False)
     reasons = np.full(len(batch.rows), NO_REASON)
-    reasons[num_chars < max(settings.min_chars, 1)] = DROP_REASONS.index("short")
+    reasons[find_short(batch.texts, settings)] = DROP_REASONS.index("short")
     reasons[find_excluded(batch, settings.exclude)] = DROP_REASONS.index("excluded")
     return Documents(hash_documents(data, offsets, np.array(HASH_SEEDS)), np.diff(offsets), num_chars, reasons)
 

@@ -127,8 +127,14 @@ class Ingested:
         of_task: dict[int, list[Stretch]] = {}
         for stretch in self.stretches:
             of_task.setdefault(stretch.task, []).append(stretch)
-        return tuple(
-            run
-            for number, (task, record) in enumerate(zip(self.tasks, self.records, strict=True))
-            for run in list_runs(task.folder, record["runs"], of_task.get(number, []), num_bands=bands)
-        )
+        runs, short_rank = [], sum(stretch.last - stretch.first for stretch in self.stretches)
+        for number, (task, record) in enumerate(zip(self.tasks, self.records, strict=True)):
+            own = of_task.get(number, [])
+            runs += list_runs(task.folder, record["runs"], own, num_bands=bands, short_rank=short_rank)
+            short_rank += sum(run["short"] for run in record["runs"])
+        return tuple(runs)
+
+    @property
+    def num_short(self) -> int:
+        """How many documents too short to keep have band keys. Their ranks come behind all documents'."""
+        return sum(run["short"] for record in self.records for run in record["runs"])

@@ -25,7 +25,9 @@ def write_texts(folder, texts, name="a.jsonl"):
 def build(run_build, folder, model, more="", mix="web:1"):
     """Build raw/ into out/; returns drops as (source, row) -> (reason, partner source, partner row, similarity)."""
     out = folder / "out"
-    outcome = run_build(f"--mix {mix} --raw {folder}/raw --out {out} --tokenizer {model} --workers 1 {more}")
+    outcome = run_build(
+        f"--mix {mix} --raw {folder}/raw --out {out} --tokenizer {model} --workers 1 --max-dup-fraction 1 {more}"
+    )
     assert outcome.code == 0, outcome.error
     return read_duplicates(out)
 

@@ -16,10 +16,10 @@ from pipeline.minhash import (
     PERMUTATIONS,
     list_hashes,
     list_shingles,
-    measure_overlap,
     shorten,
     sign_documents,
 )
+from pipeline.pair_kernels import measure_overlap
 from pipeline.word_table import ALONE, SKIPPED, build_word_table
 
 RNG = np.random.default_rng(3)

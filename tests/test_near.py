@@ -175,3 +175,47 @@ def test_all_planted_pairs_of_real_articles_are_found(shared_data, tmp_path, sam
     found = {frozenset((lines[row][0], lines[entry[2]][0])) for (_, row), entry in dropped.items()}
     pairs = (shared_data / "dedup/articles_1000.pairs").read_text().splitlines()
     assert found == {frozenset(pair.split()) for pair in pairs}
+
+
+def test_a_source_that_would_lose_too_much_stops_the_build(tmp_path, sample_model, run_build, rng):
+    words = draw_words(rng, 104)
+    near = [" ".join(change_end(words, 2 + number % 3)) + f" z{number}" for number in range(30)]
+    write_texts(tmp_path / "raw/web", [" ".join(words), *near, *(" ".join(draw_words(rng, 50)) for _ in range(5))])
+    command = f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} {FEW_DOCUMENTS}"
+    outcome = run_build(command)
+    assert outcome.code == 1
+    assert "web loses 30 of 36 documents (83.3%) as duplicates" in outcome.error
+    assert (
+        f"30 documents go for {tmp_path}/raw/web/a.jsonl row 0, which begins {' '.join(words)[:30]!r}"[:-1]
+        in outcome.error
+    )
+    assert not (tmp_path / "out/dataset.json").exists()
+    outcome = run_build(f"{command} --dedup-report")
+    assert outcome.code == 0, outcome.error
+    assert "web loses 30 of 36 documents (83.3%) as duplicates" in outcome.out
+    assert "30 documents go for" in outcome.out
+
+
+def test_a_subset_that_would_lose_too_much_stops_the_build(tmp_path, sample_model, run_build, rng):
+    words = draw_words(rng, 104)
+    write_texts(tmp_path / "raw/redpajama/arxiv", [" ".join(draw_words(rng, 104)) for _ in range(40)])
+    write_texts(tmp_path / "raw/redpajama/github", [" ".join(words)] * 10)
+    command = f"--mix redpajama:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} {FEW_DOCUMENTS}"
+    outcome = run_build(command)
+    assert outcome.code == 1
+    assert "loses 9 of 10 documents (90.0%)" in outcome.error
+    assert "loses 9 of 50" not in outcome.error
+    assert run_build(f"{command} --max-dup-fraction 0.9").code == 0
+
+
+def test_the_overlap_of_sources_is_counted(tmp_path, sample_model, run_build, rng):
+    texts = [draw_words(rng, 104) for _ in range(6)]
+    joined = [" ".join(words) for words in texts]
+    write_texts(tmp_path / "raw/web", [*joined, joined[0]])
+    near = [" ".join(change_end(words, 4)) for words in texts[:3]]
+    write_texts(tmp_path / "raw/notes", [*near, joined[4], " ".join(draw_words(rng, 60))])
+    build(run_build, tmp_path, sample_model, FEW_DOCUMENTS, mix="web:1,notes:1")
+    sources = read_dataset_json(tmp_path / "out")["sources"]
+    assert sources["web"]["overlap"] == {"web": {"documents": 1, "bytes": len(joined[0])}}
+    num_bytes = sum(map(len, [*near, joined[4]]))
+    assert sources["notes"]["overlap"] == {"web": {"documents": 4, "bytes": num_bytes}}

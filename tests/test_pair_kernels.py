@@ -23,13 +23,13 @@ from pipeline.pair_kernels import (
 RANK_BITS = 24
 
 
-def pairs_of(groups, *, is_star=False):
+def pairs_of(groups):
     """The pairs of groups of ranks with one key each, as (later, earlier)."""
     packed = np.array(
         sorted((key << RANK_BITS) | rank for key, ranks in enumerate(groups) for rank in ranks), np.uint64
     )
-    out = np.empty(count_pairs(packed, RANK_BITS, is_star), np.uint64)
-    list_pairs(packed, RANK_BITS, is_star, out)
+    out = np.empty(count_pairs(packed, RANK_BITS), np.uint64)
+    list_pairs(packed, RANK_BITS, out)
     return [(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in out]
 
 
@@ -47,16 +47,13 @@ def test_of_any_group_each_document_is_paired_with_the_first(groups):
     assert all(later > earlier for later, earlier in pairs)
     for ranks in groups:
         assert {(rank, min(ranks)) for rank in ranks if rank != min(ranks)} <= pairs
-    assert sorted(pairs_of(groups, is_star=True)) == sorted(
-        (rank, min(ranks)) for ranks in groups for rank in ranks if rank != min(ranks)
-    )
 
 
 def test_a_million_documents_with_one_key_make_four_million_pairs():
     packed = np.arange(1_000_000, dtype=np.uint64)
-    assert count_pairs(packed, RANK_BITS, False) < 4_000_000
-    out = np.empty(count_pairs(packed, RANK_BITS, False), np.uint64)
-    list_pairs(packed, RANK_BITS, False, out)
+    assert count_pairs(packed, RANK_BITS) < 4_000_000
+    out = np.empty(count_pairs(packed, RANK_BITS), np.uint64)
+    list_pairs(packed, RANK_BITS, out)
     out.sort()
     assert keep_first_of_equal(out) == len(out)
 

@@ -1,0 +1,286 @@
+"""How fast duplicates are found, and in how much memory: signatures beside other libraries', and all stages at size.
+
+    python benchmarks/dedup.py --speed
+    python benchmarks/dedup.py --millions 5 10 20 50 --memory 4 --folder /a/large/disk
+
+Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of REPEATS.
+At size: work files of so many million synthetic documents, as ingest would leave them with --dedup near; of them 30 %
+are planted near duplicates (each value of the signature kept with probability 0.998), one cluster has a million. Then
+the stages of a build, with one worker, in a process of its own, whose peak of memory is read; so no pair is left to be
+compared by text, for which there is none. The curve gives the prediction for RedPajama's 931 million documents.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as `python benchmarks/dedup.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import pyarrow as pa
+import tyro
+from rich.table import Table
+
+from benchmarks.corpus import read_prose, take
+from benchmarks.stopwatch import Stopwatch
+from pipeline import slimpajama
+from pipeline.dedup_stages import DedupSettings, dedup
+from pipeline.document_batch import text_buffers
+from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, find_places
+from pipeline.jobs import Workers
+from pipeline.minhash import NUM_BANDS, NUM_PERMUTATIONS, sign_documents
+from pipeline.progress import BuildLog, make_console
+from pipeline.sketch_file import RECIPES, Sketches
+from pipeline.token_file import TokenFile, document_dtype
+from pipeline.workshop import Ingested, Workshop
+
+REPEATS = 7
+TASK_DOCUMENTS = 500_000
+DUPLICATE_SHARE, CLUSTER = 0.3, 1_000_000
+KEPT_VALUES = 0.998  # of a planted duplicate's signature
+REDPAJAMA = 931_361_530  # documents
+
+
+@dataclass(frozen=True)
+class BenchmarkFlags:
+    """Measure signatures, and the stages of dedup at size."""
+
+    speed: bool = False
+    """Signatures, beside datasketch and rensa where they are installed."""
+    megabytes: float = 10
+    """MB of prose for it."""
+    corpus: tuple[Path, ...] = ()
+    """Text files to take the prose from, instead of this machine's."""
+    millions: tuple[float, ...] = ()
+    """Sizes to run all stages at."""
+    memory: float = 4
+    """GiB that the stages may take."""
+    folder: Path | None = None
+    """Where the synthetic work files go: about 400 bytes a document."""
+    json: Path | None = None
+    """Where to write the figures."""
+
+
+def main() -> None:
+    """The command."""
+    flags = tyro.cli(BenchmarkFlags)
+    console = make_console()
+    figures: dict[str, Any] = {}
+    if flags.speed:
+        texts = pa.array(take(read_prose(flags.corpus), num_bytes=flags.megabytes * 1e6))
+        figures["speed"] = measure_speeds(texts)
+        console.print(tabulate("signatures, one core", figures["speed"]))
+    rows = []
+    for millions in flags.millions:
+        rows.append(measure_stages(int(millions * 1e6), flags))
+        console.print(tabulate("all stages, one worker", rows))
+    if rows:
+        figures["stages"] = rows
+        figures["redpajama"] = predict(rows[-1])
+        console.print(tabulate("predicted from the last row: RedPajama, one core", [figures["redpajama"]]))
+    if flags.json:
+        flags.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def tabulate(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Rows of figures as a table."""
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:,.3g}" for value in row.values()))
+    return table
+
+
+def measure_speeds(texts: pa.Array) -> list[dict[str, Any]]:
+    """MB of text per second of CPU time of every system."""
+    data, offsets = text_buffers(texts)
+    num_bytes = int(offsets[-1] - offsets[0])
+    systems: dict[str, tuple[Callable[[], Any], float]] = {
+        "tokenmill near": (lambda: sign_documents(data, offsets), 1.0),
+        "tokenmill slimpajama, ftfy included": (
+            lambda: slimpajama.make_keys(slimpajama.normalise_texts(texts)),
+            1.0,
+        ),
+    }
+    normal = slimpajama.normalise_texts(texts)
+    systems["tokenmill slimpajama, signature alone"] = (lambda: slimpajama.make_keys(normal), 1.0)
+    few = [text.as_py() for text in texts[: max(1, len(texts) // 100)]]
+    share = sum(len(text.encode()) for text in few) / num_bytes
+    systems |= {name: (function, share) for name, function in list_peers(few)}
+    rows = []
+    for name, (function, part) in systems.items():
+        function()  # compiled, caches filled
+        seconds = min(time_cpu(function) for _ in range(REPEATS if part == 1 else 1))
+        rows.append({"system": name, "MB/s": num_bytes * part / 1e6 / seconds})
+    return rows
+
+
+def time_cpu(function: Callable[[], Any]) -> float:
+    """Seconds of CPU time of one call."""
+    watch = Stopwatch()
+    function()
+    return watch.read()[1]
+
+
+def list_peers(texts: list[str]) -> list[tuple[str, Callable[[], Any]]]:
+    """The peers that are installed, on some of the texts."""
+    peers: list[tuple[str, Callable[[], Any]]] = []
+    try:
+        from datasketch import MinHash
+    except ImportError:
+        MinHash = None  # noqa: N806
+
+    def update() -> None:
+        for text in texts:
+            minhash = MinHash(num_perm=128)
+            cleaned = slimpajama.clean(text)
+            for place in range(len(cleaned) - 12):
+                minhash.update(cleaned[place : place + 13].encode())
+
+    if MinHash is not None:
+        peers.append(("datasketch, 13 characters, one update a shingle", update))
+    try:
+        from rensa import RMinHash
+    except ImportError:
+        return peers
+
+    def rensa() -> None:
+        for text in texts:
+            words = text.lower().split()
+            minhash = RMinHash(128, 1)
+            minhash.update([" ".join(words[place : place + 5]) for place in range(len(words) - 4)])
+
+    return [*peers, ("rensa, five words", rensa)]
+
+
+def measure_stages(num_documents: int, flags: BenchmarkFlags) -> dict[str, Any]:
+    """Seconds, memory and disk of the stages over so many synthetic documents."""
+    folder = Path(tempfile.mkdtemp(prefix="tokenmill-benchmark-", dir=flags.folder))
+    try:
+        ingested = make_ingested(folder, num_documents)
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=run_stages, args=(ingested, folder, flags.memory, sender))
+        process.start()
+        sender.close()  # so that its end is noticed
+        figures = receiver.recv()
+        process.join()
+        sizes = {part: sum(path.stat().st_size for path in (folder / part).rglob("*")) for part in ("in", "dedup")}
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "documents": num_documents,
+        **figures,
+        "work files GB": sizes["in"] / 1e9,
+        "dedup files GB": sizes["dedup"] / 1e9,
+    }
+
+
+def make_ingested(folder: Path, num_documents: int) -> Ingested:
+    """Work files as ingest leaves them, without ids."""
+    rng = np.random.default_rng(0)
+    originals = draw_sketches(rng, TASK_DOCUMENTS)
+    tasks, records = [], []
+    for number in range(-(-num_documents // TASK_DOCUMENTS)):
+        size = min(TASK_DOCUMENTS, num_documents - number * TASK_DOCUMENTS)
+        sketches = originals if number == 0 else draw_sketches(rng, size)
+        sketches = Sketches(*(part[:size].copy() for part in vars(sketches).values()))
+        if number:
+            plant(rng, originals, sketches, is_cluster=number <= CLUSTER * 10 // 7 // TASK_DOCUMENTS + 1)
+        task, record = write_task(folder, number, sketches, rng)
+        tasks.append(task)
+        records.append(record)
+    return Ingested(["random"], ["random"], tasks, records)
+
+
+def draw_sketches(rng: np.random.Generator, size: int) -> Sketches:
+    """Of documents that have nothing in common."""
+    signatures = rng.integers(0, 256, (size, NUM_PERMUTATIONS), np.uint8)
+    keys = rng.integers(0, 1 << 40, (size, NUM_BANDS), np.uint64)
+    return Sketches(signatures, keys, np.ones(size, bool))
+
+
+def plant(rng: np.random.Generator, originals: Sketches, sketches: Sketches, *, is_cluster: bool) -> None:
+    """Make a share of the documents near to originals, or most of them near to the first one, in place."""
+    size = len(sketches.keys)
+    num_planted = int(size * (0.7 if is_cluster else DUPLICATE_SHARE))
+    chosen = rng.choice(size, num_planted, replace=False)
+    of = np.zeros(num_planted, np.int64) if is_cluster else rng.integers(0, len(originals.keys), num_planted)
+    is_kept = rng.random((num_planted, NUM_PERMUTATIONS), np.float32) < KEPT_VALUES
+    sketches.signatures[chosen] = np.where(is_kept, originals.signatures[of], sketches.signatures[chosen])
+    in_band = is_kept.reshape(num_planted, NUM_BANDS, -1).all(axis=2)
+    sketches.keys[chosen] = np.where(in_band, originals.keys[of], sketches.keys[chosen])
+
+
+def write_task(
+    folder: Path, number: int, sketches: Sketches, rng: np.random.Generator
+) -> tuple[IngestTask, dict[str, Any]]:
+    """The work files of one task."""
+    place = folder / "in" / f"random-{number:05d}"
+    place.mkdir(parents=True)
+    encode = (EncodeSettings("random", "", "fast", "eos", "<u2"),)
+    settings = IngestSettings("text", None, (), 1, 0.0, 0, "near", encode)
+    documents = np.zeros(len(sketches.keys), document_dtype(1))
+    documents["content_hash"] = rng.integers(0, 1 << 63, (len(documents), 2), np.uint64)
+    documents["place"] = find_places(documents["content_hash"], seed=0)
+    documents["row"] = np.arange(len(documents))
+    with TokenFile(place, dtypes=[np.dtype("<u2")], recipe=RECIPES["near"]) as token_file:
+        token_file.reserve([0])
+        token_file.add(documents, np.zeros(len(documents), np.uint8), sketches)
+        token_file.num_rows = len(documents)
+    task = IngestTask(place.name, "random", (TaskFile(number, "random", "train", None),), 1, settings, str(place), "")
+    return task, asdict(token_file.record())
+
+
+def run_stages(ingested: Ingested, folder: Path, memory: float, sender: Any) -> None:
+    """Run the stages in this process and send what they took."""
+    watch = Stopwatch()
+    with Workers(1, notice=print) as workers:
+        shop = Workshop(folder, workers, make_console(), BuildLog(folder / "log.jsonl"))
+        deduplicated = dedup(ingested, settings=DedupSettings("near", 0.8, int(memory * (1 << 30) * 0.75)), shop=shop)
+    seconds, cpu_seconds = watch.read()
+    dropped = sum(count["documents"] for count in deduplicated.counts["duplicate_near"])
+    documents = dropped + sum(count["documents"] for count in deduplicated.counts["kept"])
+    sender.send(
+        {
+            "dropped": dropped,
+            "seconds": seconds,
+            "CPU seconds": cpu_seconds,
+            "documents/CPU s": documents / cpu_seconds,
+            "peak RSS GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+            **read_stage_seconds(folder / "log.jsonl"),
+        }
+    )
+
+
+def read_stage_seconds(path: Path) -> dict[str, float]:
+    """Seconds of each stage, by the log."""
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    return {event["stage"]: event["seconds"] for event in events if event["event"] == "stage finished"}
+
+
+def predict(row: dict[str, Any]) -> dict[str, Any]:
+    """RedPajama's documents at the rate of a row; states: what the resolution holds for every rank."""
+    factor = REDPAJAMA / row["documents"]
+    return {
+        "documents": REDPAJAMA,
+        "hours": row["CPU seconds"] * factor / 3600,
+        "work files GB": row["work files GB"] * factor,
+        "dedup files GB": row["dedup files GB"] * factor,
+        "states GB": REDPAJAMA * (1 + 3 / 8) / 1e9,
+    }
+
+
+if __name__ == "__main__":
+    main()
