@@ -18,8 +18,8 @@ def test_near_duplicates_are_found_and_others_stay(count):
         assert figures["drops below 0.6"] == 0, kind
 
 
-def test_a_shared_licence_deletes_no_file_whose_rest_differs():
+def test_a_shared_licence_deletes_no_file_whose_rest_is_another():
     kinds = read_kinds(40)
     for row, (_, partner) in find_drops(kinds["licence"], "near").items():
         rest, other = (shingle(kinds["code"][number]) for number in (row, partner))
-        assert jaccard(rest, other) > 0.6
+        assert jaccard(rest, other) > 0.5  # a header of 250 words counts like any other text
