@@ -18,6 +18,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,9 +129,9 @@ def measure_speeds(texts: pa.Array) -> list[dict[str, Any]]:
 
 def time_cpu(function: Callable[[], Any]) -> float:
     """Seconds of CPU time of one call."""
-    watch = Stopwatch()
+    started = time.process_time()  # finer than a Stopwatch, and there are no children
     function()
-    return watch.read()[1]
+    return time.process_time() - started
 
 
 def list_peers(texts: list[str]) -> list[tuple[str, Callable[[], Any]]]:

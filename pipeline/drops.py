@@ -1,7 +1,8 @@
 """What is not kept, document by document: OUT/<source>/drops/*.parquet, a file for some raw files in a row.
 
 Columns: raw_file, row, reason, num_bytes, partner_source, partner_raw_file, partner_row, similarity. A partner is the
-document that stays in place of a duplicate; other rows have none.
+document that stays in place of a duplicate; other rows have none. The similarity is 1 for a copy, for a near duplicate
+measured or estimated (estimate.py), and null where --dedup slimpajama compared nothing.
 """
 
 from __future__ import annotations
