@@ -94,6 +94,7 @@ def test_the_same_command_sends_what_is_missing_alone(publish, hub, built):
     assert publish(built, "hf://org/name")[0] == "" and hub.commits == []
 
 
+@pytest.mark.long
 def test_a_dataset_goes_to_a_bucket_and_is_read_from_there(publish, built, tmp_path, monkeypatch):
     with bucket_server({}, monkeypatch) as client:
         assert publish(built, "s3://corpus/packed")[0] == ""

@@ -128,6 +128,7 @@ def test_the_second_time_nothing_is_asked_for(run_build, web, local, sample_mode
     assert (outcome.code, web.requests) == (0, []) and "nothing to do" in outcome.out
 
 
+@pytest.mark.long
 def test_a_small_room_is_never_overrun(run_build, web, local, sample_model, tmp_path):
     outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, "--cache-gb 0"))
     assert outcome.code == 0, outcome.error
@@ -230,6 +231,7 @@ def test_a_file_that_changes_while_it_is_built_stops_with_one_line(run_build, we
     assert "What was finished is kept" in outcome.error
 
 
+@pytest.mark.long
 def test_a_build_killed_while_it_fetches_goes_on_where_it_was(web, local, sample_model, tmp_path):
     out = tmp_path / "out"
     command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model)
