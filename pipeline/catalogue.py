@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.remote_dataset import is_remote, open_remote
 from pipeline.shard import read_dataset_json
 
 SAME_IN_ALL = ("dtype", "document_rule")
@@ -23,7 +24,8 @@ class Catalogue:
     """What one or several dataset folders say about themselves."""
 
     def __init__(self, path: Path | str | Sequence[Path | str]):
-        self.paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
+        paths = [path] if isinstance(path, str | Path) else path
+        self.paths = [open_remote(str(one)) if is_remote(one) else Path(one) for one in paths]
         if not self.paths:
             raise ValueError("no dataset folder is named; build one with pipeline/build.py")
         self.path = self.paths[0]

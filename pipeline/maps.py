@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.remote_dataset import bring
 from pipeline.shard import check_size
 
 MOST_OPEN_FILES = 500
@@ -33,6 +34,7 @@ class OpenFile:
     """One file of `count` items, open for reading."""
 
     def __init__(self, path: Path, *, dtype: np.dtype, count: int, is_mapped: bool):
+        bring(path)
         # It may have been cut since the dataset was opened, and a map beyond a file's end ends the process.
         check_size(path, count * dtype.itemsize)
         self.path, self.dtype, self.count = path, dtype, count

@@ -96,6 +96,11 @@ def bring(path: Path) -> None:
             fetch_file(folder, path.relative_to(folder).as_posix())
 
 
+def is_fetched_later(path: Path) -> bool:
+    """Whether a file is not there yet, but will be when it is first wanted."""
+    return not path.exists() and find_folder(path.parent) is not None
+
+
 @cache
 def find_folder(folder: Path) -> Path | None:
     """The folder of the cache that a path lies in, if it lies in one."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.maps import OpenFile, OpenFiles
+from pipeline.remote_dataset import is_fetched_later
 from pipeline.shard import check_size, index_path, read_documents
 
 
@@ -30,9 +31,13 @@ class SourceShards:
         self.first_documents = np.concatenate([[0], np.cumsum(documents)])
 
     def check_files(self) -> None:
-        """Raise where a file of tokens is missing or has another size than dataset.json says: before a run begins."""
+        """Raise where a file of tokens is missing or has another size than dataset.json says: before a run begins.
+
+        Those of a published dataset are fetched when they are first wanted.
+        """
         for path, shard in zip(self.paths, self.shards, strict=True):
-            check_size(path, shard["tokens"] * self.dtype.itemsize)
+            if not is_fetched_later(path):
+                check_size(path, shard["tokens"] * self.dtype.itemsize)
 
     def tokens(self, shard: int) -> OpenFile:
         """The ids of one shard."""

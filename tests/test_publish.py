@@ -125,6 +125,17 @@ def test_a_dataset_on_a_web_server_is_fetched_ahead_and_checked(built, tmp_path)
         assert not (folder / shards[0]).exists()
 
 
+def test_a_dataset_opens_by_its_address_and_fetches_the_shards_that_it_reads(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Server({f"packed/{name}": data for name, data in hashes(built).items()}) as server:
+        dataset = PackedDataset(f"{server.url}/packed", seq_len=16, mix={"web": 1})
+        assert not list(dataset.path.rglob("*.bin"))
+        here = PackedDataset(built, seq_len=16, mix={"web": 1})
+        assert np.array_equal(dataset.samples(range(50)), here.samples(range(50)))
+        assert {path.parts[-3] for path in dataset.path.rglob("*.bin")} == {"web"}
+        assert np.array_equal(dataset.document_ends(3), here.document_ends(3))
+
+
 def test_what_is_in_no_cache_is_left_alone(tmp_path):
     bring(tmp_path / "a/shard-00000.bin")
     assert find_folder(tmp_path / "a") is None and list(tmp_path.iterdir()) == []
