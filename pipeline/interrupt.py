@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 SECONDS_TO_END_IN_ORDER = 1.5
 STOPPED = "stopped. What was finished is kept: run the same command again to continue"
@@ -47,5 +48,15 @@ def watch(reader: int) -> None:
     is_said_again, _, _ = select.select([reader], [], [], SECONDS_TO_END_IN_ORDER)
     if is_said_again and not os.read(reader, 1):
         return
+    kill_children()
     print(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}{STOPPED}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def kill_children() -> None:
+    """End this process's children at once, where the system lists them. A worker that is still starting would find the
+    end of what its parent tells it, and print a traceback."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        for child in path.read_text().split():
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.kill(int(child), signal.SIGKILL)
