@@ -13,7 +13,7 @@ ROWS = {
     for row in (
         line.strip("|").split("|")
         for line in README.splitlines()
-        if re.match(r"\| `[a-z]+` \| (a )?(links|link|copies)", line)
+        if re.match(r"\| `[a-z]+` \| (a )?(links|link|copies)[ ,]", line)
     )
 }
 INSTALLED = (REPOSITORY / "tests/other_readers.txt").read_text()

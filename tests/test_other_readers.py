@@ -147,7 +147,8 @@ def test_olmo_reads_every_window_and_its_documents(shards, tmp_path):
 
 
 def test_olmo_packs_whole_documents_of_ours(shards, tmp_path):
-    from olmo_core.data.types import LongDocStrategy  # after the skip of open_olmo
+    pytest.importorskip("olmo_core.data")
+    from olmo_core.data.types import LongDocStrategy
 
     dataset = open_olmo("NumpyPackedFSLDataset", shards, sequence_length=64, long_doc_strategy=LongDocStrategy.truncate)
     dataset.work_dir = tmp_path
@@ -244,6 +245,7 @@ def test_grain_reads_in_our_order(packed):
 
 def test_the_trainer_of_transformers_reads_in_our_order(packed, tmp_path):
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")  # which its Trainer needs
     from trainer_example import OrderedTrainer, collate
 
     seen = []

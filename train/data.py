@@ -112,8 +112,10 @@ class Samples:
 
     sources: np.ndarray
     """int64: an index into the dataset's sources for each position."""
+    epochs: np.ndarray
+    """int64: the epoch of that source."""
     windows: np.ndarray
-    """int64: the window of that source."""
+    """int64: the window of that epoch."""
 
     def count_tokens(self, dataset: PackedDataset) -> dict[str, int]:
         """Their tokens per source."""
@@ -121,9 +123,10 @@ class Samples:
         return dict(zip(dataset.sources, counts.tolist(), strict=True))
 
     def extend_hash(self, previous: str) -> str:
-        """The running hash after these samples: sha256 of the one before, all sources, all windows (int64, little)."""
-        sources, windows = (values.astype("<i8").tobytes() for values in (self.sources, self.windows))
-        return hashlib.sha256(previous.encode() + sources + windows).hexdigest()
+        """The running hash after these samples: sha256 of the one before, all sources, epochs and windows (int64,
+        little-endian)."""
+        columns = (values.astype("<i8").tobytes() for values in (self.sources, self.epochs, self.windows))
+        return hashlib.sha256(previous.encode() + b"".join(columns)).hexdigest()
 
 
 def locate_samples(dataset: PackedDataset, position: int, *, num_samples: int) -> Samples:

@@ -8,6 +8,7 @@ alone. With --step the windows of one step, and in their shards the documents, b
 leads from a number to the raw file and row. Exits with 1 where the record and the computation differ.
 """
 
+import bisect
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -107,18 +108,20 @@ def list_step(manifest: Manifest, dataset: PackedDataset, *, step: int) -> list[
     num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
     samples = locate_samples(dataset, position, num_samples=num_samples)
     return [
-        f"position {position + offset:,}  {describe_window(dataset, dataset.sources[source], int(window))}"
-        for offset, (source, window) in enumerate(zip(samples.sources, samples.windows, strict=True))
+        f"position {position + offset:,}  {describe_window(dataset, dataset.sources[source], int(epoch), int(window))}"
+        for offset, (source, epoch, window) in enumerate(
+            zip(samples.sources, samples.epochs, samples.windows, strict=True)
+        )
     ]
 
 
-def describe_window(dataset: PackedDataset, source: str, window: int) -> str:
+def describe_window(dataset: PackedDataset, source: str, epoch: int, window: int) -> str:
     """A window's shard, its tokens there, and the numbers of the documents that it touches."""
     windows = dataset.windows[source]
-    shard, start = windows.locate(window)
-    ends = windows.shard_ends(shard)
-    borders = np.array([start, start + windows.seq_len - 1], ends.dtype)
-    first, last = np.searchsorted(ends, borders, side="right").tolist()
+    shards, starts = windows.locate(epoch, np.array([window]))
+    shard, start = int(shards[0]), int(starts[0])
+    ends = windows.ends(shard)
+    first, last = (bisect.bisect_right(ends, token) for token in (start, start + windows.seq_len - 1))
     path = windows.shards[shard]["path"]
     return f"{path}  tokens {start:,} to {start + windows.seq_len:,}  documents {first:,} to {last:,}"
 
