@@ -24,7 +24,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal
 
 test-long: .venv/installed
-	$(BIN)/python -m pytest -m long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 2 --dist worksteal
 
 test-ray: .venv/installed-ray
 	$(BIN)/python -m pytest tests/test_ray.py

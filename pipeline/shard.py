@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.remote_dataset import bring
 from pipeline.storage import checksum_file, open_new, read_json, write_file, write_json
 
 FORMAT_NAME = "tokenmill dataset"
@@ -147,7 +146,6 @@ def read_documents(bin_path: Path) -> dict[str, np.ndarray]:
     """A shard's table of documents: raw_file, row, num_tokens, content_hash (two uint64), an array of each."""
     import pyarrow.parquet as pq
 
-    bring(documents_path(bin_path))
     table = pq.read_table(documents_path(bin_path))
     columns = {name: table[name].to_numpy() for name in ("raw_file", "row", "num_tokens")}
     hashes = b"".join(table["content_hash"].to_pylist())

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.maps import OpenFile, OpenFiles
-from pipeline.remote_dataset import is_fetched_later
-from pipeline.shard import check_size, index_path, read_documents
+from pipeline.remote_dataset import bring, is_fetched_later
+from pipeline.shard import check_size, documents_path, index_path, read_documents
 
 
 class SourceShards:
@@ -98,6 +98,7 @@ class SourceShards:
         parts = []
         # Of no documents too the columns of some shard, so that they have their dtypes.
         for shard, start, stop in self._split_range(self.first_documents, first, last) or [(0, 0, 0)]:
+            bring(documents_path(self.paths[shard]))
             columns = read_documents(self.paths[shard])
             parts.append({name: column[start:stop] for name, column in columns.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -60,7 +60,15 @@ def test_dedup_none_keeps_copies(raw, tmp_path, sample_model, run_build):
     assert (counts["duplicate_exact"]["documents"], counts["kept"]["documents"]) == (0, 43)
 
 
-@pytest.mark.parametrize("more", ["--workers 1", "--workers 3", "--engine reference", "--work {}/elsewhere"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--workers 1",
+        pytest.param("--workers 3", marks=pytest.mark.long),
+        "--engine reference",
+        pytest.param("--work {}/elsewhere", marks=pytest.mark.long),
+    ],
+)
 def test_the_bytes_do_not_depend_on_how_the_work_is_done(raw, tmp_path, sample_model, run_build, more):
     common = "--shard-tokens 3000"
     assert run_build(flags(raw, tmp_path / "one", sample_model, f"{common} --workers 2")).code == 0
@@ -82,6 +90,7 @@ def test_small_memory_runs_and_small_dedup_ranges_give_the_same_bytes(
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
 
 
+@pytest.mark.long
 def test_documents_are_shuffled_by_the_seed_and_all_are_there(raw, tmp_path, sample_model, run_build):
     orders = []
     for seed in (0, 1):
@@ -133,6 +142,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(raw, tmp_pat
     assert hashes(out) == before
 
 
+@pytest.mark.long
 def test_a_dataset_that_is_not_the_expected_one_is_not_finished(raw, tmp_path, sample_model, run_build):
     run_build(flags(raw, tmp_path / "one", sample_model))
     content = read_dataset_json(tmp_path / "one")
@@ -160,6 +170,7 @@ def test_other_weights_rebuild_nothing(raw, tmp_path, sample_model, run_build):
     assert "give --mix to the trainer" in again.out
 
 
+@pytest.mark.long
 def test_replace_starts_over(raw, tmp_path, sample_model, run_build):
     out = tmp_path / "out"
     run_build(flags(raw, out, sample_model))

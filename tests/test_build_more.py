@@ -40,7 +40,7 @@ def run_verify(monkeypatch, capsys):
 # --- several tokenizers
 
 
-@pytest.mark.parametrize("more", ["", "--tokens 3000"])
+@pytest.mark.parametrize("more", ["", pytest.param("--tokens 3000", marks=pytest.mark.long)])
 def test_several_tokenizers_give_the_datasets_that_each_gives_alone(
     raw,
     tmp_path,
@@ -81,6 +81,7 @@ def test_two_tokenizers_of_one_name_are_refused(raw, tmp_path, sample_model, run
     assert outcome.code == 1 and "two of these are called small" in outcome.error
 
 
+@pytest.mark.long
 def test_replace_removes_the_datasets_of_several_tokenizers(
     raw,
     tmp_path,
@@ -113,6 +114,7 @@ def read_hashes(out, content, source, split):
 
 
 @pytest.mark.parametrize("more", ["--valid-fraction 0.1", "--dedup none", "--shard-tokens 300"])
+@pytest.mark.long
 def test_tokens_takes_the_first_documents_in_the_order_of_places(
     raw,
     tmp_path,
@@ -148,6 +150,7 @@ def test_tokens_takes_the_first_documents_in_the_order_of_places(
     assert run_verify(tmp_path / "out", "--raw", raw) == 0
 
 
+@pytest.mark.long
 def test_more_tokens_take_the_same_documents_and_more(raw, tmp_path, sample_model, run_build):
     documents = []
     for number in (500, 4000, 10**9):
@@ -223,7 +226,14 @@ def test_a_changed_raw_file_redoes_its_own_tasks_and_that_is_said(raw, tmp_path,
     assert not any(f"part-{number}" in redone[0] for number in (0, 1, 2, 4)) and "n.jsonl" not in redone[0]
 
 
-@pytest.mark.parametrize("lost", ["web/train/shard-00000.bin", "notes/train/shard-00000.idx", "notes/drops/*.parquet"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "web/train/shard-00000.bin",
+        pytest.param("notes/train/shard-00000.idx", marks=pytest.mark.long),
+        pytest.param("notes/drops/*.parquet", marks=pytest.mark.long),
+    ],
+)
 def test_a_finished_dataset_that_lost_a_file_is_built_again(raw, tmp_path, sample_model, run_build, lost):
     run_build(flags(raw, tmp_path / "out", sample_model))
     before = hashes(tmp_path / "out")

@@ -6,6 +6,7 @@ from benchmarks.dedup_quality import find_drops, jaccard, measure, plant, read_k
 
 
 @pytest.mark.parametrize("count", [15, pytest.param(150, marks=pytest.mark.long)])
+@pytest.mark.long
 def test_near_duplicates_are_found_and_others_stay(count):
     for kind, texts in read_kinds(count).items():
         figures = measure(plant(texts, seed=count))
@@ -18,6 +19,7 @@ def test_near_duplicates_are_found_and_others_stay(count):
         assert figures["drops below 0.6"] == 0, kind
 
 
+@pytest.mark.long
 def test_a_shared_licence_deletes_no_file_whose_rest_is_another():
     kinds = read_kinds(40)
     for row, (_, partner) in find_drops(kinds["licence"], "near").items():

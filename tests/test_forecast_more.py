@@ -203,6 +203,7 @@ def test_predictions_are_exact_where_all_is_read_and_so_nearly_are_disk_sizes(
     assert forecast.work_bytes(sample) == pytest.approx(work_bytes, rel=0.15)
 
 
+@pytest.mark.long
 def test_each_tokenizer_is_predicted(tmp_path, sample_model, named_tokenizers, dry_run, run_build, small_budget):
     one_large_plain(tmp_path / "raw/web", np.random.default_rng(5))
     flags = f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer gpt2,{sample_model} --dedup none"
@@ -314,6 +315,7 @@ def test_a_broken_raw_file_is_refused_by_its_name(name, tmp_path, sample_model, 
     assert re.search(rf"error: .*{name} (is not zstd|is cut short or not parquet)", outcome.error)
 
 
+@pytest.mark.long
 def test_a_sample_is_not_made_but_one_that_is_there_is_read(tmp_path, run_build, dry_run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome, _ = dry_run("--mix web:1 --sample-mb 0.5")

@@ -67,7 +67,7 @@ def judge(line):
     return text, find_subset(json.dumps(meta), ["redpajama_set_name"])
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     lines=st.lists(objects() | damaged() | st.sampled_from([*SHORT_BAD_LINES, b"", b" \t\r"]), max_size=6),
     ending=st.sampled_from([b"\n", b" \r\n"]),
@@ -88,7 +88,7 @@ def test_lines_are_what_the_json_module_says(lines, ending, is_whole):
     assert sizes == {row: len(rows[row - 7]) for row in sizes}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.text(st.sampled_from('a"\\\n中😀é'), max_size=40).map(lambda text: text * 300), is_ascii=st.booleans())
 def test_long_texts_are_unescaped_whole(text, is_ascii):
     line = json.dumps({"id": 1, "text": text}, ensure_ascii=is_ascii).encode()

@@ -83,6 +83,7 @@ def test_a_dataset_goes_to_the_hub_and_is_read_from_there(publish, hub, built, t
     assert open_remote("hf://org/name", cache=tmp_path) == folder
 
 
+@pytest.mark.long
 def test_the_same_command_sends_what_is_missing_alone(publish, hub, built):
     publish(built, "hf://org/name")
     lost = next(name for name in hub.files if name.endswith(".bin"))

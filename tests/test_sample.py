@@ -189,6 +189,7 @@ def test_no_text_is_there_twice_in_any_source(made):
     assert len(texts) == len(set(texts))
 
 
+@pytest.mark.long
 def test_another_folder_gets_the_same_bytes(made, tmp_path):
     folder, report = made
     again = make_sample(
@@ -428,6 +429,7 @@ def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.long
 def test_the_command_makes_a_sample_from_any_folder_and_says_so(tmp_path):
     done = run("--megabytes", "0.2", "--mix", "tinyllama", "--folder", "here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

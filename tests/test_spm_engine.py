@@ -195,6 +195,7 @@ def test_what_is_not_utf8_is_refused_with_its_document(pair, bad):
                 pair.engine.encode_documents(data, np.cumsum([0, *map(len, texts)]))
 
 
+@pytest.mark.long
 def test_every_code_point_is_read():
     characters = [chr(code_point) for code_point in range(0x110000) if not 0xD800 <= code_point <= 0xDFFF]
     Pair(parse(train())).check(["".join(characters[start : start + 500]) for start in range(0, len(characters), 500)])

@@ -68,6 +68,7 @@ def differing_code_points():
     return [code_point for first, last in DIFFERING_RANGES for code_point in range(first, last + 1)]
 
 
+@pytest.mark.long
 def test_outside_the_ranges_the_engines_agree_on_every_code_point(toy_engines):
     # Blocks of 256 as one text each, a line per code point; a block that differs is looked at one by one.
     fast, reference = toy_engines

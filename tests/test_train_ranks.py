@@ -94,6 +94,7 @@ def test_two_ranks_train_alike_and_one_rank_goes_on_from_their_checkpoint(server
         assert valid_loss == pytest.approx(validation_by_hand(data, tmp_path / run, num_windows=9), rel=1e-4)
 
 
+@pytest.mark.long
 def test_resumed_again_and_again_at_other_world_sizes_the_batches_are_the_same(server, data, tmp_path):
     # 20 steps of 8 samples are 160 samples of 91 windows: the second epoch of both sources begins in step 12.
     flags = ("--steps", "20", "--keep-checkpoints", "9", "--valid-every", "0")
@@ -159,6 +160,7 @@ if rank == 1:
     assert [read_manifest(path).step for path in find_checkpoints(tmp_path / "run")] == [3]
 
 
+@pytest.mark.long
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(server, data, finished_run, tmp_path):
     dies = """
 import os, signal, train.checkpoint
@@ -211,6 +213,7 @@ def wait_for_step(process, step):
     assert any(re.match(rf"step +{step}/", line) for line in process.stdout), process.stderr.read()
 
 
+@pytest.mark.long
 def test_torchrun_goes_on_from_the_checkpoint_of_one(data, finished_run, tmp_path):
     resumed = keep_only_step(finished_run, 6, tmp_path / "resumed")
     process = start_torchrun(data, resumed, "--steps", "8", "--tie-embeddings", "False")
