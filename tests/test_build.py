@@ -100,6 +100,7 @@ def test_documents_are_shuffled_by_the_seed_and_all_are_there(raw, tmp_path, sam
     assert orders[0] != orders[1] != sorted(orders[1])
 
 
+@pytest.mark.long
 def test_a_document_never_moves_between_splits(raw, tmp_path, sample_model, run_build):
     chosen = []
     for number, more in enumerate(["--valid-fraction 0.1", "--valid-fraction 0.2 --seed 7", "--valid-fraction 0.1"]):
@@ -297,6 +298,7 @@ def test_what_a_dead_worker_left_half_written_is_not_in_the_dataset(
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_replace_removes_what_a_killed_build_left_half_written(raw, tmp_path, sample_model, run_build):
     run_build(flags(raw, tmp_path / "out", sample_model))
     half = [name_temporary(tmp_path / "out/web/train/shard-00009.bin") for _ in range(2)]
@@ -429,7 +431,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_full_disk_is_named_and_the_build_goes_on_once_there_is_room(
     small_disk, raw, tmp_path, sample_model, run_build, workers
 ):

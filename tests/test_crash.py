@@ -110,6 +110,7 @@ def kill_worker_of(build, task):
     return bool(found)
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_named_with_its_raw_file_and_a_task_that_kills_two_stops_the_build(
     start, tmp_path, whole, many_raw_files
 ):
@@ -131,6 +132,7 @@ def test_a_killed_worker_is_named_with_its_raw_file_and_a_task_that_kills_two_st
 INTERRUPTED = [("--workers 1", "ingest", 0), ("--workers 2", "ingest", 0)]
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_the_build_within_two_seconds_and_it_goes_on_later(start, tmp_path, whole):
     for more, stage, num_tasks in INTERRUPTED:
         # Two seconds are a promise to the user. Other work may hold this machine up, but hardly twice in a row.

@@ -127,6 +127,7 @@ def test_a_licence_in_every_file_deletes_none(tmp_path, sample_model, run_build,
     assert build(run_build, tmp_path, sample_model, FEW_DOCUMENTS) == {}
 
 
+@pytest.mark.long
 def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_model, run_build, rng, monkeypatch):
     texts = []
     for _ in range(40):

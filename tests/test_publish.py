@@ -64,6 +64,7 @@ def bring_all(folder):
                 bring((folder / shard["path"]).with_suffix(ending))
 
 
+@pytest.mark.long
 def test_a_dataset_goes_to_the_hub_and_is_read_from_there(publish, hub, built, tmp_path):
     message, out = publish(built, "hf:org/name")
     assert message == "" and "hf://datasets/org/name holds the dataset" in out

@@ -51,6 +51,7 @@ def test_a_build_that_is_refused_leaves_the_folders_of_the_one_at_work(raw, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_second_build_names_the_first_and_goes_on_at_once_when_that_is_killed(
     many_raw_files, tmp_path, sample_model, run_build
 ):

@@ -275,6 +275,7 @@ def test_any_source_has_some_docstrings_or_none(source):
     assert all(isinstance(docstring, str) for docstring in find_docstrings(source))
 
 
+@pytest.mark.long
 def test_this_installation_has_prose_and_code_in_a_fixed_order():
     prose, code = list_places(this_installation())
     assert {place.kind for place in prose} == {"topic", "description", "docstrings", "file"}
