@@ -233,8 +233,8 @@ def read_value(data, position, end, names, text, place, closers):
                 depth -= 1
                 position += 1
             elif byte == OPEN:
-                position, is_key = read_key(data, position, end, names, text, stop)
-                key = is_key if depth == 1 else key
+                position, found = read_key(data, position, end, names, text, stop)
+                key = found if depth == 1 else key
         elif byte != QUOTE:
             position = skip_number(data, position, end)
         while is_whole and position != NO_JSON:  # a value ends here, and so may those around it
@@ -251,8 +251,8 @@ def read_value(data, position, end, names, text, place, closers):
                 return NO_JSON, fate, stop, 0, 0
             elif closers[depth - 1] == CLOSE:
                 is_whole = False
-                position, is_key = read_key(data, position, end, names, text, stop)
-                key = is_key if depth == 1 else key
+                position, found = read_key(data, position, end, names, text, stop)
+                key = found if depth == 1 else key
             else:
                 is_whole = False
                 position = skip_spaces(data, position, end)

@@ -15,17 +15,13 @@ from pipeline import json_kernel
 from pipeline.document_batch import BAD_NAMES, DocumentBatch, as_text, find_suspects, list_bad_rows, make_strings
 from pipeline.subsets import find_in_json
 
-# By the kernel's fates, each one's index in BAD_NAMES.
-REASONS = np.zeros(json_kernel.BLANK, np.uint8)
-for _fate, _reason in (
-    (json_kernel.BAD_JSON, "bad_json"),
-    (json_kernel.BAD_OBJECT, "bad_object"),
-    (json_kernel.TEXT_MISSING, "bad_text_missing"),
-    (json_kernel.TEXT_NULL, "bad_text_null"),
-    (json_kernel.TEXT_TYPE, "bad_text_type"),
-    (json_kernel.BAD_SURROGATE, "bad_surrogate"),
-):
-    REASONS[_fate] = BAD_NAMES.index(_reason)
+REASONS = np.zeros(json_kernel.BLANK, np.uint8)  # by the kernel's fates, each one's index in BAD_NAMES
+REASONS[json_kernel.BAD_JSON] = BAD_NAMES.index("bad_json")
+REASONS[json_kernel.BAD_OBJECT] = BAD_NAMES.index("bad_object")
+REASONS[json_kernel.TEXT_MISSING] = BAD_NAMES.index("bad_text_missing")
+REASONS[json_kernel.TEXT_NULL] = BAD_NAMES.index("bad_text_null")
+REASONS[json_kernel.TEXT_TYPE] = BAD_NAMES.index("bad_text_type")
+REASONS[json_kernel.BAD_SURROGATE] = BAD_NAMES.index("bad_surrogate")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
     bring(folder / "web/train/shard-00000.bin")  # the first time: fetched and checked; else nothing happens
 
 The folder's own origin.json says where its files come from, so that any process that knows a path can `bring` it:
-ranks on one machine share a cache, and a file is fetched by one of them while the others wait. `bring` costs a reader
-of other folders one look at whether the path is there. Imports the standard library alone until it must fetch.
+ranks on one machine share a cache, and a file is fetched by one of them while the others wait. A reader of
+other folders pays one look at each folder, and none at its files. Imports the standard library alone until it must
+fetch.
 """
 
 from __future__ import annotations
@@ -86,10 +87,8 @@ def bring(path: Path) -> None:
 
     Raises ValueError or OSError where it cannot be fetched, or is not the file that dataset.json lists.
     """
-    if path.exists():
-        return
     folder = find_folder(path.parent)
-    if folder is None:
+    if folder is None or path.exists():
         return
     with locked(path):
         if not path.exists():
@@ -98,7 +97,7 @@ def bring(path: Path) -> None:
 
 def is_fetched_later(path: Path) -> bool:
     """Whether a file is not there yet, but will be when it is first wanted."""
-    return not path.exists() and find_folder(path.parent) is not None
+    return find_folder(path.parent) is not None and not path.exists()
 
 
 @cache

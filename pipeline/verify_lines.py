@@ -45,7 +45,6 @@ def open_plain(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return gzip.open(path)
     if path.suffix == ".zst":
-        # The window that pyarrow accepts too.
         reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
         return io.BufferedReader(reader)
     return path.open("rb")
