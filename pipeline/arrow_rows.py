@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.document_batch import DocumentBatch, split_good_from_bad
+from pipeline.document_batch import DocumentBatch
 from pipeline.json_lines import LineFields
-from pipeline.parquet_rows import broken, join_rows, parquet_columns, text_column
-from pipeline.subsets import find_subsets
+from pipeline.parquet_rows import decode_texts, make_batches, parquet_columns
 
 FILE_MAGIC = b"ARROW1"  # https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format; else it is a stream
 ROWS_AT_ONCE = 64
@@ -21,17 +20,7 @@ def read_arrow(path: Path, *, fields: LineFields) -> Iterator[DocumentBatch]:
 
     Raises ValueError where it cannot be read to its end, or has no text column.
     """
-    row = 0
-    try:
-        for rows in join_rows(read_few_rows(path, fields)):
-            subsets = None if fields.subset is None else find_subsets(rows, fields.subset)
-            batch = split_good_from_bad(text_column(rows, fields.text), first_row=row, subsets=subsets)
-            row += batch.num_rows
-            del rows
-            yield batch
-            del batch  # a huge text goes before the next is read
-    except (pa.ArrowInvalid, OSError) as error:
-        raise broken(path, row, error, kind="arrow") from error
+    return make_batches(path, read_few_rows(path, fields), fields, first_row=0, kind="arrow")
 
 
 def read_few_rows(path: Path, fields: LineFields) -> Iterator[pa.RecordBatch]:
@@ -45,12 +34,4 @@ def read_few_rows(path: Path, fields: LineFields) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             wanted = batch.select(columns)
             for start in range(0, len(wanted), ROWS_AT_ONCE):
-                yield decode(wanted.slice(start, ROWS_AT_ONCE), fields.text)
-
-
-def decode(rows: pa.RecordBatch, text_field: str) -> pa.RecordBatch:
-    """The same rows with the texts themselves, where they are given by a dictionary."""
-    texts = rows.column(text_field)
-    if not pa.types.is_dictionary(texts.type):
-        return rows
-    return rows.set_column(rows.schema.get_field_index(text_field), text_field, texts.dictionary_decode())
+                yield decode_texts(wanted.slice(start, ROWS_AT_ONCE), fields.text)

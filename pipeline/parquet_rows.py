@@ -22,7 +22,6 @@ LARGE_ROW_BYTES = 16 << 10
 
 def read_parquet(path: Path, *, fields: LineFields, part: Part = WHOLE) -> Iterator[DocumentBatch]:
     """The documents of a parquet file's row groups `part`; rows count from 0 at the first of them."""
-    row = first_row = 0
     with pa.OSFile(str(path)) as raw:
         try:
             # Buffered, a row group is read as it is decoded; else all of its compressed bytes stand in memory.
@@ -30,15 +29,28 @@ def read_parquet(path: Path, *, fields: LineFields, part: Part = WHOLE) -> Itera
             columns = parquet_columns(path, file.schema_arrow, fields)
             groups = list(range(file.num_row_groups))[part.start : part.end]
             first_row = sum(file.metadata.row_group(group).num_rows for group in range(groups[0] if groups else 0))
-            for rows in join_rows(read_few_rows(file, groups, columns, text_field=fields.text)):
-                subsets = None if fields.subset is None else find_subsets(rows, fields.subset)
-                batch = split_good_from_bad(text_column(rows, fields.text), first_row=row, subsets=subsets)
-                row += batch.num_rows
-                del rows
-                yield batch
-                del batch  # a huge text goes before the next is read
         except (pa.ArrowInvalid, OSError) as error:
-            raise broken(path, first_row + row, error) from error
+            raise broken(path, 0, error, kind="parquet") from error
+        rows = read_few_rows(file, groups, columns, text_field=fields.text)
+        yield from make_batches(path, rows, fields, first_row=first_row, kind="parquet")
+
+
+def make_batches(
+    path: Path, reads: Iterator[pa.RecordBatch], fields: LineFields, *, first_row: int, kind: str
+) -> Iterator[DocumentBatch]:
+    """The documents of some rows, numbered from 0. first_row: the first one's number in the file, for the error where
+    they cannot be read to their end."""
+    row = 0
+    try:
+        for rows in join_rows(reads):
+            subsets = None if fields.subset is None else find_subsets(rows, fields.subset)
+            batch = split_good_from_bad(text_column(rows, fields.text), first_row=row, subsets=subsets)
+            row += batch.num_rows
+            del rows
+            yield batch
+            del batch  # a huge text goes before the next is read
+    except (pa.ArrowInvalid, OSError) as error:
+        raise broken(path, first_row + row, error, kind=kind) from error
 
 
 def read_few_rows(
@@ -50,14 +62,18 @@ def read_few_rows(
     its row group. Where that is large, reading four rows at once costs 1 us a row more than reading many, one at once
     10 us: little beside what is done with rows so long.
     """
-    is_dictionary = pa.types.is_dictionary(file.schema_arrow.field(text_field).type)
     for group in groups:
         num_rows = rows_at_once(file.metadata.row_group(group))
         for rows in file.iter_batches(num_rows, row_groups=[group], columns=columns, use_threads=False):
-            if is_dictionary:  # each few rows carry all of it
-                texts = rows.column(text_field).dictionary_decode()
-                rows = rows.set_column(rows.schema.get_field_index(text_field), text_field, texts)
-            yield rows
+            yield decode_texts(rows, text_field)
+
+
+def decode_texts(rows: pa.RecordBatch, text_field: str) -> pa.RecordBatch:
+    """The same rows with the texts themselves, where a dictionary gives them: each few rows carry all of that."""
+    texts = rows.column(text_field)
+    if not pa.types.is_dictionary(texts.type):
+        return rows
+    return rows.set_column(rows.schema.get_field_index(text_field), text_field, texts.dictionary_decode())
 
 
 def rows_at_once(group: pq.RowGroupMetaData) -> int:
@@ -83,7 +99,7 @@ def join_rows(reads: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def broken(path: Path, row: int, error: Exception, *, kind: str = "parquet") -> ValueError:
+def broken(path: Path, row: int, error: Exception, *, kind: str) -> ValueError:
     """The error for a file that cannot be read on from a row."""
     return ValueError(
         f"{path} is cut short or not {kind}, at row {row}: {error}. "
@@ -99,7 +115,7 @@ def split_row_groups(path: Path, part_bytes: int) -> list[Part]:
     try:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
-        raise broken(path, 0, error) from error
+        raise broken(path, 0, error, kind="parquet") from error
     return split_weighted([group_bytes(metadata, group) for group in range(metadata.num_row_groups)], part_bytes)
 
 
