@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.document_batch import text_buffers
+from pipeline.document_batch import ROW_BITS, key_rows, text_buffers
 from pipeline.estimate import EDGE
 from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file
 from pipeline.minhash import list_shingles
@@ -27,7 +27,6 @@ SET = np.dtype([("rank", "<u4"), ("start", "<u8"), ("count", "<u8")])  # start: 
 HASH = np.dtype("<u4")
 EDGES_PER_TASK = 1 << 18
 EDGES_AT_ONCE = 1 << 12
-ROW_BITS = 40
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def find_wanted(task: SetsTask) -> tuple[np.ndarray, np.ndarray]:
     for stretch, where, numbers in task.ranks.split(wanted):
         if stretch.task == task.task_number:
             rows = open_records(Path(stretch.folder) / "rows.bin", ROW)[numbers]
-            keys.append(rows["raw_file"].astype(np.uint64) << np.uint64(ROW_BITS) | rows["row"])
+            keys.append(key_rows(rows["raw_file"], rows["row"]))
             ranks.append(wanted[where])
     joined = np.concatenate(keys)
     order = np.argsort(joined)
@@ -120,7 +119,7 @@ def read_shingles(
         if not len(own):
             continue
         for batch in read_file(file, settings):
-            batch_keys = np.uint64(base) | batch.rows
+            batch_keys = key_rows(file.number, batch.rows)
             data, offsets = text_buffers(batch.texts)
             for place in np.flatnonzero(np.isin(batch_keys, own)).tolist():
                 yield int(batch_keys[place]), list_shingles(data, offsets[place], offsets[place + 1])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.storage import write_array
-from pipeline.work import NUM_BUCKETS, Stretch
+from pipeline.work import Stretch, describe_buckets
 
 COPY = np.dtype([("rank", "<u4"), ("partner", "<u4")])
 NEEDED = ("content_hash", "number")
@@ -34,7 +34,7 @@ class CopiesTask:
     @property
     def subject(self) -> str:
         """Its range, for a person."""
-        return f"places {self.first_bucket:,} to {self.last_bucket:,} of {NUM_BUCKETS:,}"
+        return describe_buckets(self.first_bucket, self.last_bucket)
 
     @property
     def path(self) -> Path:

@@ -13,7 +13,7 @@ from pipeline.copies import find_marked
 from pipeline.pair_kernels import NO_PARTNER
 from pipeline.shard import SPLITS
 from pipeline.storage import open_new, write_array
-from pipeline.work import NUM_BUCKETS, Stretch, buckets_of, kept_dtype, split_buckets
+from pipeline.work import NUM_BUCKETS, Stretch, buckets_of, describe_buckets, kept_dtype, split_buckets
 
 DOCUMENTS_PER_TASK = 4_000_000  # about 200 bytes of memory each
 RECORDS_PER_WRITE = 1 << 16
@@ -49,7 +49,7 @@ class DedupTask:
     @property
     def subject(self) -> str:
         """Its range, for a person."""
-        return f"places {self.first_bucket:,} to {self.last_bucket:,} of {NUM_BUCKETS:,}"
+        return describe_buckets(self.first_bucket, self.last_bucket)
 
     @property
     def kept_path(self) -> Path:

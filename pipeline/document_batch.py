@@ -24,6 +24,14 @@ BAD_NAMES = tuple(BAD_REASONS)
 BAD_ROW = np.dtype([("row", "<u8"), ("num_bytes", "<u8"), ("reason", "u1")])  # reason: its index in BAD_NAMES
 
 
+ROW_BITS = 40  # of a row's key: raw_file << ROW_BITS | row
+
+
+def key_rows(raw_files: np.ndarray | int, rows: np.ndarray) -> np.ndarray:
+    """One number for each (raw_file, row), in the same order: uint64."""
+    return (np.asarray(raw_files).astype(np.uint64) << np.uint64(ROW_BITS)) | rows.astype(np.uint64)
+
+
 def list_bad_rows(rows: np.ndarray, num_bytes: np.ndarray, reasons: np.ndarray | int) -> np.ndarray:
     """BAD_ROW records of rows that hold no document."""
     bad_rows = np.empty(len(rows), BAD_ROW)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.compare import HASH, SET, read_shingles
+from pipeline.document_batch import key_rows
 from pipeline.drops import SCHEMA
 from pipeline.estimate import MARGIN
 from pipeline.ingest import TaskFile
@@ -20,7 +21,7 @@ from pipeline.pair_kernels import measure_overlap
 from pipeline.shard import SPLITS
 from pipeline.verify_raw import ingest_settings
 from pipeline.verify_rows import numbers_of
-from pipeline.verify_source import ClaimedSource, claimed_sources, make_keys
+from pipeline.verify_source import ClaimedSource, claimed_sources
 
 CLAIM = np.dtype(
     [("source", "<u2"), ("key", "<u8"), ("partner_source", "<u2"), ("partner_key", "<u8"), ("similarity", "<f4")]
@@ -59,9 +60,9 @@ def read_claims(path: Path, source: ClaimedSource, sources: list[ClaimedSource])
     table = table.filter(pc.equal(table["reason"], "duplicate_near"))
     claims = np.empty(len(table), CLAIM)
     claims["source"] = source.number
-    claims["key"] = make_keys(table["raw_file"].to_numpy(), table["row"].to_numpy())
+    claims["key"] = key_rows(table["raw_file"].to_numpy(), table["row"].to_numpy())
     claims["partner_source"] = numbers_of(table["partner_source"], [other.name for other in sources])
-    claims["partner_key"] = make_keys(table["partner_raw_file"].to_numpy(), table["partner_row"].to_numpy())
+    claims["partner_key"] = key_rows(table["partner_raw_file"].to_numpy(), table["partner_row"].to_numpy())
     claims["similarity"] = table["similarity"].to_numpy()
     return claims
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.document_batch import BAD_NAMES, DocumentBatch, text_buffers
+from pipeline.document_batch import BAD_NAMES, DocumentBatch, key_rows, text_buffers
 from pipeline.ingest import (
     IngestSettings,
     TaskFile,
@@ -157,7 +157,7 @@ class SourceCheck:
 
     def verify_bad_rows(self, bad_rows: np.ndarray, dropped: np.ndarray, file: TaskFile) -> Iterator[str]:
         """That each bad row is listed, with its reason and size."""
-        keys = np.uint64(file.number << ROW_BITS) | bad_rows["row"]
+        keys = key_rows(file.number, bad_rows["row"])
         at, is_dropped = look_up(dropped["key"], keys)
         for index, (row, num_bytes, reason) in enumerate(bad_rows.tolist()):
             drop = dropped[at[index]] if is_dropped[index] else None
@@ -172,7 +172,7 @@ class SourceCheck:
     ) -> Iterator[str]:
         """That each document is where the dataset says, with its text and ids, or dropped for the reason given."""
         documents = describe_documents(batch, self.settings)
-        keys = np.uint64(file.number << ROW_BITS) | batch.rows
+        keys = key_rows(file.number, batch.rows)
         at, is_kept = look_up(kept["key"], keys)
         self.num_kept_bytes += int(documents.num_bytes[is_kept].sum())
         has_text = np.zeros(len(keys), bool)

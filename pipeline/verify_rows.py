@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline.document_batch import key_rows
 from pipeline.drops import SCHEMA
 from pipeline.shard import SPLITS
 from pipeline.token_file import DROP_REASONS
 from pipeline.verify_shard import read_documents_table
-from pipeline.verify_source import ROW_BITS, SPLIT_PRIORITY, ClaimedSource, claimed_sources, make_keys
+from pipeline.verify_source import ROW_BITS, SPLIT_PRIORITY, ClaimedSource, claimed_sources
 
 RECORDS_AT_ONCE = 1 << 21
 EXACT = DROP_REASONS.index("duplicate_exact")
@@ -150,13 +151,13 @@ def add_drops(path: Path, of_source: SourceRows, rows: Sequence[SourceRows]) -> 
     """Read one file of drops."""
     table = pq.read_table(path, schema=SCHEMA)
     dropped = np.empty(len(table), DROPPED)
-    dropped["key"] = make_keys(table["raw_file"].to_numpy(), table["row"].to_numpy())
+    dropped["key"] = key_rows(table["raw_file"].to_numpy(), table["row"].to_numpy())
     dropped["num_bytes"] = table["num_bytes"].to_numpy()
     dropped["reason"] = numbers_of(table["reason"], DROP_REASONS)
     of_source.dropped.add(dropped)
     partner_sources = numbers_of(table["partner_source"], [other.source.name for other in rows])
     partner_files = table["partner_raw_file"].fill_null(0).to_numpy()
-    partner_keys = make_keys(partner_files, table["partner_row"].fill_null(0).to_numpy())
+    partner_keys = key_rows(partner_files, table["partner_row"].fill_null(0).to_numpy())
     for number, other in enumerate(rows):
         is_of = partner_sources == number
         partners = np.empty(int(is_of.sum()), PARTNER)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.document_batch import key_rows
 from pipeline.ingest import find_places
 from pipeline.pack import plan_shards
 from pipeline.shard import (
@@ -25,7 +26,7 @@ from pipeline.shard import (
     open_tokens,
 )
 from pipeline.storage import checksum_file
-from pipeline.verify_source import ClaimedSource, find_stray_row, make_keys
+from pipeline.verify_source import ClaimedSource, find_stray_row
 from pipeline.work import NUM_BUCKETS, buckets_of
 
 TOKENS_AT_ONCE = 1 << 24
@@ -120,7 +121,7 @@ def as_document_rows(table: pa.Table | pa.RecordBatch) -> np.ndarray:
     """Rows of a .docs.parquet as DOCUMENT_ROW records."""
     documents = np.empty(len(table), DOCUMENT_ROW)
     documents["raw_file"], documents["num_tokens"] = table["raw_file"].to_numpy(), table["num_tokens"].to_numpy()
-    documents["key"] = make_keys(documents["raw_file"], table["row"].to_numpy())
+    documents["key"] = key_rows(documents["raw_file"], table["row"].to_numpy())
     hashes = table["content_hash"]
     if isinstance(hashes, pa.ChunkedArray):
         hashes = hashes.combine_chunks()

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.document_batch import ROW_BITS
 from pipeline.ingest import choose_splits
 from pipeline.manifest import Source, assign_splits, load_source
 from pipeline.ranks import PRIORITY
 from pipeline.shard import SPLITS
 
-ROW_BITS = 40  # a key is raw_file << ROW_BITS | row
 ROW_MASK = (1 << ROW_BITS) - 1
 SPLIT_PRIORITY = np.array([PRIORITY[split] for split in SPLITS])
 
@@ -78,11 +78,6 @@ def claimed_sources(content: Mapping[str, Any]) -> list[ClaimedSource]:
         ClaimedSource(name, number, content["sources"][name], settings)
         for number, name in enumerate(settings["source_order"])
     ]
-
-
-def make_keys(raw_files: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """One number for each (raw_file, row), in the same order: uint64."""
-    return (raw_files.astype(np.uint64) << np.uint64(ROW_BITS)) | rows.astype(np.uint64)
 
 
 def find_stray_row(source: ClaimedSource, raw_files: np.ndarray, rows: np.ndarray) -> str | None:

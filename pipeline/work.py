@@ -128,6 +128,11 @@ def buckets_of(places: np.ndarray) -> np.ndarray:
     return (places >> np.uint64(BUCKET_SHIFT)).astype(np.int64)
 
 
+def describe_buckets(first_bucket: int, last_bucket: int) -> str:
+    """A range of buckets, for a person."""
+    return f"places {first_bucket:,} to {last_bucket:,} of {NUM_BUCKETS:,}"
+
+
 def split_buckets(num_parts: int) -> Iterator[tuple[int, int]]:
     """The buckets cut into `num_parts` ranges of equal width."""
     edges = [NUM_BUCKETS * part // num_parts for part in range(num_parts + 1)]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from pipeline.document_batch import key_rows
 from pipeline.drops import Duplicates, find_ranks, open_lists
 from pipeline.ingest import IngestTask, read_file
 from pipeline.shard import SPLITS
@@ -26,7 +27,6 @@ from pipeline.work import Stretch
 
 NUM_CHUNKS = 10
 ZSTD_LEVEL = 3  # as SlimPajama's files
-ROW_BITS = 40
 SET_NAMES = {
     "arxiv": "RedPajamaArXiv",
     "book": "RedPajamaBook",
@@ -89,7 +89,7 @@ def list_kept(task: TextTask, split: str) -> np.ndarray:
         for records in open_lists(task.duplicates):
             stays[find_ranks(records, stretch)["rank"].astype(np.int64) - stretch.first_rank] = False
         rows = open_records(Path(stretch.folder) / "rows.bin", ROW)[stretch.first : stretch.last][stays]
-        keys.append(rows["raw_file"].astype(np.uint64) << np.uint64(ROW_BITS) | rows["row"])
+        keys.append(key_rows(rows["raw_file"], rows["row"]))
     return np.sort(np.concatenate(keys))
 
 
@@ -114,6 +114,6 @@ def read_texts(ingest: IngestTask, keys: np.ndarray) -> Iterator[tuple[str, str]
     for file in ingest.files:
         set_name = SET_NAMES.get(file.subset or "", file.subset or ingest.source)
         for batch in read_file(file, ingest.settings):
-            is_wanted = np.isin(np.uint64(file.number << ROW_BITS) | batch.rows, keys)
+            is_wanted = np.isin(key_rows(file.number, batch.rows), keys)
             for place in np.flatnonzero(is_wanted).tolist():
                 yield batch.texts[place].as_py(), set_name
