@@ -10,13 +10,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.attention import DocumentMask, build_document_mask
-from pipeline.dataset import PackedDataset
+from pipeline.dataset import PackedDataset, read_dataset_json
 
 WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)(e-?\d\d?)?", re.ASCII)
 """A decimal of 0 or more, as a mix writes it."""
@@ -71,10 +72,16 @@ def parse_mix(text: str | None) -> dict[str, float] | None:
     return mix
 
 
+def open_dataset(path: Path, *, mix: str | None, seq_len: int, seed: int) -> PackedDataset:
+    """The dataset as a run reads it. Raises ValueError for a mix that is none, or names a source that is not there."""
+    arranged = arrange_mix(parse_mix(mix), known=read_dataset_json(path)["mix"])
+    return PackedDataset(path, seq_len=seq_len, mix=arranged, seed=seed)
+
+
 def arrange_mix(mix: Mapping[str, float] | None, *, known: Collection[str]) -> dict[str, float] | None:
     """The same mix with its sources in the dataset's order, unknown ones last.
 
-    Equal weights are drawn in the order of the sources, so however a mix is written the samples are the same.
+    A running hash of samples numbers the sources in this order: it is the same however a mix is written.
     """
     if mix is None:
         return None

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from pipeline.dataset import PackedDataset
-from train.data import arrange_mix, locate_samples, parse_mix
+from train.data import locate_samples, open_dataset
 from train.manifest import Manifest, find_checkpoint, read_manifest
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(LedgerFlags, args=arguments)
     try:
         manifest = read_manifest(find_checkpoint(flags.run))
-        dataset = open_dataset(manifest, flags.data)
+        dataset = open_same_dataset(manifest, flags.data)
         lines = check(manifest, dataset) if flags.step is None else list_step(manifest, dataset, step=flags.step)
         for line in lines:
             print(line)
@@ -54,13 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_dataset(manifest: Manifest, path: Path | None) -> PackedDataset:
+def open_same_dataset(manifest: Manifest, path: Path | None) -> PackedDataset:
     """The dataset as the run read it. Raises ValueError for another one."""
     config = manifest.config
     path = path or Path(config["data"])
-    known = PackedDataset(path, seq_len=config["seq_len"]).content["mix"]
-    mix = arrange_mix(parse_mix(config["mix"]), known=known)
-    dataset = PackedDataset(path, seq_len=config["seq_len"], mix=mix, seed=config["seed"])
+    dataset = open_dataset(path, mix=config["mix"], seq_len=config["seq_len"], seed=config["seed"])
     wanted = manifest.dataset["fingerprint"]
     if dataset.fingerprint != wanted:
         raise ValueError(f"{path} is the dataset {dataset.fingerprint[:16]}, the run was trained on {wanted[:16]}")

@@ -17,9 +17,9 @@ import torch
 
 from model.attention import choose_backend
 from model.config import ModelConfig
-from pipeline.dataset import PackedDataset, read_dataset_json
+from pipeline.dataset import PackedDataset
 from train.config import TrainConfig, load_recipe, read_flags
-from train.data import arrange_mix, parse_mix
+from train.data import open_dataset
 from train.distributed import (
     end_process,
     print_error,
@@ -88,8 +88,7 @@ def check_config(config: TrainConfig, device_type: str) -> tuple[PackedDataset, 
     """The dataset and the model's shape, once settings, data and machine are known to agree. Raises ValueError."""
     config.check()
     config.accumulation(world_size_from_environment())
-    mix = arrange_mix(parse_mix(config.mix), known=read_dataset_json(config.data)["mix"])
-    dataset = PackedDataset(config.data, seq_len=config.seq_len, mix=mix, seed=config.seed)
+    dataset = open_dataset(config.data, mix=config.mix, seq_len=config.seq_len, seed=config.seed)
     refuse_data(config, dataset)
     model_config = config.model_config(dataset.vocab_size)
     if not config.dry_run:
