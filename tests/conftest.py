@@ -71,6 +71,22 @@ def run_build(capsys, monkeypatch):
     return run
 
 
+@pytest.fixture
+def run_command(capsys, monkeypatch):
+    """A command's main with its arguments, run in this process: what it ends with, if anything, and what it says."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr("sys.argv", [f"{main.__module__.split('.')[-1]}.py", *map(str, arguments)])
+        try:
+            main()
+            message = ""
+        except SystemExit as stop:
+            message = str(stop.code)
+        return message, capsys.readouterr().out
+
+    return run
+
+
 def write_rows(path, rows):
     """Write a JSON lines file: each row an object, or bytes as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A dataset goes to a hub or a bucket, and is read from there: the same bytes, or one line."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,17 +29,8 @@ def built(tmp_path_factory, sample_model):
 
 
 @pytest.fixture
-def publish(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["publish.py", *map(str, arguments)])
-        try:
-            main()
-            message = ""
-        except SystemExit as stop:
-            message = str(stop.code)
-        return message, capsys.readouterr().out
-
-    return run
+def publish(run_command):
+    return partial(run_command, main)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The command that says what manifests know and what can be reached; and the manifests themselves."""
 
+from functools import partial
+
 import pytest
 from loopback import TOKEN, Hub, Server, bucket_server
 
@@ -14,17 +16,8 @@ from pipeline.web import Patience
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["sources.py", *arguments])
-        try:
-            main()
-            message = ""
-        except SystemExit as stop:
-            message = str(stop.code)
-        return message, capsys.readouterr().out
-
-    return run
+def run(run_command):
+    return partial(run_command, main)
 
 
 def test_all_manifests_are_listed_and_shown(run):
