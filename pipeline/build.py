@@ -23,11 +23,12 @@ from rich.console import Console
 
 from pipeline import prepare, stages
 from pipeline.arguments import BuildArguments, check_arguments
-from pipeline.dedup_stages import DedupSettings, dedup, write_texts
+from pipeline.dedup_stages import DedupSettings, dedup
 from pipeline.finish import Built, describe_sources, hash_content
 from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
 from pipeline.forecast import make_forecast
 from pipeline.forecast_table import print_forecast
+from pipeline.held import check_unchanged, describe_held, open_held
 from pipeline.ingest_checks import BadRows, check_sources
 from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.interrupt import STOPPED, ending_soon_on_ctrl_c
@@ -239,28 +240,28 @@ def run_stages(
         check = ahead.releasing(bad_rows.check)
         ingested = stages.ingest(tasks, names, priority=priority, check=check, shop=shop)
     check_sources(ingested, sources, notice=notice)
+    held = open_held(arguments)
+    check_unchanged(held, settings.against)
+    ingested = replace(ingested, held=held)
     deduplicated = dedup(ingested, settings=choose_dedup(arguments, settings), shop=shop)
     allowed = {"max_fraction": arguments.max_dup_fraction, "is_report": arguments.dedup_report}
     check_losses(ingested, deduplicated, sources, **allowed, notice=notice)
     if arguments.write_text is not None:
-        write_texts(ingested, deduplicated.duplicates, out=arguments.write_text.absolute(), shop=shop)
+        stages.write_texts(ingested, deduplicated.duplicates, out=arguments.write_text.absolute(), shop=shop)
     contents = {}
     for number, dataset in enumerate(datasets):
         out = folders.out / dataset.name
-        selection = select(
-            dataset,
-            number,
-            sources,
-            kept=deduplicated.kept,
-            tokens=deduplicated.tokens[number],
-            out=out,
-            notice=notice,
-        )
-        drops = stages.write_drops(ingested, deduplicated, selection, groups=group_for_drops(sources), shop=shop)
+        staying = {"kept": deduplicated.kept, "tokens": deduplicated.tokens[number]}
+        selection = select(dataset, number, sources, **staying, out=out, notice=notice)
+        lists = stages.plan_drops(ingested, deduplicated, selection, groups=group_for_drops(sources))
+        drops = stages.write_drops(ingested, lists, folder=dataset.name, shop=shop)
+        signatures = stages.keep_signatures(settings, lists, folder=dataset.name, shop=shop)
         shards = stages.pack(ingested, deduplicated.kept, selection, shard_tokens=settings.shard_tokens, shop=shop)
         built = Built(selection, shards, drops)
         described = describe_sources(sources, ingested=ingested, deduplicated=deduplicated, built=built)
-        contents[dataset.name] = describe_dataset(dataset, described, sources, arguments, out)
+        content = describe_dataset(dataset, described, sources, arguments, out)
+        contents[dataset.name] = {**content, **signatures, **describe_held(held)}
+    check_unchanged(held, settings.against)
     return contents
 
 

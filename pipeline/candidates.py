@@ -13,8 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.pair_kernels import count_pairs, keep_first_of_equal, leave_out, link_equal, list_pairs, pack_keys
-from pipeline.ranks import SketchRun
+from pipeline.pair_kernels import (
+    PAIR_BITS,
+    count_pairs,
+    keep_first_of_equal,
+    leave_out,
+    leave_out_held,
+    link_equal,
+    list_pairs,
+    pack_keys,
+)
+from pipeline.ranks import RankMap, SketchRun, find_held
 from pipeline.sketch_file import KEYED, NUMBER_BITS, Recipe
 from pipeline.storage import write_array
 
@@ -26,7 +35,8 @@ BYTES_PER_KEY = 64  # of memory: the key with its rank, and its share of pairs
 class BandTask:
     """Part `part` of 2**part_bits of the keys of some bands.
 
-    marks: bits of the documents that take no part; None: all do.
+    marks: bits of the documents that take no part; None: all do. held: the ranges of the ranks of those that stay
+    whatever is near to them.
     """
 
     name: str
@@ -37,6 +47,7 @@ class BandTask:
     rank_bits: int
     recipe: Recipe
     marks: str | None
+    held: tuple[tuple[int, int], ...]
     folder: str
     fingerprint: str
 
@@ -59,14 +70,14 @@ def plan_bands(
     runs: Sequence[SketchRun],
     *,
     recipe: Recipe,
-    num_ranks: int,
+    ranks: RankMap,
     marks: Path | None,
     memory_bytes: int,
     folder: Path,
     fingerprint: str,
 ) -> list[BandTask]:
     """The tasks of all bands, each of which fits into `memory_bytes`."""
-    rank_bits = max(1, num_ranks.bit_length())
+    rank_bits = max(1, ranks.num_documents.bit_length())
     num_keys = sum(run.num_signed for run in runs)
     least_bits = 0 if recipe.record == KEYED else recipe.key_bits + rank_bits - 64
     part_bits = max(0, least_bits, (num_keys * BYTES_PER_KEY // memory_bytes).bit_length())
@@ -81,6 +92,7 @@ def plan_bands(
             rank_bits=rank_bits,
             recipe=recipe,
             marks=None if marks is None else str(marks),
+            held=ranks.held,
             folder=str(folder),
             fingerprint=fingerprint,
         )
@@ -125,9 +137,12 @@ def pair_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
     if task.marks is not None:
         packed = packed[: leave_out(packed, task.rank_bits, np.load(task.marks, mmap_mode="r"))]
     packed.sort()
+    num_keys = len(packed)
+    if task.held:
+        packed = packed[: leave_out_held(packed, task.rank_bits, np.array(task.held, np.int64))]
     pairs = np.empty(count_pairs(packed, task.rank_bits), np.uint64)
     list_pairs(packed, task.rank_bits, pairs)
-    return pairs, len(packed)
+    return pairs[~find_held(pairs >> np.uint64(PAIR_BITS), task.held)] if task.held else pairs, num_keys
 
 
 def link_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:

@@ -6,7 +6,7 @@ read once more, the wanted rows' sets written down, and the pairs compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pipeline.ranks import RankMap
 from pipeline.sketch_file import ROW
 from pipeline.storage import open_new, write_array
 from pipeline.token_file import open_records
+from pipeline.work import Stretch
 
 SET = np.dtype([("rank", "<u4"), ("start", "<u8"), ("count", "<u8")])  # start: in the file of sets
 HASH = np.dtype("<u4")
@@ -50,24 +51,20 @@ class SetsTask:
         """Its raw files, for a person."""
         return self.ingest.subject
 
-    @property
-    def sets_path(self) -> Path:
-        """The sets, one after the other: HASH records, each set sorted."""
-        return Path(self.folder) / f"{self.name}.sets.bin"
-
-    @property
-    def index_path(self) -> Path:
-        """The SET records, sorted by rank."""
-        return Path(self.folder) / f"{self.name}.index.npy"
-
     def list_outputs(self, _: Any) -> list[Path]:
         """Both files."""
-        return [self.sets_path, self.index_path]
+        return list(list_set_files(self.folder, self.name))
 
 
-def choose_tasks(edges: np.ndarray, ranks: RankMap) -> set[int]:
-    """The ingest tasks that hold documents to be compared, by their numbers in the plan."""
-    return {stretch.task for stretch, _, _ in ranks.split(list_ranks(edges))}
+def list_set_files(folder: str, name: str) -> tuple[Path, Path]:
+    """What a task of sets writes: its SET records, sorted by rank; and the sets, one after the other, as HASH records,
+    each set sorted."""
+    return Path(folder) / f"{name}.index.npy", Path(folder) / f"{name}.sets.bin"
+
+
+def choose_tasks(wanted: np.ndarray, ranks: RankMap) -> set[int]:
+    """The ingest tasks that hold documents to be compared, by their numbers in the plan. wanted: sorted ranks."""
+    return {stretch.task for stretch, _, _ in ranks.split(wanted) if not stretch.is_held}
 
 
 def list_ranks(edges: np.ndarray) -> np.ndarray:
@@ -77,35 +74,48 @@ def list_ranks(edges: np.ndarray) -> np.ndarray:
 
 def run_sets(task: SetsTask) -> dict[str, int]:
     """Write the sets; returns how many. Raises ValueError where the raw files have no longer these documents."""
-    keys, ranks = find_wanted(task)
-    index = np.zeros(len(keys), SET)
-    index["rank"], start, num_found = ranks, 0, 0
-    with open_new(task.sets_path) as file:
-        settings = replace(task.ingest.settings, exclude=())  # what is wanted was not excluded
-        for key, hashes in read_shingles(task.ingest.files, settings, keys):
-            at = int(np.searchsorted(keys, np.uint64(key)))
-            file.write(hashes.tobytes())
-            index["start"][at], index["count"][at] = start, len(hashes)
-            start += len(hashes)
-            num_found += 1
+    keys, ranks = find_wanted(Path(task.open_path), task.ranks, lambda stretch: stretch.task == task.task_number)
+    settings = replace(task.ingest.settings, exclude=())  # what is wanted was not excluded
+    shingles = read_shingles(task.ingest.files, settings, keys)
+    num_found = write_sets(list_set_files(task.folder, task.name), keys, ranks, shingles)
     if num_found != len(keys):
         raise ValueError(f"{task.subject}: {len(keys) - num_found:,} documents are gone: run the command again")
-    write_array(task.index_path, index[np.argsort(index["rank"])])
-    return {"sets": len(index)}
+    return {"sets": num_found}
 
 
-def find_wanted(task: SetsTask) -> tuple[np.ndarray, np.ndarray]:
-    """The documents to read: raw file << ROW_BITS | row, as the task counts them, sorted; and their ranks."""
-    keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
-    wanted = list_ranks(open_records(Path(task.open_path), EDGE))
-    for stretch, where, numbers in task.ranks.split(wanted):
-        if stretch.task == task.task_number:
+def write_sets(
+    paths: tuple[Path, Path], keys: np.ndarray, ranks: np.ndarray, shingles: Iterable[tuple[int, np.ndarray]]
+) -> int:
+    """Write the sets of those wanted documents that `shingles` gives, by key; returns how many."""
+    index, is_found, start = np.zeros(len(keys), SET), np.zeros(len(keys), bool), 0
+    index["rank"] = ranks
+    index_path, sets_path = paths
+    with open_new(sets_path) as file:
+        for key, hashes in shingles:
+            at = int(np.searchsorted(keys, np.uint64(key)))
+            file.write(hashes.tobytes())
+            index["start"][at], index["count"][at], is_found[at] = start, len(hashes), True
+            start += len(hashes)
+    index = index[is_found]
+    write_array(index_path, index[np.argsort(index["rank"])])
+    return len(index)
+
+
+def find_wanted(open_path: Path, ranks: RankMap, is_own: Callable[[Stretch], bool]) -> tuple[np.ndarray, np.ndarray]:
+    """The documents to read: raw file << ROW_BITS | row, as the stretches' tasks count them, sorted; and their ranks.
+
+    is_own: of a stretch, whether its documents are read.
+    """
+    keys, of_keys = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+    wanted = list_ranks(open_records(open_path, EDGE))
+    for stretch, where, numbers in ranks.split(wanted):
+        if is_own(stretch):
             rows = open_records(Path(stretch.folder) / "rows.bin", ROW)[numbers]
             keys.append(key_rows(rows["raw_file"], rows["row"]))
-            ranks.append(wanted[where])
+            of_keys.append(wanted[where])
     joined = np.concatenate(keys)
     order = np.argsort(joined)
-    return joined[order], np.concatenate(ranks)[order]
+    return joined[order], np.concatenate(of_keys)[order]
 
 
 def read_shingles(

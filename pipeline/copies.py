@@ -1,7 +1,7 @@
 """Documents with the same text: which of them goes, and for which other. Works on a range of places.
 
 Equal texts have equal places, so a range holds all copies of each of its documents. Of several the one of the lowest
-rank stays.
+rank stays, and those of datasets of --against (held.py).
 """
 
 from __future__ import annotations
@@ -12,19 +12,26 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.ranks import find_held
 from pipeline.storage import write_array
-from pipeline.work import Stretch, describe_buckets
+from pipeline.token_file import open_records
+from pipeline.work import BUCKET_SHIFT, Stretch, describe_buckets, find_place
 
 COPY = np.dtype([("rank", "<u4"), ("partner", "<u4")])
-NEEDED = ("content_hash", "number")
+HELD = np.dtype([("place", "<u8"), ("content_hash", "<u8", 2), ("rank", "<u4")])
 
 
 @dataclass(frozen=True)
 class CopiesTask:
-    """The documents of some buckets of places, from all stretches, and where the result goes."""
+    """The documents of some buckets of places, from all stretches, and where the result goes.
+
+    held_paths: files of HELD records of the documents that stay, each sorted by place; held: the ranges of their ranks.
+    """
 
     name: str
     stretches: tuple[Stretch, ...]
+    held_paths: tuple[str, ...]
+    held: tuple[tuple[int, int], ...]
     num_tokenizers: int
     first_bucket: int
     last_bucket: int
@@ -47,15 +54,33 @@ class CopiesTask:
 
 
 def run_copies(task: CopiesTask) -> dict[str, Any]:
-    """Write the copies; returns how many there are, and of how many documents."""
+    """Write the copies; returns how many there are, and of how many documents.
+
+    Beside them `held`: documents of --against with the text of one that stays here, of validation or test.
+    """
     ranks, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
     for stretch in task.stretches:
         _, documents = stretch.read_range(task.first_bucket, task.last_bucket, task.num_tokenizers)
         ranks.append(stretch.rank(documents["number"]))
         hashes.append(documents["content_hash"])
+    num_documents = sum(map(len, ranks))
+    for path in task.held_paths:
+        documents = read_held(Path(path), task.first_bucket, task.last_bucket)
+        ranks.append(documents["rank"].astype(np.int64))
+        hashes.append(documents["content_hash"])
     copies = find_copies(np.concatenate(ranks), np.concatenate(hashes))
+    is_held, goes_for_held = find_held(copies["rank"], task.held), find_held(copies["partner"], task.held)
+    copies = copies[~is_held]
     write_array(task.path, copies)
-    return {"documents": sum(map(len, ranks)), "copies": len(copies)}
+    return {"documents": num_documents, "copies": len(copies), "held": int((is_held & ~goes_for_held).sum())}
+
+
+def read_held(path: Path, first_bucket: int, last_bucket: int) -> np.ndarray:
+    """The HELD records whose place is in the buckets."""
+    records = open_records(path, HELD)
+    buckets = (first_bucket, last_bucket)
+    first, last = (find_place(records, bucket << BUCKET_SHIFT, first=0, last=len(records)) for bucket in buckets)
+    return np.array(records[first:last])
 
 
 def find_copies(ranks: np.ndarray, hashes: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """The stages that decide which documents stay, over all sources and splits together.
 
-copies (per range of places) -> bands (per range of keys) -> estimate (per range of ranks) -> judge -> sets (per ingest
-task) -> compare (per some pairs) -> resolve -> dedup (per range of places). --dedup exact has the first and the last
-alone.
+held (per part of a dataset of --against) -> copies (per range of places) -> bands (per range of keys) -> estimate (per
+range of ranks) -> judge -> sets (per ingest task; per shard of a dataset of --against) -> compare (per some pairs) ->
+resolve -> dedup (per range of places). --dedup exact has the first two and the last alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,31 @@ from typing import Any
 import numpy as np
 
 from pipeline.candidates import plan_bands, run_band
-from pipeline.compare import SetsTask, choose_tasks, plan_comparisons, run_compare, run_sets
+from pipeline.compare import (
+    SetsTask,
+    choose_tasks,
+    list_ranks,
+    list_set_files,
+    plan_comparisons,
+    run_compare,
+    run_sets,
+)
 from pipeline.copies import CopiesTask, MarksTask, run_copies, run_marks
 from pipeline.dedup import OUTCOMES, DedupTask, add_counts, plan_ranges, run_dedup
 from pipeline.drops import Duplicates
 from pipeline.estimate import EDGE, plan_estimates, run_estimate
-from pipeline.progress import Done, add_totals
+from pipeline.held import plan_held, run_held
+from pipeline.held_sets import make_held_sets
+from pipeline.progress import Done
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, run_components, run_judge, run_resolve
 from pipeline.sketch_file import RECIPES
 from pipeline.token_file import open_records
-from pipeline.work import KeptDocuments, Stretch
-from pipeline.workshop import Ingested, Workshop
-from pipeline.write_text import TextTask, run_text
+from pipeline.work import KeptDocuments
+from pipeline.workshop import Dedup, DedupSettings, Ingested, Workshop
 
 ALL_SOURCES = "all sources"
-
-
-@dataclass(frozen=True)
-class DedupSettings:
-    """What decides it: the method and the least similarity of two documents that are near. memory_bytes: of a task."""
-
-    method: str
-    threshold: float
-    memory_bytes: int
+STAYING_TWICE = "of train, have the text of one here of validation or test: both stay"
 
 
 @dataclass(frozen=True)
@@ -55,41 +56,9 @@ class Deduplicated:
     tokens: np.ndarray
 
 
-@dataclass(frozen=True)
-class Dedup:
-    """A dedup at work."""
-
-    ingested: Ingested
-    settings: DedupSettings
-    shop: Workshop
-    ranks: RankMap
-
-    @property
-    def folder(self) -> Path:
-        """Where the work files go."""
-        return self.shop.work / "dedup"
-
-    @property
-    def fingerprint(self) -> str:
-        """Of all raw files."""
-        return self.ingested.fingerprint
-
-    def run(
-        self, stage: str, function: Callable[[Any], Any], tasks: Sequence[Any], *, unit: str, kept: str, dropped: str
-    ) -> dict[str, Any]:
-        """Run tasks over all sources; kept, dropped: what of a result is shown as such, or ""."""
-
-        def describe(_: Any, result: dict[str, int] | None) -> tuple[str, Done]:
-            result = result or {}
-            return ALL_SOURCES, Done(kept=result.get(kept, 0), dropped=result.get(dropped, 0))
-
-        totals = {ALL_SOURCES: (len(tasks), len(tasks))}
-        return self.shop.run(stage, function, tasks, unit=unit, describe=describe, totals=totals)
-
-
 def dedup(ingested: Ingested, *, settings: DedupSettings, shop: Workshop) -> Deduplicated:
     """Decide which documents stay."""
-    work = Dedup(ingested, settings, shop, RankMap.of(ingested.stretches))
+    work = Dedup(ingested, settings, shop, RankMap.of(ingested.all_stretches))
     ranges = plan_ranges(work.ranks.num_documents)
     copies = [] if settings.method == "none" else find_copies(work, ranges)
     finders = {"near": find_near, "slimpajama": find_components}
@@ -141,10 +110,13 @@ def join_results(tasks: list[DedupTask], records: list[dict[str, Any]], duplicat
 
 def find_copies(work: Dedup, ranges: Sequence[tuple[str, int, int]]) -> list[CopiesTask]:
     """Find documents with equal texts; the tasks say where they are written."""
+    held_paths = sort_held(work)
     tasks = [
         CopiesTask(
             name=name,
             stretches=work.ingested.stretches,
+            held_paths=held_paths,
+            held=work.ranks.held,
             num_tokenizers=work.ingested.num_tokenizers,
             first_bucket=first,
             last_bucket=last,
@@ -153,8 +125,25 @@ def find_copies(work: Dedup, ranges: Sequence[tuple[str, int, int]]) -> list[Cop
         )
         for name, first, last in ranges
     ]
-    work.run("copies", run_copies, tasks, unit="ranges", kept="documents", dropped="copies")
+    results = work.run("copies", run_copies, tasks, unit="ranges", kept="documents", dropped="copies")
+    num_held = sum(result["held"] for result in results.values())
+    if num_held:
+        work.shop.console.print(f"note: {num_held:,} documents of --against, {STAYING_TWICE}")
     return tasks
+
+
+def sort_held(work: Dedup) -> tuple[str, ...]:
+    """The files of the documents of --against, by place."""
+    tasks = plan_held(
+        work.ingested.held_parts,
+        work.ingested.held_stretches,
+        seed=work.ingested.tasks[0].settings.seed,
+        folder=work.folder,
+        fingerprint=work.fingerprint,
+    )
+    if tasks:
+        work.run("held", run_held, tasks, unit="parts", kept="documents", dropped="")
+    return tuple(str(task.path) for task in tasks)
 
 
 def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
@@ -176,6 +165,7 @@ def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
         marks=None,
         num_documents=work.ranks.num_documents,
         num_short=0,
+        held=work.ranks.held,
         threshold=work.settings.threshold,
         folder=str(work.folder),
         fingerprint=work.fingerprint,
@@ -196,6 +186,7 @@ def find_components(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
         marks=str(mark_copies(work, copies)),
         num_documents=work.ranks.num_documents,
         num_short=work.ingested.num_short,
+        held=work.ranks.held,
         threshold=0.0,
         folder=str(work.folder),
         fingerprint=work.fingerprint,
@@ -217,7 +208,7 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
     tasks = plan_bands(
         work.ingested.runs,
         recipe=RECIPES[work.settings.method],
-        num_ranks=work.ranks.num_documents,
+        ranks=work.ranks,
         marks=marks,
         memory_bytes=work.settings.memory_bytes,
         folder=work.folder,
@@ -232,36 +223,13 @@ def compare(work: Dedup, open_path: Path) -> list[Path]:
     edges = open_records(open_path, EDGE)
     if not len(edges):
         return []
+    wanted = list_ranks(edges)
     sets = [
         SetsTask(work.ingested.tasks[number], work.ranks, number, str(open_path), str(work.folder), work.fingerprint)
-        for number in sorted(choose_tasks(edges, work.ranks))
+        for number in sorted(choose_tasks(wanted, work.ranks))
     ]
     work.run("sets", run_sets, sets, unit="tasks", kept="sets", dropped="")
-    files = [(task.index_path, task.sets_path) for task in sets]
+    files = [list_set_files(task.folder, task.name) for task in (*sets, *make_held_sets(work, open_path, wanted))]
     tasks = plan_comparisons(open_path, files, num_edges=len(edges), folder=work.folder, fingerprint=work.fingerprint)
     work.run("compare", run_compare, tasks, unit="parts", kept="", dropped="")
     return [task.path for task in tasks]
-
-
-def write_texts(ingested: Ingested, duplicates: Duplicates, *, out: Path, shop: Workshop) -> None:
-    """Write the texts that stay in SlimPajama's layout."""
-    stretches: dict[int, list[Stretch]] = {}
-    for stretch in ingested.stretches:
-        stretches.setdefault(stretch.task, []).append(stretch)
-    tasks = [
-        TextTask(
-            ingest=task,
-            number=number,
-            stretches=tuple(stretches.get(number, ())),
-            duplicates=duplicates,
-            out=str(out),
-            fingerprint=ingested.fingerprint,
-        )
-        for number, task in enumerate(ingested.tasks)
-    ]
-
-    def describe(task: TextTask, counts: dict[str, int]) -> tuple[str, Done]:
-        return task.ingest.source, Done(kept=sum(counts.values()))
-
-    totals = add_totals((task.ingest.source, 1, 1) for task in tasks)
-    shop.run("texts", run_text, tasks, unit="tasks", describe=describe, totals=totals)

@@ -56,12 +56,16 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Ingest:
-    """An ingest task as this stage sees it. limits: its stretches that a limit cuts, each with the limit's place."""
+    """An ingest task as this stage sees it. limits: its stretches that a limit cuts, each with the limit's place.
+
+    runs: of each the documents and the band keys (sketch_file.py).
+    """
 
     folder: str
     first_row: int  # where it begins in its raw file
     stretches: tuple[Stretch, ...] = ()
     limits: tuple[tuple[Stretch, int], ...] = ()
+    runs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,17 @@ def read_documents(task: DropsTask, ingest: Ingest) -> np.ndarray:
 
 def choose_beyond(task: DropsTask, ingest: Ingest, documents: np.ndarray, duplicates: np.ndarray) -> np.ndarray:
     """The documents beyond the limit; none that is a duplicate."""
+    is_beyond = find_beyond(ingest, documents)
+    is_beyond[duplicates["number"]] = False
+    return task.choose(documents[is_beyond])
+
+
+def find_beyond(ingest: Ingest, documents: np.ndarray) -> np.ndarray:
+    """Which documents of an ingest task, in the order of their numbers, lie beyond the limit: bool."""
     is_beyond = np.zeros(len(documents), bool)
     for stretch, place in ingest.limits:
         is_beyond[stretch.first : stretch.last] = documents["place"][stretch.first : stretch.last] >= np.uint64(place)
-    is_beyond[duplicates["number"]] = False
-    return task.choose(documents[is_beyond])
+    return is_beyond
 
 
 def read_duplicates(task: DropsTask, ingest: Ingest) -> np.ndarray:

@@ -234,9 +234,12 @@ def describe_partner(catalogue: Catalogue, drop: Mapping[str, Any]) -> Iterator[
     """The document that stays in place of a duplicate."""
     if drop["partner_source"] is None:
         return
-    raw_files = catalogue.content["sources"][drop["partner_source"]]["raw_files"]
+    label, _, name = drop["partner_source"].rpartition("/")
+    holder = catalogue.content["against"][label] if label else None
+    raw_files = holder["raw_files"][name] if holder else catalogue.content["sources"][name]["raw_files"]
+    where = f" in the dataset of content hash {holder['content_hash']}" if holder else ""
     near = "" if drop["similarity"] is None else f", similarity {drop['similarity']:.3f}"
-    yield f"  {raw_files[drop['partner_raw_file']]}:{drop['partner_row']} of {drop['partner_source']} stays{near}"
+    yield f"  {raw_files[drop['partner_raw_file']]}:{drop['partner_row']} of {name} stays{near}{where}"
 
 
 if __name__ == "__main__":

@@ -120,7 +120,10 @@ def count_bad_reasons(name: str, ingested: Ingested) -> dict[str, int]:
 
 
 def hash_content(sources: dict[str, Any]) -> str:
-    """The content hash: sha256 over every file that dataset.json lists, by path and checksum."""
+    """The content hash: sha256 over every file of the sources that dataset.json lists, by path and checksum.
+
+    Kept signatures follow from the same recipe and are no content: with or without them it is the same dataset.
+    """
     files = [
         [shard["path"], shard["tokens"], shard["xxh3_128"], shard["docs_xxh3_128"]]
         for source in sources.values()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.shard import DATASET_FILE
+from pipeline.shard import DATASET_FILE, SIGNATURES_FOLDER
 from pipeline.storage import read_json, write_json
 
 PLAN_FILE = "plan.json"
@@ -24,7 +24,7 @@ FETCHED_FOLDER = "raw"
 FETCH_FAILURE = "fetched/failure.txt"
 WORK_PARTS = ("ingest", "dedup", "records", TOKENIZER_FOLDER, "listings", "fetched", FETCHED_FOLDER)
 WORK_TABLES = (TASKS_FILE, HOLDER_FILE, PLAN_FILE)  # in the order in which they are removed
-RESERVED_NAMES = (DATASET_FILE, BUILD_LOG, TOKENIZER_FOLDER, WORK_FOLDER, "report.html")
+RESERVED_NAMES = (DATASET_FILE, BUILD_LOG, TOKENIZER_FOLDER, SIGNATURES_FOLDER, WORK_FOLDER, "report.html")
 
 
 @dataclass(frozen=True)

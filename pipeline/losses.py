@@ -55,7 +55,7 @@ def check_losses(
     if not is_report and not too_large:
         return
     described = [describe_loss(loss) for loss in (losses if is_report else too_large)]
-    clusters = list(describe_clusters(deduplicated.duplicates, sources))
+    clusters = list(describe_clusters(deduplicated.duplicates, sources, ingested.all_names))
     if is_report:
         for text in (*described, *clusters):
             notice(text)
@@ -101,8 +101,10 @@ def count_by_file(
     return counts[0], counts[1]
 
 
-def describe_clusters(duplicates: Duplicates, sources: tuple[PlannedSource, ...]) -> Iterator[str]:
-    """The documents for which most others go, with the beginning of each one's text."""
+def describe_clusters(
+    duplicates: Duplicates, sources: tuple[PlannedSource, ...], names: Sequence[str]
+) -> Iterator[str]:
+    """The documents for which most others go, with the beginning of each text. names: of all sources, held ones too."""
     sizes = np.zeros(duplicates.ranks.num_documents, np.uint32)
     for records in open_lists(duplicates):
         for first in range(0, len(records), RECORDS_AT_ONCE):
@@ -112,6 +114,9 @@ def describe_clusters(duplicates: Duplicates, sources: tuple[PlannedSource, ...]
     largest = largest[sizes[largest] > 0]
     numbers, rows = duplicates.ranks.read_rows(largest)
     for rank, number, row in zip(largest, numbers, rows, strict=True):
+        if number >= len(sources):  # its raw file need not be here
+            yield f"{sizes[rank]:,} documents go for raw file {row['raw_file']} row {row['row']} of {names[number]}."
+            continue
         source = sources[number]
         path = source.folder / source.files[row["raw_file"]].path
         text = read_text(path, int(row["row"]), source)[:CHARACTERS_SHOWN]

@@ -44,6 +44,30 @@ def leave_out(packed, rank_bits, is_left_out):
     return count
 
 
+@njit(cache=True, nogil=True)
+def leave_out_held(packed, rank_bits, held):
+    """Move sorted packed keys to the front, but for those that only held documents have; returns how many.
+
+    held: the first and last rank of each range of theirs: int64, shape (ranges, 2).
+    """
+    mask = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
+    first = count = 0
+    for place in range(1, len(packed) + 1):
+        if place < len(packed) and packed[place] >> np.uint64(rank_bits) == packed[first] >> np.uint64(rank_bits):
+            continue
+        num_held = 0
+        for member in range(first, place):
+            rank = np.int64(packed[member] & mask)
+            for number in range(len(held)):
+                num_held += held[number, 0] <= rank < held[number, 1]
+        if num_held < place - first:
+            for member in range(first, place):
+                packed[count] = packed[member]
+                count += 1
+        first = place
+    return count
+
+
 @njit(cache=True, nogil=True, inline="always")
 def num_partners(member, size):
     return member if size <= LARGEST_FULL_GROUP else min(member, 4)

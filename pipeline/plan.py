@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
 
+ONLY_WHERE_GIVEN = ("keep_signatures", "against")  # settings that are not described where they are off
 WORK_VERSION = 3  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
@@ -91,6 +92,8 @@ class BuildSettings:
     dedup: str
     dedup_threshold: float | None  # None: the method has none
     dedup_priority: tuple[str, ...]  # the sources, first those whose documents stay
+    keep_signatures: bool
+    against: tuple[str, ...]  # content hashes of the datasets whose documents are dropped, too
     min_chars: int
     strip_markers: bool
     valid_fraction: float
@@ -123,18 +126,20 @@ def describe_settings(
 
     shares: the training tokens that each source may give; None: all.
     """
-    return {
+    described = {
         "work_version": WORK_VERSION,
         "tokenizer": tokenizer_identity,
         "document_rule": document_rule,
         **vars(settings),
         "dedup_priority": list(settings.dedup_priority),
+        "against": list(settings.against),
         "tokens": dict(shares) if shares else None,
         "source_order": [source.name for source in sources],
         "exclude": {source.name: list(source.exclude) for source in sources},
         "columns": {source.name: source.source.text_field for source in sources},
         "raw_files": {source.name: hash_texts(source.fingerprints) if source.files else None for source in sources},
     }
+    return {name: value for name, value in described.items() if value or name not in ONLY_WHERE_GIVEN}
 
 
 def hash_texts(texts: Iterable[str]) -> str:

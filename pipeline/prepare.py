@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.arguments import BuildArguments
 from pipeline.documents import read_documents
 from pipeline.folders import TOKENIZER_FOLDER
+from pipeline.held import open_held
 from pipeline.ingest import find_excluded
 from pipeline.manifest import check_source_name
 from pipeline.mix import Mix
@@ -42,6 +43,8 @@ def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...
         dedup=arguments.dedup,
         dedup_threshold=arguments.dedup_threshold if arguments.dedup == "near" else None,
         dedup_priority=choose_priority(arguments.dedup_priority, [source.name for source in sources]),
+        keep_signatures=arguments.keep_signatures,
+        against=tuple(dataset.content_hash for dataset in open_held(arguments)),
         min_chars=max(1, arguments.min_chars),
         strip_markers=arguments.strip_markers,
         valid_fraction=arguments.valid_fraction,

@@ -1,8 +1,9 @@
 """Ranks: every document of a build numbered in the order in which duplicates are resolved, and what stands at a rank.
 
 The order is: split (validation, test, train), source (--dedup-priority), raw file, row. Of two documents with the same
-or nearly the same text the one of the lower rank stays. A stretch of a task's documents has consecutive ranks, in the
-order of their numbers; so a rank leads to a row of the task's sketch files (sketch_file.py).
+or nearly the same text the one of the lower rank stays. Documents of datasets of --against (held.py) always stay: they
+come first among validation and test, and first among train. A stretch of a task's documents has consecutive ranks, in
+the order of their numbers; so a rank leads to a row of the task's sketch files (sketch_file.py).
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ class SketchRun:
 
 
 def rank_stretches(segments: Sequence[dict], source_priority: Sequence[int]) -> list[int]:
-    """The first rank of each segment {source, task, split, first, last}, in the order given.
+    """The first rank of each segment {source, task, split, first, last, is_held}, in the order given.
 
-    source_priority: of each source by its number in the mix. Raises ValueError where there are too many documents.
+    source_priority: of each source by its number. Raises ValueError where there are too many documents.
     """
 
     def key(index: int) -> tuple[int, ...]:
         one = segments[index]
-        return PRIORITY[one["split"]], source_priority[one["source"]], one["task"], one["first"]
+        is_train, is_own = one["split"] == "train", not one["is_held"]
+        return is_train, is_own, PRIORITY[one["split"]], source_priority[one["source"]], one["task"], one["first"]
 
     first_ranks, rank = [0] * len(segments), 0
     for index in sorted(range(len(segments)), key=key):
@@ -109,6 +111,19 @@ class RankMap:
         return sum(stretch.last - stretch.first for stretch in self.stretches)
 
     @cached_property
+    def held(self) -> tuple[tuple[int, int], ...]:
+        """The first and last ranks of documents of datasets of --against: two ranges at most."""
+        ranges: list[tuple[int, int]] = []
+        for stretch in self.stretches:
+            if not stretch.is_held:
+                continue
+            first, last = stretch.first_rank, stretch.first_rank + stretch.last - stretch.first
+            if ranges and ranges[-1][1] == first:
+                first, _ = ranges.pop()
+            ranges.append((first, last))
+        return tuple(ranges)
+
+    @cached_property
     def first_ranks(self) -> np.ndarray:
         """Of each stretch: int64."""
         return np.array([stretch.first_rank for stretch in self.stretches], np.int64)
@@ -135,3 +150,11 @@ class RankMap:
             sources[where] = stretch.source
             rows["row"][where] += np.uint64(stretch.first_row)
         return sources[back], rows[back]
+
+
+def find_held(ranks: np.ndarray, held: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which of the ranks are of documents that always stay, from the ranges of these: bool."""
+    is_held = np.zeros(len(ranks), bool)
+    for first, last in held:
+        is_held |= (ranks >= first) & (ranks < last)
+    return is_held

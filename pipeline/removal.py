@@ -27,13 +27,14 @@ from pipeline.folders import (
     remove_empty_folders,
 )
 from pipeline.manifest import SOURCE_NAME
-from pipeline.shard import DATASET_FILE, SPLITS, read_dataset_json
+from pipeline.shard import DATASET_FILE, SIGNATURES_FOLDER, SPLITS, read_dataset_json
 from pipeline.shard import list_files as list_dataset_files
 from pipeline.storage import TEMPORARY_SUFFIX, write_json
 
 SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})/shard-\d{{5,}}\.(bin|bin\.index|idx|docs\.parquet)")
 TEMPORARY_NAME = re.compile(rf"\.\d+{re.escape(TEMPORARY_SUFFIX)}$")
 DROPS_FILE = re.compile(r"drops/drops-\d{5,}\.parquet")
+SIGNATURES_FILE = re.compile(r"part-\d{5,}-\d{3,}/(hashes|rows|signatures|bands)\.bin")
 
 
 def remove_build(folders: Folders, *, keep: list[Path]) -> None:
@@ -112,18 +113,21 @@ def is_of_dataset(path: Path, parts: DatasetParts) -> bool:
     below = TEMPORARY_NAME.sub("", "/".join(rest))
     if top == TOKENIZER_FOLDER:
         return below in parts.tokenizer_files
+    if top == SIGNATURES_FOLDER:
+        source, _, file = below.partition("/")
+        return source in parts.sources and bool(SIGNATURES_FILE.fullmatch(file))
     return top in parts.sources and bool(SHARD_FILE.fullmatch(below) or DROPS_FILE.fullmatch(below))
 
 
 def remove_unlisted(folders: Folders, contents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Remove shards and drops that the datasets about to be finished do not have: of a run with other raw files."""
+    """Remove files that the datasets about to be finished do not have: of a run with other raw files."""
     for name, content in contents.items():
         folder = folders.out / name
         listed = {path for path, _ in list_dataset_files(folder, content)}
-        for source in content["sources"]:
-            for path in [path for path in list_files(folder / source) if path not in listed]:
-                below = path.relative_to(folder / source).as_posix()
-                if SHARD_FILE.fullmatch(below) or DROPS_FILE.fullmatch(below):
+        parts = DatasetParts(frozenset(content["sources"]), frozenset())
+        for top in (*content["sources"], SIGNATURES_FOLDER):
+            for path in [path for path in list_files(folder / top) if path not in listed]:
+                if is_of_dataset(path.relative_to(folder), parts):
                     path.unlink()
 
 

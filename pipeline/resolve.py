@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.copies import find_marked, mark_ranks
 from pipeline.estimate import EDGE, MARGIN
 from pipeline.pair_kernels import PAIR_BITS, flatten, judge, resolve, unite
+from pipeline.ranks import find_held
 from pipeline.storage import open_new, write_array
 
 NEAR = np.dtype([("rank", "<u4"), ("partner", "<u4"), ("similarity", "<f4")])
@@ -25,7 +26,8 @@ class ResolveTask:
     """All edges of a build, in the order of later ranks, or all pairs.
 
     compared: files of the edges that were compared. marks: bits of the copies, which are not listed again.
-    num_short: how many ranks behind the documents' are of those too short to keep.
+    num_short: how many ranks behind the documents' are of those too short to keep. held: the ranges of the ranks of
+    those that stay whatever is near to them.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ResolveTask:
     marks: str | None
     num_documents: int
     num_short: int
+    held: tuple[tuple[int, int], ...]
     threshold: float
     folder: str
     fingerprint: str
@@ -110,16 +113,19 @@ def run_components(task: ResolveTask) -> dict[str, int]:
         unite(pairs, parents)
     flatten(parents)
     marks = None if task.marks is None else np.load(task.marks, mmap_mode="r")
-    ranges = range(0, task.num_documents, PAIRS_AT_ONCE)
-    return write_dropped(task, (list_connected(parents[: task.num_documents], first, marks) for first in ranges))
+    parents, ranges = parents[: task.num_documents], range(0, task.num_documents, PAIRS_AT_ONCE)
+    return write_dropped(task, (list_connected(parents, first, marks, task.held) for first in ranges))
 
 
-def list_connected(parents: np.ndarray, first: int, marks: np.ndarray | None) -> np.ndarray:
+def list_connected(
+    parents: np.ndarray, first: int, marks: np.ndarray | None, held: Sequence[tuple[int, int]]
+) -> np.ndarray:
     """The NEAR records among PAIRS_AT_ONCE documents from `first` on: those that are not their component's lowest."""
     own = parents[first : first + PAIRS_AT_ONCE]
     ranks = first + np.flatnonzero(own != np.arange(first, first + len(own), dtype=np.uint32))
     if marks is not None:
         ranks = ranks[~find_marked(marks, ranks)]
+    ranks = ranks[~find_held(ranks, held)]
     near = np.empty(len(ranks), NEAR)
     near["rank"], near["partner"], near["similarity"] = ranks, parents[ranks], np.nan
     return near

@@ -15,6 +15,9 @@ A shard holds the documents of one source and split, back to back; it starts and
                                   int64[N+1]  document indices 0, 1, ..., N
     shard-00000.docs.parquet   per document, in order: raw_file, row, num_tokens, content_hash (16 bytes)
 
+With --keep-signatures dataset.json also lists the files of signatures/, by which a later build finds duplicates of the
+dataset's documents (signatures.py). No reader of tokens needs them.
+
 Every document ends with the end-of-text id, which stands nowhere else. `dataset.json` is written last: a folder without
 it is not a dataset. Sources of the layouts: megatron/core/datasets/indexed_dataset.py, datatrove/utils/dataset.py.
 """
@@ -34,6 +37,7 @@ from pipeline.storage import checksum_file, open_new, read_json, write_file, wri
 FORMAT_NAME = "tokenmill dataset"
 FORMAT_VERSION = 1
 DATASET_FILE = "dataset.json"
+SIGNATURES_FOLDER = "signatures"
 REQUIRED_KEYS = ("tokenizer", "dtype", "document_rule", "content_hash", "mix", "sources")
 SPLITS = ("train", "validation", "test")
 LARGEST_UINT16_VOCABULARY = 65_536
@@ -189,6 +193,13 @@ def list_files(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path,
         yield from ((folder / file["path"], None) for file in source["drops"])
         for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
             yield from zip(list_shard_files(folder / shard["path"]), list_sizes(shard), strict=True)
+    yield from ((path, file["bytes"]) for path, file in list_signatures(folder, content))
+
+
+def list_signatures(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files of signatures/, and of each its bytes and xxh3_128; none where they were not kept."""
+    for part in content.get("signatures", {}).get("parts", []):
+        yield from ((folder / part["path"] / name, file) for name, file in part["files"].items())
 
 
 def find_lost_files(folder: Path, content: Mapping[str, Any]) -> list[str]:

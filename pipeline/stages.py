@@ -1,24 +1,29 @@
 """The stages of a build, one function each: plan the stage's tasks, run them, join their results.
 
 ingest (per task of raw files) -> dedup (dedup_stages.py), once for all datasets; then for each dataset
-drops (per some raw files) -> pack (per shard)
+drops (per some raw files) -> signatures (the same, with --keep-signatures) -> pack (per shard)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.dedup_stages import Deduplicated
 from pipeline.document_batch import BAD_REASONS
-from pipeline.drops import DropsTask, Ingest, run_drops
+from pipeline.drops import DropsTask, Duplicates, Ingest, run_drops
 from pipeline.ingest import IngestTask, run_ingest
 from pipeline.limit import Selection
 from pipeline.pack import PackTask, plan_shards, run_pack
+from pipeline.plan import BuildSettings
 from pipeline.progress import Done, add_totals
 from pipeline.shard import SPLITS, shard_name
+from pipeline.signatures import SignaturesTask, run_signatures
+from pipeline.sketch_file import SKETCH_VERSION
 from pipeline.work import KeptDocuments, Stretch
 from pipeline.workshop import Ingested, Workshop
+from pipeline.write_text import TextTask, run_text
 
 
 def ingest(
@@ -51,20 +56,16 @@ def ingest(
     return Ingested(source_names, priority, tasks, [done[task.name] for task in tasks])
 
 
-def write_drops(
+def plan_drops(
     ingested: Ingested,
     deduplicated: Deduplicated,
     selection: Selection,
     *,
     groups: Mapping[str, list[tuple[int, int]]],
-    shop: Workshop,
-) -> dict[str, list[dict[str, Any]]]:
-    """List every document that is not kept; returns the results of each source's tasks.
-
-    groups: by source, the first and last number of the raw files that share a list.
-    """
+) -> list[DropsTask]:
+    """The lists of what is not kept. groups: by source, the first and last number of the raw files that share one."""
     ingests = describe_ingests(ingested, selection)
-    tasks = [
+    return [
         DropsTask(
             name=f"{source}-{number:05d}",
             source=source,
@@ -77,7 +78,7 @@ def write_drops(
             ),
             num_tokenizers=ingested.num_tokenizers,
             duplicates=deduplicated.duplicates,
-            source_names=tuple(ingested.source_names),
+            source_names=tuple(ingested.all_names),
             out=str(selection.out),
             table_name=f"{source}/drops/drops-{number:05d}.parquet",
             fingerprint=ingested.fingerprint,
@@ -86,13 +87,41 @@ def write_drops(
         for number, (first, last) in enumerate(groups[source])
     ]
 
+
+def write_drops(
+    ingested: Ingested, tasks: list[DropsTask], *, folder: str, shop: Workshop
+) -> dict[str, list[dict[str, Any]]]:
+    """List every document that is not kept; returns the results of each source's tasks. folder: of the records."""
+
     def describe(task: DropsTask, result: dict[str, Any]) -> tuple[str, Done]:
         num_dropped = result["file"]["documents"] if result["file"] else 0
         return task.source, Done(units=task.num_files, weight=task.num_files, dropped=num_dropped)
 
     totals = add_totals((task.source, task.num_files, task.num_files) for task in tasks)
-    done = shop.run("drops", run_drops, tasks, unit="files", describe=describe, totals=totals, folder=selection.folder)
+    done = shop.run("drops", run_drops, tasks, unit="files", describe=describe, totals=totals, folder=folder)
     return {source: [done[task.name] for task in tasks if task.source == source] for source in ingested.source_names}
+
+
+def keep_signatures(
+    settings: BuildSettings, drops: list[DropsTask], *, folder: str, shop: Workshop
+) -> dict[str, dict[str, Any]]:
+    """Keep the signatures of the documents that stay, if that is asked for; returns what dataset.json says of them.
+
+    drops: the tasks of drops, each of which has a task here. folder: of the records.
+    """
+    if not settings.keep_signatures:
+        return {}
+    tasks = [SignaturesTask(task, settings.dedup) for task in drops]
+
+    def describe(task: SignaturesTask, result: dict[str, Any]) -> tuple[str, Done]:
+        num_files = task.drops.num_files
+        return task.drops.source, Done(units=num_files, weight=num_files, kept=result["documents"])
+
+    totals = add_totals((task.source, task.num_files, task.num_files) for task in drops)
+    done = shop.run("keep", run_signatures, tasks, unit="files", describe=describe, totals=totals, folder=folder)
+    parts = [part for task in tasks for part in done[task.name]["parts"]]
+    how = {"method": settings.dedup, "threshold": settings.dedup_threshold, "version": SKETCH_VERSION}
+    return {"signatures": {**how, "parts": parts}}
 
 
 def describe_ingests(ingested: Ingested, selection: Selection) -> list[Ingest]:
@@ -104,10 +133,11 @@ def describe_ingests(ingested: Ingested, selection: Selection) -> list[Ingest]:
         limit = selection.limits[stretch.source]
         if limit and SPLITS.index(stretch.split) in limit.splits:
             limits.setdefault(stretch.task, []).append((stretch, limit.place))
-    parts = zip(ingested.tasks, ingested.first_rows, strict=True)
+    runs = [tuple((run["documents"], run["signed"]) for run in record["runs"]) for record in ingested.records]
+    parts = zip(ingested.tasks, ingested.first_rows, runs, strict=True)
     return [
-        Ingest(task.folder, first_row, tuple(stretches.get(number, ())), tuple(limits.get(number, ())))
-        for number, (task, first_row) in enumerate(parts)
+        Ingest(task.folder, first_row, tuple(stretches.get(number, ())), tuple(limits.get(number, ())), of_task)
+        for number, (task, first_row, of_task) in enumerate(parts)
     ]
 
 
@@ -159,3 +189,27 @@ def plan_pack(
         )
         for number, (first, last) in enumerate(borders)
     ]
+
+
+def write_texts(ingested: Ingested, duplicates: Duplicates, *, out: Path, shop: Workshop) -> None:
+    """Write the texts that stay in SlimPajama's layout."""
+    stretches: dict[int, list[Stretch]] = {}
+    for stretch in ingested.stretches:
+        stretches.setdefault(stretch.task, []).append(stretch)
+    tasks = [
+        TextTask(
+            ingest=task,
+            number=number,
+            stretches=tuple(stretches.get(number, ())),
+            duplicates=duplicates,
+            out=str(out),
+            fingerprint=ingested.fingerprint,
+        )
+        for number, task in enumerate(ingested.tasks)
+    ]
+
+    def describe(task: TextTask, counts: dict[str, int]) -> tuple[str, Done]:
+        return task.ingest.source, Done(kept=sum(counts.values()))
+
+    totals = add_totals((task.ingest.source, 1, 1) for task in tasks)
+    shop.run("texts", run_text, tasks, unit="tasks", describe=describe, totals=totals)

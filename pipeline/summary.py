@@ -99,11 +99,13 @@ def overlap_table(sources: Mapping[str, Any]) -> Table:
     """Duplicates that went from the source of a row for a document of the source of a column."""
     table = Table(title="duplicates, by the source of what stays")
     table.add_column("went from")
-    for name in sources:
+    found = {other for source in sources.values() for other in source["overlap"]}
+    others = [*sources, *sorted(found - set(sources))]  # those of datasets of --against behind
+    for name in others:
         table.add_column(name, justify="right")
     for name, source in sources.items():
         cells = []
-        for other in sources:
+        for other in others:
             counts = source["overlap"].get(other)
             cells.append(f"{counts['documents']:,} ({format_bytes(counts['bytes'])})" if counts else "")
         table.add_row(name, *cells)

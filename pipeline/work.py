@@ -34,6 +34,7 @@ class Stretch:
     first: int
     last: int
     first_rank: int  # its documents have the ranks from here on, in the order of their numbers
+    is_held: bool = False  # of a dataset of --against: `folder` is that of its kept signatures, and has no table
 
     def read_range(self, first_bucket: int, last_bucket: int, num_tokenizers: int) -> tuple[int, np.ndarray]:
         """The DOCUMENT records whose place is in the buckets, and the index of the first in the task's table."""
@@ -49,8 +50,13 @@ class Stretch:
 
     def find_place(self, table: np.ndarray, place: int) -> int:
         """The index of the stretch's first document at `place` or behind, in its task's table."""
-        places = table["place"]
-        return bisect.bisect_left(range(self.last), place, lo=self.first, key=lambda index: int(places[index]))
+        return find_place(table, place, first=self.first, last=self.last)
+
+
+def find_place(table: np.ndarray, place: int, *, first: int, last: int) -> int:
+    """The index of the first of the records first to last, sorted by place, at `place` or behind."""
+    places = table["place"]
+    return bisect.bisect_left(range(last), place, lo=first, key=lambda index: int(places[index]))
 
 
 def kept_dtype(num_tokenizers: int) -> np.dtype:

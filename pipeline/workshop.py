@@ -11,11 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.held import HeldDataset, HeldPart
 from pipeline.ingest import IngestTask
 from pipeline.jobs import Executor
 from pipeline.plan import hash_texts
 from pipeline.progress import BuildLog, Done, StageProgress
-from pipeline.ranks import SketchRun, list_runs, rank_stretches
+from pipeline.ranks import RankMap, SketchRun, list_runs, rank_stretches
 from pipeline.sketch_file import RECIPES
 from pipeline.work import Stretch
 
@@ -63,6 +64,7 @@ class Ingested:
     priority: list[str]  # the same, the source first whose documents stay where two are near
     tasks: list[IngestTask]
     records: list[dict[str, Any]]
+    held: tuple[HeldDataset, ...] = ()  # of --against
 
     @property
     def num_tokenizers(self) -> int:
@@ -71,8 +73,18 @@ class Ingested:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of all raw files: what the later stages read follows from it."""
-        return hash_texts(task.fingerprint for task in self.tasks)
+        """A digest of all raw files and held datasets: what the later stages read follows from it."""
+        return hash_texts([*(task.fingerprint for task in self.tasks), *(one.content_hash for one in self.held)])
+
+    @property
+    def all_names(self) -> list[str]:
+        """The sources by their numbers: the build's own, then those of the datasets held."""
+        return [*self.source_names, *(name for one in self.held for name in one.source_names)]
+
+    @cached_property
+    def held_parts(self) -> tuple[HeldPart, ...]:
+        """The kept signatures of all datasets held."""
+        return tuple(part for one in self.held for part in one.parts)
 
     @cached_property
     def first_rows(self) -> list[int]:
@@ -101,40 +113,98 @@ class Ingested:
         return sum(record["tokens"][tokenizer] for record in self.of_source(source))
 
     @cached_property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """All sorted stretches of documents."""
-        order = [self.source_names.index(name) for name in self.priority]
-        segments = [
-            {"task": number, "source": self.source_names.index(task.source), **segment}
-            for number, (task, record) in enumerate(zip(self.tasks, self.records, strict=True))
-            for segment in record["segments"]
+    def all_stretches(self) -> tuple[Stretch, ...]:
+        """The stretches of the build, and those of the datasets held behind them; all with their ranks."""
+        names, parts = self.all_names, [*self.tasks, *self.held_parts]
+        priorities = [*map(self.priority.index, self.source_names), *range(len(self.source_names), len(names))]
+        of_parts = [
+            *([{**segment, "is_held": False} for segment in record["segments"]] for record in self.records),
+            *(part.list_segments() for part in self.held_parts),
         ]
-        first_ranks = rank_stretches(segments, [order.index(source) for source in range(len(order))])
+        segments = [
+            {"task": number, "source": names.index(part.source), **segment}
+            for number, (part, of_part) in enumerate(zip(parts, of_parts, strict=True))
+            for segment in of_part
+        ]
+        first_rows = [*self.first_rows, *[0] * len(self.held_parts)]
         return tuple(
             Stretch(
-                folder=self.tasks[segment["task"]].folder,
-                first_row=self.first_rows[segment["task"]],
+                folder=parts[segment["task"]].folder,
+                first_row=first_rows[segment["task"]],
                 first_rank=first_rank,
                 **segment,
             )
-            for segment, first_rank in zip(segments, first_ranks, strict=True)
+            for segment, first_rank in zip(segments, rank_stretches(segments, priorities), strict=True)
         )
 
     @cached_property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """All sorted stretches of the build's documents."""
+        return tuple(stretch for stretch in self.all_stretches if not stretch.is_held)
+
+    @cached_property
+    def held_stretches(self) -> tuple[Stretch, ...]:
+        """Those of the documents of the datasets held."""
+        return tuple(stretch for stretch in self.all_stretches if stretch.is_held)
+
+    @cached_property
     def runs(self) -> tuple[SketchRun, ...]:
-        """The band keys of all runs of all tasks."""
+        """The band keys of all runs of all tasks, and of the datasets held."""
         bands = RECIPES[self.tasks[0].settings.dedup].num_bands
         of_task: dict[int, list[Stretch]] = {}
-        for stretch in self.stretches:
+        for stretch in self.all_stretches:
             of_task.setdefault(stretch.task, []).append(stretch)
-        runs, short_rank = [], sum(stretch.last - stretch.first for stretch in self.stretches)
-        for number, (task, record) in enumerate(zip(self.tasks, self.records, strict=True)):
+        parts = [(task.folder, record["runs"]) for task, record in zip(self.tasks, self.records, strict=True)]
+        parts += [(part.folder, [part.as_run()]) for part in self.held_parts]
+        runs, short_rank = [], sum(stretch.last - stretch.first for stretch in self.all_stretches)
+        for number, (folder, of_part) in enumerate(parts):
             own = of_task.get(number, [])
-            runs += list_runs(task.folder, record["runs"], own, num_bands=bands, short_rank=short_rank)
-            short_rank += sum(run["short"] for run in record["runs"])
-        return tuple(runs)
+            runs += list_runs(folder, of_part, own, num_bands=bands, short_rank=short_rank)
+            short_rank += sum(run["short"] for run in of_part)
+        return tuple(run for run in runs if run.num_signed)
 
     @property
     def num_short(self) -> int:
         """How many documents too short to keep have band keys. Their ranks come behind all documents'."""
         return sum(run["short"] for record in self.records for run in record["runs"])
+
+
+@dataclass(frozen=True)
+class DedupSettings:
+    """What decides it: the method and the least similarity of two documents that are near. memory_bytes: of a task."""
+
+    method: str
+    threshold: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """A dedup at work."""
+
+    ingested: Ingested
+    settings: DedupSettings
+    shop: Workshop
+    ranks: RankMap
+
+    @property
+    def folder(self) -> Path:
+        """Where the work files go."""
+        return self.shop.work / "dedup"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all raw files."""
+        return self.ingested.fingerprint
+
+    def run(
+        self, stage: str, function: Callable[[Any], Any], tasks: Sequence[Any], *, unit: str, kept: str, dropped: str
+    ) -> dict[str, Any]:
+        """Run tasks over all sources; kept, dropped: what of a result is shown as such, or ""."""
+
+        def describe(_: Any, result: dict[str, int] | None) -> tuple[str, Done]:
+            result = result or {}
+            return ALL_SOURCES, Done(kept=result.get(kept, 0), dropped=result.get(dropped, 0))
+
+        totals = {ALL_SOURCES: (len(tasks), len(tasks))}
+        return self.shop.run(stage, function, tasks, unit=unit, describe=describe, totals=totals)
