@@ -22,6 +22,7 @@ from pipeline.documents import is_divisible
 from pipeline.folders import WORK_FOLDER
 from pipeline.forecast_pieces import estimate_text, share_budget
 from pipeline.forecast_sample import SourceSample, read_sample
+from pipeline.held import HASH
 from pipeline.ingest import EncodeSettings
 from pipeline.ingest_plan import PACKED_RATIO, choose_settings, choose_task_bytes, describe_encoding
 from pipeline.pack import MOST_DOCUMENTS, READ_BYTES
@@ -91,7 +92,10 @@ class Forecast:
         num_shards = 1 + tokens // self.arguments.shard_tokens
         dropped = self.count_dropped(sample) + (1 - part) * self.count(sample, "accepted")
         tables = num_shards * TABLE_START + (DROPS_START if dropped else 0) + dropped * DROPS_BYTES
-        return tokens * self.itemsize(number) + documents * (INDEX_BYTES + TABLE_BYTES) + tables
+        record = INDEX_BYTES + TABLE_BYTES
+        if self.arguments.keep_signatures:
+            record += HASH.itemsize + RECIPES[self.arguments.dedup].document_bytes
+        return tokens * self.itemsize(number) + documents * record + tables
 
     def work_bytes(self, sample: SourceSample) -> float:
         """What a source takes in the work folder, until the build is done: all its ids and documents, twice listed."""

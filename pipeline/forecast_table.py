@@ -10,9 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.copies import HELD
 from pipeline.document_batch import BAD_REASONS
 from pipeline.forecast import Forecast, list_folders
 from pipeline.forecast_sample import SourceSample
+from pipeline.held import open_held
 from pipeline.progress import format_bytes
 
 DIGITS = 4  # of a figure that is not exact
@@ -24,7 +26,7 @@ def print_forecast(forecast: Forecast, console: Console) -> None:
     console.print(documents_table(forecast))
     console.print(tokens_table(forecast))
     console.print(costs_table(forecast))
-    for line in (*describe_sample(forecast), *describe_mix(forecast), *describe_costs(forecast)):
+    for line in (*describe_sample(forecast), *describe_mix(forecast), *describe_costs(forecast), *list_held(forecast)):
         console.print(line)
     for line in find_warnings(forecast):
         console.print(f"warning: {line}")
@@ -128,6 +130,16 @@ def describe_costs(forecast: Forecast) -> Iterator[str]:
     yield "time: what a core of this machine worked on the sample, as often as needed; more where disks are slower"
     if forecast.arguments.executor == "ray":
         yield "time: a Ray cluster of N CPUs like this takes an Nth of it, a worker's memory on each"
+
+
+def list_held(forecast: Forecast) -> Iterator[str]:
+    """The datasets of --against."""
+    for dataset in open_held(forecast.arguments):
+        size = format_bytes(dataset.num_documents * HELD.itemsize)
+        yield (
+            f"against: {dataset.folder} holds {dataset.num_documents:,} documents ({dataset.label} in drops), which "
+            f"take {size} of work files more; what goes for them cannot be foretold"
+        )
 
 
 def find_warnings(forecast: Forecast) -> Iterator[str]:

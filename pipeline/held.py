@@ -192,11 +192,14 @@ def plan_held(
     parts: Sequence[HeldPart], stretches: Sequence[Stretch], *, seed: int, folder: Path, fingerprint: str
 ) -> list[HeldTask]:
     """A task for each part. stretches: of all parts."""
+    of_part: dict[str, list[Stretch]] = {}
+    for stretch in stretches:
+        of_part.setdefault(stretch.folder, []).append(stretch)
     return [
         HeldTask(
             name=f"part-{number:05d}",
             part=part,
-            stretches=tuple(stretch for stretch in stretches if stretch.folder == part.folder),
+            stretches=tuple(of_part[part.folder]),
             seed=seed,
             folder=str(folder),
             fingerprint=hash_texts([fingerprint, *(checksum for _, _, checksum in part.files)]),

@@ -26,16 +26,23 @@ from pipeline.workshop import Dedup
 
 
 @dataclass(frozen=True)
-class HeldSetsTask:
-    """The shingles of those documents of one shard of a held dataset that are to be compared. source: its number."""
+class HeldShard:
+    """A shard of a held dataset, and how its ids are read."""
 
-    name: str
     bin_path: str
     num_tokens: int
     num_documents: int
     dtype: str
     tokenizer: str
     tokenizer_sha256: str
+
+
+@dataclass(frozen=True)
+class HeldSetsTask:
+    """The shingles of those documents of one shard that are to be compared. source: its number."""
+
+    name: str
+    shard: HeldShard
     source: int
     split: str
     ranks: RankMap
@@ -46,7 +53,7 @@ class HeldSetsTask:
     @property
     def subject(self) -> str:
         """The shard, for a person."""
-        return self.bin_path
+        return self.shard.bin_path
 
     def list_outputs(self, _: Any) -> list[Path]:
         """Both files of sets."""
@@ -67,12 +74,7 @@ def plan_held_sets(
     return [
         HeldSetsTask(
             name=f"held-{source:03d}-{split}-{number:05d}",
-            bin_path=str(dataset.folder / shard["path"]),
-            num_tokens=shard["tokens"],
-            num_documents=shard["documents"],
-            dtype=np.dtype(dataset.content["dtype"]).newbyteorder("<").str,
-            tokenizer=str(dataset.folder / dataset.content["tokenizer"]["file"]),
-            tokenizer_sha256=dataset.content["tokenizer"]["sha256"],
+            shard=shard,
             source=source,
             split=split,
             ranks=ranks,
@@ -83,9 +85,19 @@ def plan_held_sets(
         for dataset in held
         for name, entry in dataset.content["sources"].items()
         for source in [source_names.index(f"{dataset.label}/{name}")]
-        for split, shards in entry["splits"].items()
+        for split in entry["splits"]
         if (source, split) in chosen
-        for number, shard in enumerate(shards["shards"])
+        for number, shard in enumerate(list_shards(dataset, name, split))
+    ]
+
+
+def list_shards(dataset: HeldDataset, source: str, split: str) -> list[HeldShard]:
+    """The shards of a source and split of a dataset."""
+    tokenizer = dataset.content["tokenizer"]
+    how = (np.dtype(dataset.content["dtype"]).newbyteorder("<").str, str(dataset.folder / tokenizer["file"]))
+    return [
+        HeldShard(str(dataset.folder / shard["path"]), shard["tokens"], shard["documents"], *how, tokenizer["sha256"])
+        for shard in dataset.content["sources"][source]["splits"][split]["shards"]
     ]
 
 
@@ -95,21 +107,23 @@ def run_held_sets(task: HeldSetsTask) -> dict[str, int]:
     keys, ranks = find_wanted(
         Path(task.open_path), task.ranks, lambda one: one.is_held and (one.source, one.split) == cell
     )
-    counts["sets"] = write_sets(list_set_files(task.folder, task.name), keys, ranks, read_shingles(task, keys, counts))
+    counts["sets"] = write_sets(
+        list_set_files(task.folder, task.name), keys, ranks, read_held(task.shard, keys, counts)
+    )
     return counts
 
 
-def read_shingles(task: HeldSetsTask, keys: np.ndarray, counts: dict[str, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Each wanted document of the shard: its key and its set of shingles. keys: sorted. Counts what is inexact."""
-    bin_path = Path(task.bin_path)
+def read_held(shard: HeldShard, keys: np.ndarray, counts: dict[str, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each wanted document of a shard: its key and its set of shingles. keys: sorted. Counts those that are inexact."""
+    bin_path = Path(shard.bin_path)
     columns = read_documents(bin_path)
     own_keys = key_rows(columns["raw_file"], columns["row"])
     wanted = np.flatnonzero(np.isin(own_keys, keys))
     if not len(wanted):
         return
-    tokenizer = open_tokenizer(task.tokenizer, task.tokenizer_sha256, "fast")
-    tokens = open_tokens(bin_path, dtype=np.dtype(task.dtype), num_tokens=task.num_tokens)
-    ends = open_document_ends(bin_path, num_documents=task.num_documents)
+    tokenizer = open_tokenizer(shard.tokenizer, shard.tokenizer_sha256, "fast")
+    tokens = open_tokens(bin_path, dtype=np.dtype(shard.dtype), num_tokens=shard.num_tokens)
+    ends = open_document_ends(bin_path, num_documents=shard.num_documents)
     for document in wanted.tolist():
         start = int(ends[document - 1]) if document else 0
         data, offsets = decode(tokenizer, np.array(tokens[start : int(ends[document])]))

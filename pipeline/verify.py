@@ -27,11 +27,12 @@ from pipeline.shard import SPLITS, read_dataset_json
 from pipeline.verify_claims import verify_claims, verify_shape
 from pipeline.verify_copies import verify_copies
 from pipeline.verify_drops import verify_drops
+from pipeline.verify_held import open_reachable, verify_partners_elsewhere, verify_signatures
 from pipeline.verify_near import verify_near
 from pipeline.verify_raw import verify_raw_files
 from pipeline.verify_rows import open_rows, verify_rows
 from pipeline.verify_shard import verify_split
-from pipeline.verify_source import claimed_sources
+from pipeline.verify_source import claimed_sources, held_sources
 
 MOST_PROBLEMS = 200  # shown: a seed that is wrong is wrong for every document
 
@@ -50,6 +51,9 @@ class VerifyArguments:
     """Share of the documents to encode again, chosen by --seed. Default: all. Needs --raw."""
     seed: int = 0
     """Which documents a --fraction takes."""
+    against: str | None = None
+    """Where the datasets are that it was built against, with commas between them: what went for their documents is
+    looked up there, and with --raw compared."""
 
 
 def main() -> None:
@@ -81,16 +85,21 @@ def check_arguments(arguments: VerifyArguments) -> None:
 
 def find_problems(arguments: VerifyArguments, content: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong, one text each, with the raw files only where the dataset itself is all right."""
-    num_problems = 0
+    held, num_problems = open_reachable(arguments.against, content), 0
     for problem in verify_dataset(arguments.dataset, content, notice=print_notice):
         num_problems += 1
         yield problem
-    if arguments.raw is not None and not num_problems:
+    if num_problems:
+        return
+    for label in sorted(content.get("against", {}).keys() - held.keys()):
+        print_notice(f"what went for documents of the dataset {label} is not looked up: --against says where that is")
+    yield from verify_partners_elsewhere(arguments.dataset, content, held)
+    if arguments.raw is not None:
         fraction = 1.0 if arguments.fraction is None else arguments.fraction
         how = {"raw": arguments.raw, "fraction": fraction, "seed": arguments.seed}
         yield from verify_raw_files(arguments.dataset, content, **how, notice=print_notice)
         if content["settings"]["dedup"] == "near":
-            yield from verify_near(arguments.dataset, content, **how)
+            yield from verify_near(arguments.dataset, content, **how, held=held)
 
 
 def print_notice(text: str) -> None:
@@ -131,6 +140,7 @@ def verify_dataset(folder: Path, content: Mapping[str, Any], *, notice: Notice |
         return
     with open_rows(folder, content) as rows:
         yield from verify_rows(rows)
+        yield from verify_signatures(folder, content, rows)
     if content["settings"]["dedup"] != "none":
         yield from verify_copies(folder, claimed_sources(content))
 
@@ -138,11 +148,12 @@ def verify_dataset(folder: Path, content: Mapping[str, Any], *, notice: Notice |
 def verify_files_of_sources(folder: Path, content: Mapping[str, Any], *, notice: Notice) -> Iterator[str]:
     """What is wrong with the shards and drops of each source."""
     sources = claimed_sources(content)
+    by_name = {source.name: source for source in (*sources, *held_sources(content))}
     for source in sources:
         started = time.monotonic()
         for split in sorted(source.entry["splits"].keys() & set(SPLITS)):  # any other is a false claim already
             yield from verify_split(folder, source, split, content)
-        yield from verify_drops(folder, source, {other.name: other for other in sources})
+        yield from verify_drops(folder, source, by_name)
         num_documents = sum(split["documents"] for split in source.entry["splits"].values())
         seconds = time.monotonic() - started
         notice(

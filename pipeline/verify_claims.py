@@ -16,8 +16,17 @@ from pipeline.finish import OUTCOMES, hash_content
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.manifest import check_source_name
 from pipeline.plan import hash_recipe
-from pipeline.shard import SPLITS, documents_path, index_path, megatron_path, shard_name
+from pipeline.shard import (
+    SIGNATURES_FOLDER,
+    SPLITS,
+    documents_path,
+    index_path,
+    list_signatures,
+    megatron_path,
+    shard_name,
+)
 from pipeline.storage import TEMPORARY_SUFFIX
+from pipeline.verify_held import verify_held_claims
 from pipeline.verify_tokenizer import verify_tokenizer
 
 TOKENIZER_CONFIG = "tokenizer_config.json"  # beside a tokenizer.json: the names of its control ids
@@ -43,6 +52,11 @@ def is_number(value: Any) -> bool:
 def one_of(*values: Any) -> Check:
     """Whether a claim is one of a few values."""
     return lambda value: any(type(value) is type(known) and value == known for known in values)
+
+
+def optional(shape: Any) -> Check:
+    """Whether a claim is not there, or is of a shape."""
+    return lambda value: value is None or not any(verify_shape(value, shape))
 
 
 SIZES = {"documents": is_count, "tokens": is_count, "bytes": is_count}
@@ -72,6 +86,8 @@ SETTINGS = {
     "dedup": one_of(*METHODS),
     "dedup_threshold": lambda value: value is None or (is_number(value) and 0 < value <= 1),
     "dedup_priority": [is_text],
+    "keep_signatures": optional(one_of(True)),
+    "against": optional([is_text]),
     "min_chars": is_count,
     "strip_markers": lambda value: isinstance(value, bool),
     "valid_fraction": lambda value: is_number(value) and 0 <= value <= 1,
@@ -82,6 +98,20 @@ SETTINGS = {
     "exclude": {"*": [is_text]},
     "columns": {"*": is_text},
     "raw_files": {"*": is_text},
+}
+SIGNATURES = {
+    "method": one_of(*METHODS),
+    "threshold": lambda value: value is None or is_number(value),
+    "version": is_count,
+    "parts": [
+        {
+            "path": is_text,
+            "source": is_text,
+            "splits": {"*": is_count},
+            "signed": is_count,
+            "files": {"*": {"bytes": is_count, "xxh3_128": is_text}},
+        }
+    ],
 }
 DATASET = {
     "format": one_of("tokenmill dataset"),
@@ -100,6 +130,8 @@ DATASET = {
     "mix": {"*": is_number},
     "sources": {"*": SOURCE},
     "content_hash": is_text,
+    "signatures": optional(SIGNATURES),
+    "against": optional({"*": {"content_hash": is_text, "raw_files": {"*": [is_text]}}}),
     "settings": SETTINGS,
     "recipe_hash": is_text,
     "sample": lambda value: value is None or isinstance(value, dict),
@@ -133,6 +165,7 @@ def verify_claims(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
         yield "dataset.json: content_hash does not follow from sources: it was edited"
     yield from verify_sources(content)
     yield from verify_mix(content)
+    yield from verify_held_claims(content)
     yield from verify_sample(content)
     yield from verify_tokenizer(folder, content)
     for name, source in content["sources"].items():
@@ -251,8 +284,9 @@ def verify_files(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
         for split in source["splits"].values():
             for path in (folder / shard["path"] for shard in split["shards"]):
                 listed |= {path, index_path(path), megatron_path(path), documents_path(path)}
+    listed |= {path for path, _ in list_signatures(folder, content)}
     found = set(folder.glob(f"*{TEMPORARY_SUFFIX}")) | set(folder.glob("*/*/shard-*"))
-    for name in (TOKENIZER_FOLDER, *content["sources"]):
+    for name in (TOKENIZER_FOLDER, SIGNATURES_FOLDER, *content["sources"]):
         found |= {path for path in (folder / name).rglob("*") if not path.is_dir()}
     for path in sorted(found - listed):
         yield f"{path}: dataset.json does not list it"

@@ -25,6 +25,7 @@ from pipeline.verify_source import ROW_BITS, SPLIT_PRIORITY, ClaimedSource, clai
 
 RECORDS_AT_ONCE = 1 << 21
 EXACT = DROP_REASONS.index("duplicate_exact")
+NEAR = DROP_REASONS.index("duplicate_near")
 BEYOND = DROP_REASONS.index("beyond_tokens")
 
 # Sorted by key; sizes are multiples of 8 bytes, so that a key can be searched for in the file itself.
@@ -114,7 +115,7 @@ class SourceRows:
         self.partners = SortedRuns(folder / f"{source.number}.partners", PARTNER)
         self.copies = SortedRuns(folder / f"{source.number}.copies", COPY)
         self.num_duplicate_tokens = 0
-        self.num_without_partner = 0  # duplicates of what lies beyond the limit of --tokens
+        self.num_without_partner = 0  # duplicates of what lies beyond the limit of --tokens, or elsewhere
 
     def flush(self) -> None:
         """Make all that was added readable."""
@@ -156,6 +157,8 @@ def add_drops(path: Path, of_source: SourceRows, rows: Sequence[SourceRows]) -> 
     dropped["reason"] = numbers_of(table["reason"], DROP_REASONS)
     of_source.dropped.add(dropped)
     partner_sources = numbers_of(table["partner_source"], [other.source.name for other in rows])
+    # What stays in a dataset of --against is not read here (verify_held.py), and its tokens are not known.
+    of_source.num_without_partner += int(((partner_sources < 0) & np.isin(dropped["reason"], (EXACT, NEAR))).sum())
     partner_files = table["partner_raw_file"].fill_null(0).to_numpy()
     partner_keys = key_rows(partner_files, table["partner_row"].fill_null(0).to_numpy())
     for number, other in enumerate(rows):

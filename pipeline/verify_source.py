@@ -80,6 +80,15 @@ def claimed_sources(content: Mapping[str, Any]) -> list[ClaimedSource]:
     ]
 
 
+def held_sources(content: Mapping[str, Any]) -> list[ClaimedSource]:
+    """The sources of datasets of --against, by the names that drops/ gives them: their raw files alone are known."""
+    return [
+        ClaimedSource(f"{label}/{name}", -1, {"raw_files": raw_files}, content["settings"])
+        for label, dataset in content.get("against", {}).items()
+        for name, raw_files in dataset["raw_files"].items()
+    ]
+
+
 def find_stray_row(source: ClaimedSource, raw_files: np.ndarray, rows: np.ndarray) -> str | None:
     """The first (raw_file, row) that cannot be the source's, in words; None where all can."""
     stray = np.flatnonzero((raw_files >= source.num_raw_files) | (rows >> np.uint64(ROW_BITS) > 0))
