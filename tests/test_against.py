@@ -1,14 +1,23 @@
 """--keep-signatures and --against: a later build drops what an earlier dataset holds, without its raw files."""
 
+import json
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from build_fixtures import hashes
 from near_fixtures import change_end, draw_words, write_texts
 from rich.console import Console
 
 from pipeline.build import BuildArguments, build
 from pipeline.dataset import read_dataset_json
+from pipeline.explain import ExplainArguments, explain
+from pipeline.pair_kernels import leave_out_held
+from pipeline.publish import list_checksums, list_published
 from pipeline.shard import documents_path
+from pipeline.storage import checksum_file
+from pipeline.verify import main as verify_main
 
 FRESH, COPIES, NEAR, FAR, TWICE = 12, 6, 14, 4, 5  # documents of the new source, by what they are
 
@@ -86,6 +95,239 @@ def test_what_a_dataset_holds_is_dropped_and_named(new, old):
     assert read_partners(new) == sorted([*copies, *near, *[("duplicate_near", "new")] * TWICE])
 
 
-def test_two_builds_keep_what_one_build_of_both_keeps(planted, new, old, sample_model):
-    both = make(planted, "both", sample_model, "old:1,new:1")
+@pytest.mark.parametrize("method", ["near", "exact", "slimpajama"])
+def test_two_builds_keep_what_one_build_of_both_keeps(planted, old, new, sample_model, method):
+    if method != "near":
+        old = make(planted, f"old-{method}", sample_model, "old:1", keep_signatures=True, dedup=method)
+        new = make(planted, f"new-{method}", sample_model, "new:1", against=str(old), dedup=method)
+    both = make(planted, f"both-{method}", sample_model, "old:1,new:1", dedup=method)
     assert kept_hashes(old, new) == kept_hashes(both)
+
+
+def test_exact_needs_content_hashes_alone(planted, old, sample_model):
+    new = make(planted, "new-exactly", sample_model, "new:1", against=str(old), dedup="exact")
+    held = f"{read_dataset_json(old)['content_hash'][:12]}/old"
+    assert read_partners(new) == [("duplicate_exact", held)] * (COPIES + 1)
+    assert read_dataset_json(new)["sources"]["new"]["overlap"][held]["documents"] == COPIES + 1
+
+
+def test_validation_is_not_dropped_for_train_of_another_dataset(tmp_path, sample_model, capsys):
+    rng = np.random.default_rng(3)
+    train, validation = ([draw_words(rng, 104) for _ in range(6)] for _ in range(2))
+    write_texts(tmp_path / "raw/old", map(" ".join, train), "train.jsonl")
+    write_texts(tmp_path / "raw/old", map(" ".join, validation), "validation.jsonl")
+    copies, near = [" ".join(train[0]), " ".join(validation[0])], [train[1], validation[1]]
+    copies += [" ".join(change_end(words, 2)) for words in near]
+    write_texts(tmp_path / "raw/new", [*copies, " ".join(draw_words(rng, 50))], "train.jsonl")
+    write_texts(tmp_path / "raw/new", copies, "validation.jsonl")
+    old = make(tmp_path, "old", sample_model, "old:1", keep_signatures=True)
+    arguments = BuildArguments(
+        mix="new:1", raw=tmp_path / "raw", out=tmp_path / "new", tokenizer=str(sample_model), workers=1,
+        max_dup_fraction=1, against=str(old),
+    )  # fmt: skip
+    build(arguments, Console(width=200))
+    said = capsys.readouterr().out
+    assert "1 documents of --against, of train, have the text of one here of validation or test: both stay" in said
+    content = read_dataset_json(tmp_path / "new")
+    assert {name: split["documents"] for name, split in content["sources"]["new"]["splits"].items()} == {
+        "train": 1,
+        "validation": 2,  # a copy of a train document of the other dataset, and one near to such a document
+    }
+    held = f"{read_dataset_json(old)['content_hash'][:12]}/old"
+    assert {name: counts["documents"] for name, counts in content["sources"]["new"]["overlap"].items()} == {
+        held: 4,  # of validation and of train, for validation there
+        "new": 2,  # of train, for the validation documents that stay
+    }
+
+
+@pytest.mark.long
+def test_another_seed_and_another_cut_of_runs_change_nothing_of_what_stays(
+    planted, old, new, sample_model, monkeypatch
+):
+    monkeypatch.setattr("pipeline.token_file.RUN_DOCUMENTS", 5)
+    monkeypatch.setattr("pipeline.ingest.SMALLEST_BATCH_BYTES", 100)
+    monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 4096)
+    again = make(planted, "old-again", sample_model, "old:1", keep_signatures=True)
+    assert hashes(again) == hashes(old)
+    monkeypatch.setattr("pipeline.signatures.PART_DOCUMENTS", 7)
+    parts = make(planted, "old-parts", sample_model, "old:1", keep_signatures=True)
+    assert len(read_dataset_json(parts)["signatures"]["parts"]) == 5
+    seeded = make(planted, "new-seeded", sample_model, "new:1", against=str(parts), seed=9)
+    assert kept_hashes(seeded) == kept_hashes(new)
+
+
+@pytest.mark.long
+def test_the_bytes_are_those_of_any_number_of_workers(planted, old, new, sample_model, monkeypatch):
+    monkeypatch.setattr("pipeline.dedup.DOCUMENTS_PER_TASK", 20)
+    moved = planted / "moved/elsewhere"
+    shutil.copytree(old, moved)
+    again = make(planted, "new-2", sample_model, "new:1", against=str(moved), keep_signatures=True, workers=2)
+    assert hashes(again) == hashes(new)
+
+
+def test_a_killed_build_goes_on_and_the_other_dataset_may_move(planted, old, new, sample_model, monkeypatch):
+    settings = {"against": str(old), "keep_signatures": True}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipeline.stages.pack", raise_interrupt)
+        make(planted, "new-killed", sample_model, "new:1", **settings)
+    moved = planted / "at/home"
+    shutil.copytree(old, moved)
+    make(planted, "new-killed", sample_model, "new:1", **{**settings, "against": str(moved)})
+    assert hashes(planted / "new-killed") == hashes(new)
+
+
+def raise_interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_dataset_that_changes_while_the_build_is_at_work_stops_it(planted, old, sample_model, monkeypatch):
+    changing = planted / "changing"
+    shutil.copytree(old, changing)
+
+    def change(*arguments, **named):
+        content = json.loads((changing / "dataset.json").read_text())
+        (changing / "dataset.json").write_text(json.dumps({**content, "content_hash": "0" * 64}))
+        return write_drops(*arguments, **named)
+
+    from pipeline.stages import write_drops
+
+    monkeypatch.setattr("pipeline.stages.write_drops", change)
+    with pytest.raises(ValueError, match="changing changed while the build was at work"):
+        make(planted, "new-changing", sample_model, "new:1", against=str(changing))
+    assert not (planted / "new-changing/dataset.json").exists()
+
+
+def test_damaged_signatures_are_refused(planted, old, sample_model):
+    damaged = planted / "damaged"
+    shutil.copytree(old, damaged)
+    (path,) = damaged.glob("signatures/old/*/signatures.bin")
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(ValueError, match="signatures.bin is not the file that its dataset.json lists"):
+        make(planted, "new-damaged", sample_model, "new:1", against=str(damaged))
+
+
+def test_verify_looks_up_what_stays_elsewhere(planted, old, new, run_command):
+    assert run_command(verify_main, old)[0] == ""
+    error, said = run_command(verify_main, new)
+    assert error == "" and "is not looked up: --against says where that is" in said
+    error, said = run_command(verify_main, new, "--against", old, "--raw", planted / "raw")
+    assert error == "" and "not looked up" not in said
+    assert "the build was not against it" in run_command(verify_main, old, "--against", new)[0]
+
+
+def test_verify_finds_what_is_wrong_with_signatures_and_partners(planted, old, new, run_command):
+    copy = planted / "wrong"
+    shutil.copytree(old, copy)
+    (path,) = copy.glob("old/train/*.docs.parquet")
+    table = pq.read_table(path)
+    rows = table.set_column(1, "row", [table["row"].to_numpy() + 1])
+    pq.write_table(rows.cast(table.schema), path)
+    error, said = run_command(verify_main, new, "--against", copy)
+    assert "WRONG" in said and f"row 30 of {copy} stays by drops/, but is not kept there" not in said
+    assert "stays by drops/, but is not kept there" in said and "1 things are wrong" in error
+    shutil.rmtree(copy)
+    shutil.copytree(old, copy)
+    (path,) = copy.glob("signatures/old/*/hashes.bin")
+    path.write_bytes(path.read_bytes()[::-1])
+    assert f"{path}: xxh3-128 is " in run_command(verify_main, copy)[1]
+    content = json.loads((copy / "dataset.json").read_text())
+    content["signatures"]["parts"][0]["files"]["hashes.bin"]["xxh3_128"] = checksum_file(path)
+    (copy / "dataset.json").write_text(json.dumps(content))
+    assert "old: signatures are not of the documents that its shards hold" in run_command(verify_main, copy)[1]
+
+
+def test_a_drop_is_explained_without_the_other_dataset(new, old):
+    content = read_dataset_json(new)
+    held = read_dataset_json(old)["content_hash"]
+    (drops,) = content["sources"]["new"]["drops"]
+    rows = pq.read_table(new / drops["path"]).to_pylist()
+    row = next(row for row in rows if row["partner_source"] == f"{held[:12]}/old")
+    answer = "\n".join(explain(ExplainArguments(dataset=new, document=f"a.jsonl:{row['row']}")))
+    assert f"a.jsonl:{row['partner_row']} of old stays" in answer
+    assert f"in the dataset of content hash {held}" in answer
+
+
+def test_signatures_are_of_what_a_limit_leaves_and_lost_ones_are_made_again(
+    planted, sample_model, run_command, monkeypatch
+):
+    settings = {"keep_signatures": True, "tokens": 20_000}
+    out = make(planted, "limited", sample_model, "old:1", **settings)
+    assert run_command(verify_main, out)[0] == ""
+    before = hashes(out)
+    (path,) = out.glob("signatures/old/*/bands.bin")
+    assert path in dict(list_checksums(out, read_dataset_json(out)))
+    assert path in list(list_published(out, read_dataset_json(out)))
+    path.unlink()
+    make(planted, "limited", sample_model, "old:1", **settings)
+    assert hashes(out) == before
+    make(planted, "limited", sample_model, "old:1", tokens=20_000, replace=True)
+    assert not (out / "signatures").exists()
+    assert read_dataset_json(out)["content_hash"] == json.loads(before["dataset.json"])["content_hash"]
+
+
+@pytest.mark.long
+def test_each_of_several_datasets_holds_the_signatures(planted, sample_model):
+    other = sample_model.with_name("other.model")
+    other.write_bytes(sample_model.read_bytes())
+    out = make(planted, "two", f"{sample_model},{other}", "old:1", keep_signatures=True)
+    first, second = (hashes(out / name / "signatures") for name in ("small", "other"))
+    assert first == second and len(first) == 4
+    new = make(planted, "new-two", sample_model, "new:1", against=str(out / "other"))
+    assert len(read_partners(new)) == COPIES + 1 + NEAR + TWICE
+
+
+@pytest.mark.parametrize(
+    ("against", "more", "expected"),
+    [
+        ("nowhere", {}, "nowhere holds no finished dataset"),
+        ("plain", {}, "it keeps no signatures; build it with --keep-signatures"),
+        ("old", {"dedup": "slimpajama"}, "it was built with --dedup near, this build has slimpajama"),
+        ("old", {"dedup_threshold": 0.9}, "it was built with --dedup-threshold 0.8, this build has 0.9"),
+        ("old", {"dedup": "none"}, "--against drops duplicates: it goes with --dedup exact, near or slimpajama"),
+        ("old,old", {}, "is the same dataset as .*: name it once"),
+        ("old", {"out": "old", "replace": True}, "lies in --out .*, where the build goes"),
+        ("hf://org/name", {}, "it must be on this disk"),
+        ("versioned", {}, "its signatures are of version 0, this program's of 1"),
+    ],
+)
+def test_what_a_build_cannot_be_against_is_refused(planted, old, sample_model, against, more, expected):
+    content = json.loads((old / "dataset.json").read_text())
+    for name, changed in (("plain", None), ("versioned", {**content["signatures"], "version": 0})):
+        (planted / name).mkdir(exist_ok=True)
+        changed = {key: value for key, value in {**content, "signatures": changed}.items() if value is not None}
+        (planted / name / "dataset.json").write_text(json.dumps(changed))
+    paths = ",".join(path if "://" in path else str(planted / path) for path in against.split(","))
+    settings = {"dry_run": True, **more}
+    with pytest.raises((ValueError, FileNotFoundError), match=expected):
+        make(planted, settings.pop("out", "refused"), sample_model, "new:1", against=paths, **settings)
+    assert (old / "dataset.json").exists() and not (planted / "refused").exists()
+
+
+def test_other_settings_than_those_of_the_finished_dataset_are_refused(planted, old, new, sample_model):
+    with pytest.raises(ValueError, match="keep_signatures is true there, null here"):
+        make(planted, "old", sample_model, "old:1")
+    with pytest.raises(ValueError, match=r"against is \[.*\] there, null here"):
+        make(planted, "new", sample_model, "new:1", keep_signatures=True)
+
+
+def test_a_dry_run_says_what_is_held(planted, old, sample_model, capsys):
+    arguments = BuildArguments(
+        mix="new:1",
+        raw=planted / "raw",
+        out=planted / "dry",
+        tokenizer=str(sample_model),
+        against=str(old),
+        dry_run=True,
+    )
+    build(arguments, Console(width=400))
+    said = capsys.readouterr().out
+    assert f"against: {old} holds 31 documents ({read_dataset_json(old)['content_hash'][:12]} in drops)" in said
+
+
+def test_keys_that_held_documents_alone_have_are_left_out():
+    ranks = np.array([3, 0, 1, 0, 1, 7, 2, 8], np.uint64)  # 0 to 2 and 7 are held
+    keys = np.array([1, 2, 2, 3, 3, 3, 4, 4], np.uint64)
+    packed = keys << np.uint64(4) | ranks
+    left = packed.copy()
+    left = left[: leave_out_held(left, 4, np.array([[0, 3], [7, 8]]))]
+    assert left.tolist() == [(1 << 4) | 3, (4 << 4) | 2, (4 << 4) | 8]
