@@ -2,12 +2,14 @@
 
     python benchmarks/dedup.py --speed
     python benchmarks/dedup.py --millions 5 10 20 50 --memory 4 --folder /a/large/disk
+    python benchmarks/dedup.py --millions 10 --against
 
 Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of REPEATS.
 At size: work files of so many million synthetic documents, as ingest would leave them with --dedup near; of them 30 %
 are planted near duplicates (each value of the signature kept with probability 0.998), one cluster has a million. Then
 the stages of a build, with one worker, in a process of its own, whose peak of memory is read; so no pair is left to be
-compared by text, for which there is none. The curve gives the prediction for RedPajama's 931 million documents.
+compared by text, for which there is none. The curve gives the prediction for RedPajama's 931 million documents. With
+--against the first half of the documents is a dataset with kept signatures, and the second half is built against it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,16 @@ from benchmarks.stopwatch import Stopwatch
 from pipeline import slimpajama
 from pipeline.dedup_stages import DedupSettings, dedup
 from pipeline.document_batch import text_buffers
+from pipeline.drops import DropsTask
+from pipeline.held import HeldDataset
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, find_places
 from pipeline.jobs import Workers
+from pipeline.limit import Selection
 from pipeline.minhash import NUM_BANDS, NUM_PERMUTATIONS, sign_documents
+from pipeline.plan import BuildSettings
 from pipeline.progress import BuildLog, make_console
 from pipeline.sketch_file import RECIPES, Sketches
+from pipeline.stages import describe_ingests, keep_signatures
 from pipeline.token_file import TokenFile, document_dtype
 from pipeline.workshop import Ingested, Workshop
 
@@ -50,6 +57,10 @@ TASK_DOCUMENTS = 500_000
 DUPLICATE_SHARE, CLUSTER = 0.3, 1_000_000
 KEPT_VALUES = 0.998  # of a planted duplicate's signature
 REDPAJAMA = 931_361_530  # documents
+KEEPING = BuildSettings(
+    dedup="near", dedup_threshold=0.8, dedup_priority=("random",), keep_signatures=True, against=(), min_chars=1,
+    strip_markers=False, valid_fraction=0.0, shard_tokens=1, seed=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class BenchmarkFlags:
     """GiB that the stages may take."""
     folder: Path | None = None
     """Where the synthetic work files go: about 400 bytes a document."""
+    against: bool = False
+    """Build the second half of the documents against the first: figures are of the second, beside what is said."""
     json: Path | None = None
     """Where to write the figures."""
 
@@ -87,6 +100,7 @@ def main() -> None:
         console.print(tabulate("all stages, one worker", rows))
     if rows:
         figures["stages"] = rows
+    if rows and not flags.against:
         figures["redpajama"] = predict(rows[-1])
         console.print(tabulate("predicted from the last row: RedPajama, one core", [figures["redpajama"]]))
     if flags.json:
@@ -172,7 +186,7 @@ def measure_stages(num_documents: int, flags: BenchmarkFlags) -> dict[str, Any]:
         ingested = make_ingested(folder, num_documents)
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=run_stages, args=(ingested, folder, flags.memory, sender))
+        process = context.Process(target=run_stages, args=(ingested, folder, flags.memory, flags.against, sender))
         process.start()
         sender.close()  # so that its end is noticed
         figures = receiver.recv()
@@ -244,13 +258,16 @@ def write_task(
     return task, asdict(token_file.record())
 
 
-def run_stages(ingested: Ingested, folder: Path, memory: float, sender: Any) -> None:
+def run_stages(ingested: Ingested, folder: Path, memory: float, against: bool, sender: Any) -> None:
     """Run the stages in this process and send what they took."""
-    watch = Stopwatch()
+    settings = DedupSettings("near", 0.8, int(memory * (1 << 30) * 0.75))
     with Workers(1, notice=print) as workers:
         shop = Workshop(folder, workers, make_console(), BuildLog(folder / "log.jsonl"))
-        deduplicated = dedup(ingested, settings=DedupSettings("near", 0.8, int(memory * (1 << 30) * 0.75)), shop=shop)
-    seconds, cpu_seconds = watch.read()
+        if against:
+            ingested = hold_half(ingested, settings, replace(shop, work=folder / "held"))
+        watch = Stopwatch()
+        deduplicated = dedup(ingested, settings=settings, shop=shop)
+        seconds, cpu_seconds = watch.read()
     dropped = sum(count["documents"] for count in deduplicated.counts["duplicate_near"])
     documents = dropped + sum(count["documents"] for count in deduplicated.counts["kept"])
     sender.send(
@@ -263,6 +280,25 @@ def run_stages(ingested: Ingested, folder: Path, memory: float, sender: Any) -> 
             **read_stage_seconds(folder / "log.jsonl"),
         }
     )
+
+
+def hold_half(ingested: Ingested, settings: DedupSettings, shop: Workshop) -> Ingested:
+    """The second half of the tasks, against a dataset of the first half."""
+    half = len(ingested.tasks) // 2
+    names, out = ingested.source_names, shop.work / "out"
+    old = Ingested(names, names, ingested.tasks[:half], ingested.records[:half])
+    done = dedup(old, settings=settings, shop=shop)
+    whole = Selection(0, "", out, [None], done.kept.counts, done.tokens[0])
+    drops = [
+        DropsTask(
+            name=task.name, source="random", first_file=0, last_file=1, ingests=(ingest,), num_tokenizers=1,
+            duplicates=done.duplicates, source_names=("random",), out=str(out), table_name="", fingerprint="",
+        )
+        for task, ingest in zip(old.tasks, describe_ingests(old, whole), strict=True)
+    ]  # fmt: skip
+    kept = keep_signatures(KEEPING, drops, folder="", shop=shop)
+    content = {"content_hash": "0" * 64, "sources": {"random": {"raw_files": []}}, **kept}
+    return Ingested(names, names, ingested.tasks[half:], ingested.records[half:], (HeldDataset(out, content),))
 
 
 def read_stage_seconds(path: Path) -> dict[str, float]:

@@ -39,7 +39,6 @@ from pipeline.work import KeptDocuments
 from pipeline.workshop import Dedup, DedupSettings, Ingested, Workshop
 
 ALL_SOURCES = "all sources"
-STAYING_TWICE = "of train, have the text of one here of validation or test: both stay"
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,8 @@ def find_copies(work: Dedup, ranges: Sequence[tuple[str, int, int]]) -> list[Cop
     results = work.run("copies", run_copies, tasks, unit="ranges", kept="documents", dropped="copies")
     num_held = sum(result["held"] for result in results.values())
     if num_held:
-        work.shop.console.print(f"note: {num_held:,} documents of --against, {STAYING_TWICE}")
+        what = "have the text of one of validation or test here: both stay"
+        work.shop.console.print(f"note: {num_held:,} documents of train in --against {what}")
     return tasks
 
 

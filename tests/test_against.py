@@ -127,7 +127,7 @@ def test_validation_is_not_dropped_for_train_of_another_dataset(tmp_path, sample
     )  # fmt: skip
     build(arguments, Console(width=200))
     said = capsys.readouterr().out
-    assert "1 documents of --against, of train, have the text of one here of validation or test: both stay" in said
+    assert "1 documents of train in --against have the text of one of validation or test here: both stay" in said
     content = read_dataset_json(tmp_path / "new")
     assert {name: split["documents"] for name, split in content["sources"]["new"]["splits"].items()} == {
         "train": 1,
@@ -274,6 +274,12 @@ def test_each_of_several_datasets_holds_the_signatures(planted, sample_model):
     assert first == second and len(first) == 4
     new = make(planted, "new-two", sample_model, "new:1", against=str(out / "other"))
     assert len(read_partners(new)) == COPIES + 1 + NEAR + TWICE
+
+
+def test_a_source_of_which_too_much_is_held_stops_the_build(planted, old, sample_model):
+    held = f"{read_dataset_json(old)['content_hash'][:12]}/old"
+    with pytest.raises(ValueError, match=f"new loses 26 of 43 documents .* go for raw file 0 row [0-9]+ of {held}"):
+        make(planted, "new-stopped", sample_model, "new:1", against=str(old), max_dup_fraction=0.5)
 
 
 @pytest.mark.parametrize(
