@@ -44,7 +44,7 @@ from pipeline.held import HeldDataset
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, find_places
 from pipeline.jobs import Workers
 from pipeline.limit import Selection
-from pipeline.minhash import NUM_BANDS, NUM_PERMUTATIONS, sign_documents
+from pipeline.minhash import NUM_BANDS, NUM_PERMUTATIONS, NUM_TRACES, TRACE_STEP, sign_documents
 from pipeline.plan import BuildSettings
 from pipeline.progress import BuildLog, make_console
 from pipeline.sketch_file import RECIPES, Sketches
@@ -222,7 +222,7 @@ def make_ingested(folder: Path, num_documents: int) -> Ingested:
 def draw_sketches(rng: np.random.Generator, size: int) -> Sketches:
     """Of documents that have nothing in common."""
     signatures = rng.integers(0, 256, (size, NUM_PERMUTATIONS), np.uint8)
-    keys = rng.integers(0, 1 << 40, (size, NUM_BANDS), np.uint64)
+    keys = rng.integers(0, 1 << 40, (size, NUM_BANDS + NUM_TRACES), np.uint64)
     return Sketches(signatures, keys, np.ones(size, bool))
 
 
@@ -235,7 +235,8 @@ def plant(rng: np.random.Generator, originals: Sketches, sketches: Sketches, *, 
     is_kept = rng.random((num_planted, NUM_PERMUTATIONS), np.float32) < KEPT_VALUES
     sketches.signatures[chosen] = np.where(is_kept, originals.signatures[of], sketches.signatures[chosen])
     in_band = is_kept.reshape(num_planted, NUM_BANDS, -1).all(axis=2)
-    sketches.keys[chosen] = np.where(in_band, originals.keys[of], sketches.keys[chosen])
+    is_equal = np.concatenate([in_band, is_kept[:, : NUM_TRACES * TRACE_STEP : TRACE_STEP]], axis=1)
+    sketches.keys[chosen] = np.where(is_equal, originals.keys[of], sketches.keys[chosen])
 
 
 def write_task(

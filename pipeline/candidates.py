@@ -77,11 +77,28 @@ def plan_bands(
     fingerprint: str,
 ) -> list[BandTask]:
     """The tasks of all bands, each of which fits into `memory_bytes`."""
+    of_all = {"recipe": recipe, "ranks": ranks, "marks": marks, "folder": folder, "fingerprint": fingerprint}
+    num_keys, bands = sum(run.num_signed for run in runs), range(recipe.num_bands)
+    groups = [tuple(bands)] if num_keys <= FEW_KEYS else [(band,) for band in bands]
+    return [task for group in groups for task in plan_parts(runs, group, memory_bytes=memory_bytes, **of_all)]
+
+
+def plan_parts(
+    runs: Sequence[SketchRun],
+    bands: tuple[int, ...],
+    *,
+    recipe: Recipe,
+    ranks: RankMap,
+    marks: Path | None,
+    memory_bytes: int,
+    folder: Path,
+    fingerprint: str,
+) -> list[BandTask]:
+    """The tasks of some bands, or traces, by ranges of keys."""
     rank_bits = max(1, ranks.num_documents.bit_length())
     num_keys = sum(run.num_signed for run in runs)
     least_bits = 0 if recipe.record == KEYED else recipe.key_bits + rank_bits - 64
     part_bits = max(0, least_bits, (num_keys * BYTES_PER_KEY // memory_bytes).bit_length())
-    groups = [tuple(range(recipe.num_bands))] if num_keys <= FEW_KEYS else [(band,) for band in range(recipe.num_bands)]
     return [
         BandTask(
             name=f"bands-{bands[0]:02d}-{bands[-1]:02d}-part-{part:05d}-of-{1 << part_bits}",
@@ -96,7 +113,6 @@ def plan_bands(
             folder=str(folder),
             fingerprint=fingerprint,
         )
-        for bands in groups
         for part in range(1 << part_bits)
     ]
 
@@ -125,8 +141,8 @@ def read_runs(task: BandTask, band: int) -> Iterator[tuple[SketchRun, np.ndarray
         yield run, run.read_band(band, *edges, record=task.recipe.record)
 
 
-def pair_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
-    """Pairs of documents with one key that are worth an estimate; and how many keys there were."""
+def read_packed(task: BandTask, band: int) -> np.ndarray:
+    """The task's keys of a band with their documents' ranks, packed and sorted: uint64."""
     first_key = task.part << (task.recipe.key_bits - task.part_bits)
     parts = [np.empty(0, np.uint64)]
     for run, records in read_runs(task, band):
@@ -137,6 +153,12 @@ def pair_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
     if task.marks is not None:
         packed = packed[: leave_out(packed, task.rank_bits, np.load(task.marks, mmap_mode="r"))]
     packed.sort()
+    return packed
+
+
+def pair_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
+    """Pairs of documents with one key that are worth an estimate; and how many keys there were."""
+    packed = read_packed(task, band)
     num_keys = len(packed)
     if task.held:
         packed = packed[: leave_out_held(packed, task.rank_bits, np.array(task.held, np.int64))]

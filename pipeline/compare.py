@@ -174,13 +174,18 @@ def plan_comparisons(
             name=f"pairs-{number:05d}",
             open_path=str(open_path),
             first=first,
-            last=min(first + EDGES_PER_TASK, num_edges),
+            last=last,
             sets=paths,
             folder=str(folder),
             fingerprint=fingerprint,
         )
-        for number, first in enumerate(range(0, num_edges, EDGES_PER_TASK))
+        for number, (first, last) in enumerate(split_edges(num_edges))
     ]
+
+
+def split_edges(num_edges: int) -> list[tuple[int, int]]:
+    """The first and last edge of each task."""
+    return [(first, min(first + EDGES_PER_TASK, num_edges)) for first in range(0, num_edges, EDGES_PER_TASK)]
 
 
 def run_compare(task: CompareTask) -> None:

@@ -1,40 +1,24 @@
 """The stages that decide which documents stay, over all sources and splits together.
 
-held (per part of a dataset of --against) -> copies (per range of places) -> bands (per range of keys) -> estimate (per
-range of ranks) -> judge -> sets (per ingest task; per shard of a dataset of --against) -> compare (per some pairs) ->
-resolve -> dedup (per range of places). --dedup exact has the first two and the last alone.
+held (per part of a dataset of --against) -> copies (per range of places) -> those of near_stages.py -> dedup (per range
+of places). --dedup exact has the first two and the last alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.candidates import plan_bands, run_band
-from pipeline.compare import (
-    SetsTask,
-    choose_tasks,
-    list_ranks,
-    list_set_files,
-    plan_comparisons,
-    run_compare,
-    run_sets,
-)
-from pipeline.copies import CopiesTask, MarksTask, run_copies, run_marks
+from pipeline.copies import CopiesTask, run_copies
 from pipeline.dedup import OUTCOMES, DedupTask, add_counts, plan_ranges, run_dedup
 from pipeline.drops import Duplicates
-from pipeline.estimate import EDGE, plan_estimates, run_estimate
 from pipeline.held import plan_held, run_held
-from pipeline.held_sets import make_held_sets
+from pipeline.near_stages import find_components, find_near
 from pipeline.progress import Done
 from pipeline.ranks import RankMap
-from pipeline.resolve import ResolveTask, run_components, run_judge, run_resolve
-from pipeline.sketch_file import RECIPES
-from pipeline.token_file import open_records
 from pipeline.work import KeptDocuments
 from pipeline.workshop import Dedup, DedupSettings, Ingested, Workshop
 
@@ -144,92 +128,3 @@ def sort_held(work: Dedup) -> tuple[str, ...]:
     if tasks:
         work.run("held", run_held, tasks, unit="parts", kept="documents", dropped="")
     return tuple(str(task.path) for task in tasks)
-
-
-def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
-    """Find documents near to others; the task says where they are written."""
-    paths = find_pairs(work, mark_copies(work, copies))
-    estimates = plan_estimates(
-        paths,
-        work.ranks,
-        threshold=work.settings.threshold,
-        memory_bytes=work.settings.memory_bytes,
-        folder=work.folder,
-        fingerprint=work.fingerprint,
-    )
-    work.run("similar", run_estimate, estimates, unit="ranges", kept="edges", dropped="")
-    judge = ResolveTask(
-        name="open",
-        paths=tuple(str(task.path) for task in estimates),
-        compared=(),
-        marks=None,
-        num_documents=work.ranks.num_documents,
-        num_short=0,
-        held=work.ranks.held,
-        threshold=work.settings.threshold,
-        folder=str(work.folder),
-        fingerprint=work.fingerprint,
-    )
-    work.run("judge", run_judge, [judge], unit="runs", kept="", dropped="")
-    compared = compare(work, judge.path)
-    resolve = replace(judge, name="near", compared=tuple(map(str, compared)))
-    work.run("resolve", run_resolve, [resolve], unit="runs", kept="", dropped="dropped")
-    return resolve
-
-
-def find_components(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
-    """Find what any chain of equal band keys connects, as SlimPajama did; the task says where it is written."""
-    resolve = ResolveTask(
-        name="near",
-        paths=tuple(map(str, find_pairs(work, None))),
-        compared=(),
-        marks=str(mark_copies(work, copies)),
-        num_documents=work.ranks.num_documents,
-        num_short=work.ingested.num_short,
-        held=work.ranks.held,
-        threshold=0.0,
-        folder=str(work.folder),
-        fingerprint=work.fingerprint,
-    )
-    work.run("resolve", run_components, [resolve], unit="runs", kept="", dropped="dropped")
-    return resolve
-
-
-def mark_copies(work: Dedup, copies: Sequence[CopiesTask]) -> Path:
-    """One array of bits that says which documents are copies."""
-    paths = tuple(str(task.path) for task in copies)
-    task = MarksTask("copies", paths, work.ranks.num_documents, str(work.folder), work.fingerprint)
-    work.run("marks", run_marks, [task], unit="runs", kept="", dropped="")
-    return task.path
-
-
-def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
-    """The files of pairs that may be near. marks: bits of the documents that take no part."""
-    tasks = plan_bands(
-        work.ingested.runs,
-        recipe=RECIPES[work.settings.method],
-        ranks=work.ranks,
-        marks=marks,
-        memory_bytes=work.settings.memory_bytes,
-        folder=work.folder,
-        fingerprint=work.fingerprint,
-    )
-    work.run("bands", run_band, tasks, unit="parts", kept="pairs", dropped="")
-    return [task.path for task in tasks]
-
-
-def compare(work: Dedup, open_path: Path) -> list[Path]:
-    """Compare the edges that estimates do not decide; returns the files that say how similar they are."""
-    edges = open_records(open_path, EDGE)
-    if not len(edges):
-        return []
-    wanted = list_ranks(edges)
-    sets = [
-        SetsTask(work.ingested.tasks[number], work.ranks, number, str(open_path), str(work.folder), work.fingerprint)
-        for number in sorted(choose_tasks(wanted, work.ranks))
-    ]
-    work.run("sets", run_sets, sets, unit="tasks", kept="sets", dropped="")
-    files = [list_set_files(task.folder, task.name) for task in (*sets, *make_held_sets(work, open_path, wanted))]
-    tasks = plan_comparisons(open_path, files, num_edges=len(edges), folder=work.folder, fingerprint=work.fingerprint)
-    work.run("compare", run_compare, tasks, unit="parts", kept="", dropped="")
-    return [task.path for task in tasks]

@@ -61,7 +61,24 @@ def plan_estimates(
     fingerprint: str,
 ) -> list[EstimateTask]:
     """Tasks of about as many pairs as fit into `memory_bytes`, in the order of their ranks; at least one."""
-    edges = np.arange(NUM_RANK_BUCKETS + 1) * ranks.num_documents // NUM_RANK_BUCKETS
+    return [
+        EstimateTask(
+            name=f"ranks-{first}-{last}",
+            ranks=ranks,
+            paths=tuple(map(str, paths)),
+            first_rank=first,
+            last_rank=last,
+            threshold=threshold,
+            folder=str(folder),
+            fingerprint=fingerprint,
+        )
+        for first, last in split_ranks(paths, ranks.num_documents, memory_bytes=memory_bytes)
+    ]
+
+
+def split_ranks(paths: Sequence[Path], num_documents: int, *, memory_bytes: int) -> list[tuple[int, int]]:
+    """The ranges of later ranks with as many pairs of all files as fit into `memory_bytes`, more or less."""
+    edges = np.arange(NUM_RANK_BUCKETS + 1) * num_documents // NUM_RANK_BUCKETS
     counts = np.zeros(NUM_RANK_BUCKETS, np.int64)
     for path in paths:
         pairs = np.load(path, mmap_mode="r")
@@ -69,43 +86,34 @@ def plan_estimates(
     wanted = max(1, memory_bytes // BYTES_PER_PAIR)
     numbers = np.cumsum(counts) // wanted  # of the task that each bucket falls to
     starts = [0, *(np.flatnonzero(numbers[1:] > numbers[:-1]) + 1).tolist(), NUM_RANK_BUCKETS]
-    return [
-        EstimateTask(
-            name=f"ranks-{edges[first]}-{edges[last]}",
-            ranks=ranks,
-            paths=tuple(map(str, paths)),
-            first_rank=int(edges[first]),
-            last_rank=int(edges[last]),
-            threshold=threshold,
-            folder=str(folder),
-            fingerprint=fingerprint,
-        )
-        for first, last in zip(starts[:-1], starts[1:], strict=True)
-    ]
+    return [(int(edges[first]), int(edges[last])) for first, last in zip(starts[:-1], starts[1:], strict=True)]
 
 
 def run_estimate(task: EstimateTask) -> dict[str, int]:
     """Write the edges; returns how many pairs there were, and how many edges are left."""
-    pairs = read_pairs(task)
-    edges = np.empty(len(pairs), EDGE)
-    edges["later"], edges["earlier"] = pairs >> np.uint64(PAIR_BITS), pairs & np.uint64(0xFFFFFFFF)
-    edges["similarity"] = estimate(edges, task.ranks)
+    parts = [read_pairs(path, task.first_rank, task.last_rank) for path in task.paths]
+    pairs = np.concatenate([np.empty(0, np.uint64), *parts])
+    pairs.sort()
+    pairs = pairs[: keep_first_of_equal(pairs)]
+    edges = estimate_pairs(pairs, task.ranks)
     near = edges[edges["similarity"] >= task.threshold - MARGIN]
     write_array(task.path, near)
     return {"pairs": len(pairs), "edges": len(near)}
 
 
-def read_pairs(task: EstimateTask) -> np.ndarray:
-    """The task's pairs, sorted, each once: uint64."""
-    parts = [np.empty(0, np.uint64)]
-    for path in task.paths:
-        pairs = np.load(path, mmap_mode="r")
-        edges = np.array([task.first_rank, task.last_rank], np.uint64) << np.uint64(PAIR_BITS)
-        first, last = np.searchsorted(pairs, edges)
-        parts.append(np.array(pairs[first:last]))
-    pairs = np.concatenate(parts)
-    pairs.sort()
-    return pairs[: keep_first_of_equal(pairs)]
+def read_pairs(path: str, first_rank: int, last_rank: int) -> np.ndarray:
+    """The pairs of a file whose later rank is in [first_rank, last_rank): uint64, sorted."""
+    pairs = np.load(path, mmap_mode="r")
+    first, last = np.searchsorted(pairs, np.array([first_rank, last_rank], np.uint64) << np.uint64(PAIR_BITS))
+    return np.array(pairs[first:last])
+
+
+def estimate_pairs(pairs: np.ndarray, ranks: RankMap) -> np.ndarray:
+    """The EDGE records of pairs, in their order."""
+    edges = np.empty(len(pairs), EDGE)
+    edges["later"], edges["earlier"] = pairs >> np.uint64(PAIR_BITS), pairs & np.uint64(0xFFFFFFFF)
+    edges["similarity"] = estimate(edges, ranks)
+    return edges
 
 
 def estimate(edges: np.ndarray, ranks: RankMap) -> np.ndarray:

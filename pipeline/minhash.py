@@ -7,7 +7,8 @@ MinHash (Broder 1997): of each of NUM_PERMUTATIONS hash functions the least valu
 documents have the same least value as often as their sets of shingles are alike (Jaccard). Kept of it: for each of
 NUM_BANDS bands one key of KEY_BITS bits over its BAND_ROWS values, and 8 bits of each value for an estimate (Li and
 Koenig, "b-Bit Minwise Hashing", 2010). Two documents of Jaccard similarity J share a band with probability
-1 - (1 - J**8)**14: 0.92 at 0.8, 0.99 at 0.85, 0.9995 at 0.9.
+1 - (1 - J**8)**14: 0.92 at 0.8, 0.99 at 0.85, 0.9995 at 0.9. Six of the least values are kept whole, too, as traces:
+any two documents that have some text in common share one as often as they are alike (boilerplate.py).
 
 A document is folded in blocks of a few KB, so that memory does not depend on its length.
 """
@@ -22,6 +23,7 @@ from pipeline.word_table import ALONE, SKIPPED, TABLE_SIZE, build_word_table
 SHINGLE_WORDS = 5
 NUM_BANDS, BAND_ROWS = 14, 8
 NUM_PERMUTATIONS = NUM_BANDS * BAND_ROWS
+NUM_TRACES, TRACE_STEP = 6, 16  # of every so many least values
 KEY_BITS = 40
 
 BLOCK_BYTES = 2048
@@ -49,11 +51,11 @@ PERMUTATIONS = make_permutations()
 def sign_documents(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Signatures, band keys and numbers of shingles of some documents.
 
-    uint8, shape (documents, NUM_PERMUTATIONS); uint64 below 2**KEY_BITS, shape (documents, NUM_BANDS); int64. A
-    document of no shingle has zeros.
+    uint8, shape (documents, NUM_PERMUTATIONS); uint64 below 2**KEY_BITS, shape (documents, NUM_BANDS + NUM_TRACES), the
+    traces last; int64. A document of no shingle has zeros.
     """
     signatures = np.zeros((len(offsets) - 1, NUM_PERMUTATIONS), np.uint8)
-    keys = np.zeros((len(offsets) - 1, NUM_BANDS), np.uint64)
+    keys = np.zeros((len(offsets) - 1, NUM_BANDS + NUM_TRACES), np.uint64)
     counts = sign(data, offsets, build_word_table(), PERMUTATIONS, signatures, keys)
     return signatures, keys, counts
 
@@ -267,11 +269,13 @@ def sign(data, offsets, table, permutations, signatures, keys):
 
 @njit(cache=True, nogil=True)
 def shorten(minima, signature, keys):
-    """Of the least values the signature's 8 bits each, and the band keys; written in place."""
+    """Of the least values the signature's 8 bits each, and the keys of bands and traces; written in place."""
     for number in range(len(minima)):
         value = np.uint32(minima[number] * np.uint32(0x9E3779B1))
         signature[number] = np.uint8((value ^ (value >> np.uint32(15))) >> np.uint32(24))
-    for band in range(len(keys)):
+    for trace in range(NUM_TRACES):
+        keys[NUM_BANDS + trace] = (np.uint64(minima[trace * TRACE_STEP]) * M1) >> np.uint64(64 - KEY_BITS)
+    for band in range(NUM_BANDS):
         key = np.uint64(band)
         for row in range(BAND_ROWS):
             key = (key ^ np.uint64(minima[band * BAND_ROWS + row])) * M5

@@ -32,6 +32,11 @@ def pack_keys(records, number_bits, first_key, edges, bases, rank_bits, out):
         out[place] = (key << np.uint64(rank_bits)) | rank
 
 
+@njit(cache=True, nogil=True, inline="always")
+def is_set(bits, rank):
+    return (bits[rank >> 3] >> np.uint8(rank & 7)) & 1
+
+
 @njit(cache=True, nogil=True)
 def leave_out(packed, rank_bits, is_left_out):
     """Move the packed keys whose rank's bit is not set to the front; returns how many. is_left_out: bits, uint8."""
@@ -40,7 +45,7 @@ def leave_out(packed, rank_bits, is_left_out):
     for place in range(len(packed)):
         rank = np.int64(packed[place] & mask)
         packed[count] = packed[place]
-        count += 1 - ((is_left_out[rank >> 3] >> np.uint8(rank & 7)) & 1)
+        count += 1 - is_set(is_left_out, rank)
     return count
 
 
@@ -105,6 +110,42 @@ def list_pairs(packed, rank_bits, out):
                 out[count] = (later << np.uint64(PAIR_BITS)) | (packed[first + earlier] & mask)
                 count += 1
         first = place
+
+
+@njit(cache=True, nogil=True)
+def list_witnesses(packed, rank_bits, is_doubted, is_dropped, fewest, most, out):
+    """For each document in doubt, documents that stay with the same key, from sorted packed keys; returns how many.
+
+    Of a group with `fewest` that stay or more, `most` of them, from all over it. is_doubted, is_dropped: bits, uint8.
+    Pairs as uint64, the document in doubt << 32 | the other; where `out` is empty, they are only counted.
+    """
+    mask = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
+    first = count = 0
+    witnesses = np.empty(most, np.uint64)
+    for place in range(1, len(packed) + 1):
+        if place < len(packed) and packed[place] >> np.uint64(rank_bits) == packed[first] >> np.uint64(rank_bits):
+            continue
+        num_staying = num_witnesses = 0
+        for member in range(first, place):
+            num_staying += 1 - is_set(is_dropped, np.int64(packed[member] & mask))
+        number = 0
+        for member in range(first, place if num_staying >= fewest else first):
+            rank = packed[member] & mask
+            if not is_set(is_dropped, np.int64(rank)):
+                if number * most // num_staying == num_witnesses or num_staying <= most:
+                    witnesses[num_witnesses] = rank
+                    num_witnesses += 1
+                number += 1
+        if num_staying >= fewest:
+            for member in range(first, place):
+                rank = packed[member] & mask
+                if is_set(is_doubted, np.int64(rank)):
+                    for number in range(num_witnesses):
+                        if len(out):
+                            out[count] = (rank << np.uint64(PAIR_BITS)) | witnesses[number]
+                        count += 1
+        first = place
+    return count
 
 
 @njit(cache=True, nogil=True)

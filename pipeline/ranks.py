@@ -76,7 +76,7 @@ def rank_stretches(segments: Sequence[dict], source_priority: Sequence[int]) -> 
 
 
 def list_runs(
-    folder: str, runs: Sequence[dict[str, int]], stretches: Sequence[Stretch], *, num_bands: int, short_rank: int
+    folder: str, runs: Sequence[dict[str, int]], stretches: Sequence[Stretch], *, num_keys: int, short_rank: int
 ) -> Iterator[SketchRun]:
     """The runs of one ingest task, from its record and its stretches in order.
 
@@ -91,7 +91,7 @@ def list_runs(
         edges, bases = (*edges, run["documents"]), (*bases, short_rank - run["documents"])
         short_rank += run["short"]
         yield SketchRun(folder, start, run["signed"], edges, bases)
-        first_number, start = last_number, start + run["signed"] * num_bands
+        first_number, start = last_number, start + run["signed"] * num_keys
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,15 @@ PAIRS_AT_ONCE = 1 << 22
 class ResolveTask:
     """All edges of a build, in the order of later ranks, or all pairs.
 
-    compared: files of the edges that were compared. marks: bits of the copies, which are not listed again.
-    num_short: how many ranks behind the documents' are of those too short to keep. held: the ranges of the ranks of
-    those that stay whatever is near to them.
+    compared: files of the edges that were compared. apart: of those that are not near but for boilerplate. marks: bits
+    of the copies, which are not listed again. num_short: how many ranks behind the documents' are of those too short to
+    keep. held: the ranges of the ranks of those that stay whatever is near to them.
     """
 
     name: str
     paths: tuple[str, ...]
     compared: tuple[str, ...]
+    apart: tuple[str, ...]
     marks: str | None
     num_documents: int
     num_short: int
@@ -56,9 +57,15 @@ class ResolveTask:
         """A bit per rank that goes."""
         return Path(self.folder) / f"{self.name}.marks.npy"
 
+    @property
+    def doubted_path(self) -> Path:
+        """A bit per rank that is near to one before it, whether that one stays or not."""
+        return Path(self.folder) / f"{self.name}.doubted.npy"
+
     def list_outputs(self, result: dict[str, int]) -> list[Path]:
         """The files."""
-        return [self.path, self.marks_path] if "dropped" in result else [self.path]
+        marks = [self.marks_path] if "dropped" in result else []
+        return [self.path, *marks, *([self.doubted_path] if "doubted" in result else [])]
 
 
 def run_judge(task: ResolveTask) -> dict[str, int]:
@@ -77,18 +84,28 @@ def run_judge(task: ResolveTask) -> dict[str, int]:
 
 
 def run_resolve(task: ResolveTask) -> dict[str, int]:
-    """Write which documents go, each with its partner; returns how many."""
-    states = np.zeros(task.num_documents, np.uint8)
-    compared = np.concatenate([np.empty(0, EDGE), *map(np.load, task.compared)])
+    """Write which documents go, each with its partner, and which might; returns how many."""
+    states, doubted = np.zeros(task.num_documents, np.uint8), np.zeros(task.num_documents // 8 + 1, np.uint8)
+    apart = key_of(np.concatenate([np.empty(0, EDGE), *map(np.load, task.apart)]))
 
     def resolve_files() -> Iterator[np.ndarray]:
-        for path in task.paths:
-            edges = choose_near(np.load(path), compared, task.threshold)
+        for edges in read_near_edges(task):
+            edges = edges[~np.isin(key_of(edges), apart)] if len(apart) else edges
+            mark_ranks(edges["later"], doubted)
             is_partner = np.zeros(len(edges), bool)
             resolve(edges["later"], edges["earlier"], edges["similarity"], states, is_partner)
             yield edges[is_partner].view(NEAR)
 
-    return write_dropped(task, resolve_files())
+    counts = write_dropped(task, resolve_files())
+    write_array(task.doubted_path, doubted)
+    return {**counts, "doubted": int(np.bitwise_count(doubted).sum())}
+
+
+def read_near_edges(task: ResolveTask) -> Iterator[np.ndarray]:
+    """The EDGE records of all pairs that are near, file by file."""
+    compared = np.concatenate([np.empty(0, EDGE), *map(np.load, task.compared)])
+    for path in task.paths:
+        yield choose_near(np.load(path), compared, task.threshold)
 
 
 def choose_near(edges: np.ndarray, compared: np.ndarray, threshold: float) -> np.ndarray:

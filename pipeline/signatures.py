@@ -122,15 +122,15 @@ def read_sketches(ingest: Ingest, number: int, recipe: Recipe) -> Sketches:
     """The sketches of a run of an ingest task, in the order of its documents' numbers."""
     counts = np.array(ingest.runs, np.int64)
     count, num_signed = ingest.runs[number]
-    first, start = int(counts[:number, 0].sum()), int(counts[:number, 1].sum()) * recipe.num_bands
+    first, start = int(counts[:number, 0].sum()), int(counts[:number, 1].sum()) * recipe.num_keys
     folder = Path(ingest.folder)
     signatures = np.empty((count, recipe.signature_bytes), np.uint8)
     if recipe.signature_bytes:
         signatures[:] = open_records(folder / "signatures.bin", signatures.dtype).reshape(-1, recipe.signature_bytes)[
             first : first + count
         ]
-    keys, is_signed = np.zeros((count, recipe.num_bands), np.uint64), np.zeros(count, bool)
-    for band in range(recipe.num_bands if num_signed else 0):
+    keys, is_signed = np.zeros((count, recipe.num_keys), np.uint64), np.zeros(count, bool)
+    for band in range(recipe.num_keys if num_signed else 0):
         offset = (start + band * num_signed) * recipe.record.itemsize
         records = np.fromfile(folder / "bands.bin", recipe.record, num_signed, offset=offset)
         of_band, numbers = split_records(records)

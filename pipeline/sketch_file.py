@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline import slimpajama
 from pipeline.document_batch import text_buffers
-from pipeline.minhash import KEY_BITS, NUM_BANDS, NUM_PERMUTATIONS, sign_documents
+from pipeline.minhash import KEY_BITS, NUM_BANDS, NUM_PERMUTATIONS, NUM_TRACES, sign_documents
 from pipeline.storage import naming
 
 NUMBER_BITS = 64 - KEY_BITS  # a run must have fewer documents than 2**24
@@ -33,11 +33,17 @@ SKETCH_FILES = ("rows.bin", "signatures.bin", "bands.bin")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The sizes of a method's sketches: bytes of a signature, number of bands, bits of a key."""
+    """The sizes of a method's sketches: bytes of a signature, number of bands and of traces, bits of a key."""
 
     signature_bytes: int
     num_bands: int
+    num_traces: int = 0
     key_bits: int = KEY_BITS
+
+    @property
+    def num_keys(self) -> int:
+        """Of a document, in bands.bin: of its bands, then its traces."""
+        return self.num_bands + self.num_traces
 
     @property
     def record(self) -> np.dtype:
@@ -47,11 +53,11 @@ class Recipe:
     @property
     def document_bytes(self) -> int:
         """What a document takes in the three files."""
-        return ROW.itemsize + self.signature_bytes + self.record.itemsize * self.num_bands
+        return ROW.itemsize + self.signature_bytes + self.record.itemsize * self.num_keys
 
     def no_sketches(self) -> Sketches:
         """Those of no documents."""
-        shapes = ((0, self.signature_bytes), (0, self.num_bands))
+        shapes = ((0, self.signature_bytes), (0, self.num_keys))
         return Sketches(*map(np.empty, shapes, (np.uint8, np.uint64)), np.empty(0, bool))
 
 
@@ -75,7 +81,7 @@ class Sketches:
 RECIPES = {
     "none": Recipe(0, 0),
     "exact": Recipe(0, 0),
-    "near": Recipe(NUM_PERMUTATIONS, NUM_BANDS),
+    "near": Recipe(NUM_PERMUTATIONS, NUM_BANDS, NUM_TRACES),
     "slimpajama": Recipe(0, slimpajama.NUM_BANDS, key_bits=64),
 }
 

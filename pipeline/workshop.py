@@ -150,7 +150,7 @@ class Ingested:
     @cached_property
     def runs(self) -> tuple[SketchRun, ...]:
         """The band keys of all runs of all tasks, and of the datasets held."""
-        bands = RECIPES[self.tasks[0].settings.dedup].num_bands
+        num_keys = RECIPES[self.tasks[0].settings.dedup].num_keys
         of_task: dict[int, list[Stretch]] = {}
         for stretch in self.all_stretches:
             of_task.setdefault(stretch.task, []).append(stretch)
@@ -159,7 +159,7 @@ class Ingested:
         runs, short_rank = [], sum(stretch.last - stretch.first for stretch in self.all_stretches)
         for number, (folder, of_part) in enumerate(parts):
             own = of_task.get(number, [])
-            runs += list_runs(folder, of_part, own, num_bands=bands, short_rank=short_rank)
+            runs += list_runs(folder, of_part, own, num_keys=num_keys, short_rank=short_rank)
             short_rank += sum(run["short"] for run in of_part)
         return tuple(run for run in runs if run.num_signed)
 
@@ -186,11 +186,12 @@ class Dedup:
     settings: DedupSettings
     shop: Workshop
     ranks: RankMap
+    is_second: bool = False  # a second look at some documents, whose stages and files have names of their own
 
     @property
     def folder(self) -> Path:
         """Where the work files go."""
-        return self.shop.work / "dedup"
+        return self.shop.work / "dedup" / ("again" if self.is_second else "")
 
     @property
     def fingerprint(self) -> str:
@@ -207,4 +208,5 @@ class Dedup:
             return ALL_SOURCES, Done(kept=result.get(kept, 0), dropped=result.get(dropped, 0))
 
         totals = {ALL_SOURCES: (len(tasks), len(tasks))}
-        return self.shop.run(stage, function, tasks, unit=unit, describe=describe, totals=totals)
+        name = f"{stage} again" if self.is_second else stage
+        return self.shop.run(name, function, tasks, unit=unit, describe=describe, totals=totals)

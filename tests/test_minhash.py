@@ -13,6 +13,7 @@ from pipeline.minhash import (
     KEY_BITS,
     NUM_BANDS,
     NUM_PERMUTATIONS,
+    NUM_TRACES,
     PERMUTATIONS,
     list_hashes,
     list_shingles,
@@ -144,7 +145,7 @@ def test_a_signature_is_of_the_least_value_of_each_permutation(num_words):
     data, offsets = flatten([text])
     signatures, keys, counts = sign_documents(data, offsets)
     values = hashes_of(text)[:, None] * PERMUTATIONS[0] + PERMUTATIONS[1]
-    expected, expected_keys = np.empty(NUM_PERMUTATIONS, np.uint8), np.empty(NUM_BANDS, np.uint64)
+    expected, expected_keys = np.empty(NUM_PERMUTATIONS, np.uint8), np.empty(NUM_BANDS + NUM_TRACES, np.uint64)
     shorten(values.min(axis=0), expected, expected_keys)
     assert np.array_equal(signatures[0], expected)
     assert np.array_equal(keys[0], expected_keys)

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.boilerplate import compare_rest
+from pipeline.copies import mark_ranks
 from pipeline.pair_kernels import (
     DROPPED,
     KEPT,
@@ -16,6 +18,8 @@ from pipeline.pair_kernels import (
     judge,
     keep_first_of_equal,
     list_pairs,
+    list_witnesses,
+    measure_overlap,
     resolve,
     unite,
 )
@@ -126,3 +130,27 @@ def test_components_are_named_by_their_lowest_rank(edges):
 def test_equal_values_are_kept_once(values):
     array = np.sort(np.array(values, np.uint64))
     assert array[: keep_first_of_equal(array)].tolist() == sorted(set(values))
+
+
+def test_witnesses_are_of_those_that_stay_where_there_are_enough():
+    packed = np.array([key << 8 | rank for key, ranks in ((1, range(6)), (2, (6, 7, 8))) for rank in ranks], np.uint64)
+    is_doubted, is_dropped = np.zeros(2, np.uint8), np.zeros(2, np.uint8)
+    mark_ranks(np.array([1, 5, 7], np.uint32), is_doubted)
+    mark_ranks(np.array([5, 7], np.uint32), is_dropped)
+    found = np.zeros(20, np.uint64)
+    count = list_witnesses(packed, 8, is_doubted, is_dropped, 4, 3, found)
+    assert count == list_witnesses(packed, 8, is_doubted, is_dropped, 4, 3, np.empty(0, np.uint64))
+    pairs = [(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in found[:count]]
+    assert [later for later, _ in pairs] == [1, 1, 1, 5, 5, 5]  # key 2 has two that stay: too few
+    assert len(set(pairs)) == 6
+    assert {witness for _, witness in pairs} <= {0, 1, 2, 3, 4}
+
+
+def test_what_enough_witnesses_have_is_no_evidence():
+    licence, one, other = np.arange(50), np.arange(100, 110), np.arange(105, 115)
+    first, second = np.concatenate([licence, one]), np.concatenate([licence, other])
+    witnesses = [np.concatenate([licence, np.arange(start, start + 200)]) for start in (1000, 2000, 3000)]
+    assert measure_overlap(first, second) == pytest.approx(55 / 65)
+    assert compare_rest(first, second, witnesses) == pytest.approx(5 / 15)
+    assert compare_rest(first, second, witnesses[:2]) == pytest.approx(55 / 65)
+    assert compare_rest(licence, licence, witnesses) == 1.0

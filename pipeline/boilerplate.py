@@ -1,0 +1,221 @@
+"""Near duplicates that are alike by boilerplate alone: found, to be judged by the rest of their texts.
+
+A licence or a banner that many documents share is no evidence that two of them are the same. A document is in doubt if
+it is near to one before it. A shingle of the two is boilerplate where at least FEWEST_WITNESSES others have it that
+stay and are less alike to the one in doubt. Those witnesses are met by traces: single least values of MinHash, of which
+two documents share as many as they are alike. The two are not near where their similarity without boilerplate is below
+the threshold by more than REST_MARGIN.
+
+traces (per trace and range of keys) -> witnesses (per range of ranks) -> rest (all edges of the documents found), and
+after their sets of shingles were made, a comparison (per some edges).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.candidates import BandTask, read_packed
+from pipeline.compare import EDGES_AT_ONCE, list_ranks, read_sets
+from pipeline.estimate import EDGE, estimate_pairs, read_pairs
+from pipeline.pair_kernels import keep_first_of_equal, list_witnesses
+from pipeline.ranks import RankMap
+from pipeline.resolve import ResolveTask, read_near_edges
+from pipeline.storage import open_new, write_array
+from pipeline.token_file import open_records
+
+FEWEST_WITNESSES = 3
+FEWEST_STAYING = FEWEST_WITNESSES + 1  # with a key: the witnesses, and the one for which a document went
+WITNESSES_PER_KEY, WITNESSES = 16, 6  # the most that are tried, and that are taken for a document
+MOST_ALIKE = 0.7  # a witness and the document in doubt, by their signatures
+REST_MARGIN = 0.2
+
+
+@dataclass(frozen=True)
+class TracesTask:
+    """The keys of one trace. resolve: the first, which says what documents went and what others are in doubt."""
+
+    band: BandTask
+    resolve: ResolveTask
+
+    @property
+    def name(self) -> str:
+        """That of its keys."""
+        return self.band.name
+
+    @property
+    def subject(self) -> str:
+        """Its range, for a person."""
+        return self.band.subject
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all raw files."""
+        return self.band.fingerprint
+
+    @property
+    def path(self) -> Path:
+        """Pairs of a document in doubt and one that stays, sorted: uint64."""
+        return self.band.path
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The pairs."""
+        return [self.path]
+
+
+def run_traces(task: TracesTask) -> dict[str, int]:
+    """Write the pairs; returns how many."""
+    packed = read_packed(task.band, task.band.bands[0])
+    marks = np.load(task.resolve.doubted_path), np.load(task.resolve.marks_path)
+    settings = task.band.rank_bits, *marks, FEWEST_STAYING, WITNESSES_PER_KEY
+    pairs = np.empty(list_witnesses(packed, *settings, np.empty(0, np.uint64)), np.uint64)
+    if len(pairs):
+        list_witnesses(packed, *settings, pairs)
+    pairs.sort()
+    write_array(task.path, pairs)
+    return {"pairs": len(pairs)}
+
+
+@dataclass(frozen=True)
+class WitnessesTask:
+    """The documents in doubt, of ranks first_rank to last_rank. paths: of all TracesTask."""
+
+    name: str
+    ranks: RankMap
+    paths: tuple[str, ...]
+    first_rank: int
+    last_rank: int
+    folder: str
+    fingerprint: str
+
+    @property
+    def subject(self) -> str:
+        """Its range, for a person."""
+        return f"ranks {self.first_rank:,} to {self.last_rank:,}"
+
+    @property
+    def path(self) -> Path:
+        """EDGE records, sorted by `later`, the document in doubt; `earlier` is a witness."""
+        return Path(self.folder) / f"{self.name}.witnesses.npy"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The edges."""
+        return [self.path]
+
+
+def run_witnesses(task: WitnessesTask) -> dict[str, int]:
+    """Write the witnesses of documents that have enough; returns how many documents these are."""
+    parts = [read_pairs(path, task.first_rank, task.last_rank) for path in task.paths]
+    pairs = np.concatenate([np.empty(0, np.uint64), *parts])
+    pairs.sort()
+    pairs = pairs[: keep_first_of_equal(pairs)]
+    edges = estimate_pairs(pairs, task.ranks)
+    edges = edges[edges["similarity"] < MOST_ALIKE]
+    _, first, counts = np.unique(edges["later"], return_index=True, return_counts=True)
+    place = np.arange(len(edges)) - np.repeat(first, counts)
+    is_taken = (np.repeat(counts, counts) >= FEWEST_WITNESSES) & (place < WITNESSES)
+    write_array(task.path, edges[is_taken])
+    return {"documents": int((counts >= FEWEST_WITNESSES).sum())}
+
+
+@dataclass(frozen=True)
+class RestTask:
+    """What is to be judged again: the edges of the documents that have witnesses. paths: of all WitnessesTask."""
+
+    name: str
+    resolve: ResolveTask
+    paths: tuple[str, ...]
+    folder: str
+    fingerprint: str
+
+    @property
+    def subject(self) -> str:
+        """What it writes, for a person."""
+        return str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """EDGE records: the near edges of these documents, in their order, then their edges to witnesses."""
+        return Path(self.folder) / f"{self.name}.bin"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The edges."""
+        return [self.path]
+
+
+def run_rest(task: RestTask) -> dict[str, int]:
+    """Write the edges; returns how many are near."""
+    witnesses = read_witnesses(task.paths)
+    num_near = 0
+    with open_new(task.path) as file:
+        for edges in read_near_edges(task.resolve):
+            own = edges[np.isin(edges["later"], witnesses["later"])]
+            file.write(own.tobytes())
+            num_near += len(own)
+        file.write(witnesses.tobytes())
+    return {"near": num_near}
+
+
+def read_witnesses(paths: Sequence[str]) -> np.ndarray:
+    """The EDGE records of all documents in doubt and their witnesses, by the former."""
+    return np.concatenate([np.empty(0, EDGE), *map(np.load, paths)])
+
+
+@dataclass(frozen=True)
+class CompareRestTask:
+    """Edges first to last of a RestTask, of whose edges num_near are near. sets: files of index and sets."""
+
+    name: str
+    rest_path: str
+    num_near: int
+    first: int
+    last: int
+    sets: tuple[tuple[str, str], ...]
+    least: float
+    folder: str
+    fingerprint: str
+
+    @property
+    def subject(self) -> str:
+        """Its range, for a person."""
+        return f"pairs {self.first:,} to {self.last:,}"
+
+    @property
+    def path(self) -> Path:
+        """The EDGE records of the pairs that are not near but for boilerplate; the similarity is that of the rest."""
+        return Path(self.folder) / f"{self.name}.apart.npy"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The edges."""
+        return [self.path]
+
+
+def run_compare_rest(task: CompareRestTask) -> dict[str, int]:
+    """Write the edges that are not near; returns how many."""
+    records = open_records(Path(task.rest_path), EDGE)
+    edges, witnesses = np.array(records[task.first : task.last]), np.array(records[task.num_near :])
+    for start in range(0, len(edges), EDGES_AT_ONCE):
+        part = edges[start : start + EDGES_AT_ONCE]
+        own = witnesses[np.isin(witnesses["later"], part["later"])]
+        sets = read_sets(list_ranks(np.concatenate([part, own])), task.sets)
+        for edge in part:
+            others = [sets[int(rank)] for rank in own["earlier"][own["later"] == edge["later"]]]
+            edge["similarity"] = compare_rest(sets[int(edge["later"])], sets[int(edge["earlier"])], others)
+    apart = edges[edges["similarity"] < task.least]
+    write_array(task.path, apart)
+    return {"apart": len(apart)}
+
+
+def compare_rest(one: np.ndarray, other: np.ndarray, witnesses: Sequence[np.ndarray]) -> float:
+    """The Jaccard similarity of two sets of shingles without those that enough witnesses have; 1 if nothing is left."""
+    shared = np.intersect1d(one, other, assume_unique=True)
+    counts = np.zeros(len(shared), np.int64)
+    for witness in witnesses:
+        counts += np.isin(shared, witness, assume_unique=True)
+    num_left = int((counts < FEWEST_WITNESSES).sum())
+    num_all = len(one) + len(other) - 2 * len(shared) + num_left
+    return num_left / num_all if num_all else 1.0
