@@ -36,9 +36,7 @@ from pipeline.resolve import ResolveTask, run_components, run_judge, run_resolve
 from pipeline.sketch_file import RECIPES
 from pipeline.token_file import open_records
 from pipeline.work import KeptDocuments
-from pipeline.workshop import Dedup, DedupSettings, Ingested, Workshop
-
-ALL_SOURCES = "all sources"
+from pipeline.workshop import ALL_SOURCES, Dedup, DedupSettings, Ingested, Workshop
 
 
 @dataclass(frozen=True)
