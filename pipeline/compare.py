@@ -57,8 +57,7 @@ class SetsTask:
 
 
 def list_set_files(folder: str, name: str) -> tuple[Path, Path]:
-    """What a task of sets writes: its SET records, sorted by rank; and the sets, one after the other, as HASH records,
-    each set sorted."""
+    """The index of some sets, SET records sorted by rank; and the sets back to back, HASH records, each sorted."""
     return Path(folder) / f"{name}.index.npy", Path(folder) / f"{name}.sets.bin"
 
 

@@ -56,7 +56,7 @@ class CopiesTask:
 def run_copies(task: CopiesTask) -> dict[str, Any]:
     """Write the copies; returns how many there are, and of how many documents.
 
-    Beside them `held`: documents of --against with the text of one that stays here, of validation or test.
+    Beside them `held`: train documents of --against with the text of one of validation or test here.
     """
     ranks, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
     for stretch in task.stretches:

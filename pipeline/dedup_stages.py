@@ -20,9 +20,7 @@ from pipeline.near_stages import find_components, find_near
 from pipeline.progress import Done
 from pipeline.ranks import RankMap
 from pipeline.work import KeptDocuments
-from pipeline.workshop import Dedup, DedupSettings, Ingested, Workshop
-
-ALL_SOURCES = "all sources"
+from pipeline.workshop import ALL_SOURCES, Dedup, DedupSettings, Ingested, Workshop
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,8 @@ def read_sketches(ingest: Ingest, number: int, recipe: Recipe) -> Sketches:
     folder = Path(ingest.folder)
     signatures = np.empty((count, recipe.signature_bytes), np.uint8)
     if recipe.signature_bytes:
-        signatures[:] = open_records(folder / "signatures.bin", signatures.dtype).reshape(-1, recipe.signature_bytes)[
-            first : first + count
-        ]
+        record = np.dtype((np.uint8, (recipe.signature_bytes,)))
+        signatures[:] = open_records(folder / "signatures.bin", record)[first : first + count]
     keys, is_signed = np.zeros((count, recipe.num_keys), np.uint64), np.zeros(count, bool)
     for band in range(recipe.num_keys if num_signed else 0):
         offset = (start + band * num_signed) * recipe.record.itemsize

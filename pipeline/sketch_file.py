@@ -129,7 +129,7 @@ def sort_keys(keys: np.ndarray, numbers: np.ndarray, recipe: Recipe) -> np.ndarr
         assert len(numbers) < 1 << NUMBER_BITS
         return np.sort(keys << np.uint64(NUMBER_BITS) | numbers)
     records = np.empty(len(keys), KEYED)
-    order = np.argsort(keys)
+    order = np.argsort(keys, kind="stable")  # kept signatures are the same on any machine
     records["key"], records["number"] = keys[order], numbers[order]
     return records
 

@@ -1,4 +1,4 @@
-"""What the stages of a build share: where they work, and what ingest left for them."""
+"""What the stages of a build share: where they work, what ingest left for them, and what those of dedup go by."""
 
 from __future__ import annotations
 
