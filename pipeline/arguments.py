@@ -36,6 +36,9 @@ class BuildArguments:
     """near: the share of shingles that two documents must have in common (Jaccard similarity)."""
     dedup_priority: str | None = None
     """Sources, with commas between them, whose documents stay rather than others'. Default: the order of --mix."""
+    decontaminate: tuple[Path, ...] = ()
+    """Evaluation files (.jsonl, also .zst or .gz, .arrow, .parquet): documents that have 13 words in a row in common
+    with a text in them are dropped, whatever --dedup says and in all splits, and drops/ names the item."""
     max_dup_fraction: float = 0.7
     """Stop before packing if a larger share of a source's documents, or of a subset's that has folders of its own, goes
     as duplicates, and show the largest clusters."""

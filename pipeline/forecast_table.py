@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.document_batch import BAD_REASONS
+from pipeline.finish import UNTOKENISED
 from pipeline.forecast import Forecast, list_folders
 from pipeline.forecast_sample import SourceSample
 from pipeline.progress import format_bytes
@@ -32,12 +33,12 @@ def print_forecast(forecast: Forecast, console: Console) -> None:
 
 def documents_table(forecast: Forecast) -> Table:
     """Raw files and documents, a row per source."""
-    columns = ("raw files", "raw", "text", "documents", "error", "excluded", "short", "bad", "text read")
+    columns = ("raw files", "raw", "text", "documents", "error", *UNTOKENISED, "bad", "text read")
     table = make_table("documents, before dedup", ("source",), columns)
     for sample in forecast.samples:
         source = sample.source
-        counts = [forecast.count(sample, *reasons) for reasons in (("accepted",), ("excluded",), ("short",))]
-        counts.append(forecast.count(sample, *BAD_REASONS))
+        outcomes = (("accepted",), *((reason,) for reason in UNTOKENISED), BAD_REASONS)
+        counts = [forecast.count(sample, *reasons) for reasons in outcomes]
         text = format_bytes(sample.estimate(lambda tally: tally.bytes["read"]))
         numbers = [format_count(count, is_exact=sample.is_exact) for count in counts]
         numbers.insert(1, format_error(sample.find_error(lambda tally: tally.documents["accepted"])))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
 
-WORK_VERSION = 3  # of the work files: another version's are not taken up
+WORK_VERSION = 4  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
 
@@ -93,6 +93,7 @@ class BuildSettings:
     dedup_priority: tuple[str, ...]  # the sources, first those whose documents stay
     min_chars: int
     strip_markers: bool
+    decontaminate: dict[str, Any] | None  # describe_rule of contamination.py
     valid_fraction: float
     shard_tokens: int
     seed: int

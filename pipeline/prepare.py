@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.arguments import BuildArguments
+from pipeline.contamination import describe_rule
 from pipeline.documents import read_documents
+from pipeline.evaluation_files import find_evaluation_files
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.ingest import find_excluded
 from pipeline.manifest import check_source_name
@@ -44,6 +46,7 @@ def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...
         dedup_priority=choose_priority(arguments.dedup_priority, [source.name for source in sources]),
         min_chars=max(1, arguments.min_chars),
         strip_markers=arguments.strip_markers,
+        decontaminate=describe_rule(find_evaluation_files(arguments.decontaminate)),
         valid_fraction=arguments.valid_fraction,
         shard_tokens=arguments.shard_tokens,
         seed=arguments.seed,

@@ -23,7 +23,17 @@ from pipeline.folders import BUILD_LOG
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import read_dataset_json
 
-COLUMNS = ("read", "kept", "excluded", "short", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
+COLUMNS = (
+    "read",
+    "kept",
+    "excluded",
+    "short",
+    "contaminated",
+    "duplicate_exact",
+    "duplicate_near",
+    "beyond_tokens",
+    "bad",
+)
 
 
 @dataclass(frozen=True)

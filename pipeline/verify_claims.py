@@ -12,11 +12,12 @@ from typing import Any
 
 from pipeline.dedup import METHODS
 from pipeline.document_batch import BAD_REASONS
-from pipeline.finish import OUTCOMES, hash_content
+from pipeline.finish import OUTCOMES, UNTOKENISED, hash_content
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.manifest import check_source_name
 from pipeline.plan import hash_recipe
 from pipeline.shard import SPLITS, documents_path, index_path, megatron_path, shard_name
+from pipeline.span_kernels import SPAN_WORDS
 from pipeline.storage import TEMPORARY_SUFFIX
 from pipeline.verify_tokenizer import verify_tokenizer
 
@@ -43,6 +44,13 @@ def is_number(value: Any) -> bool:
 def one_of(*values: Any) -> Check:
     """Whether a claim is one of a few values."""
     return lambda value: any(type(value) is type(known) and value == known for known in values)
+
+
+def is_rule(value: Any) -> bool:
+    """Whether a claim says what contaminates documents, as describe_rule of contamination.py does."""
+    files = value.get("files") if isinstance(value, dict) else None
+    has_files = isinstance(files, dict) and files and all(map(is_text, files.values()))
+    return bool(has_files) and value.keys() == {"span_words", "files"} and value["span_words"] == SPAN_WORDS
 
 
 SIZES = {"documents": is_count, "tokens": is_count, "bytes": is_count}
@@ -74,6 +82,7 @@ SETTINGS = {
     "dedup_priority": [is_text],
     "min_chars": is_count,
     "strip_markers": lambda value: isinstance(value, bool),
+    "decontaminate": lambda value: value is None or is_rule(value),
     "valid_fraction": lambda value: is_number(value) and 0 <= value <= 1,
     "shard_tokens": lambda value: is_count(value) and value > 0,
     "seed": is_count,
@@ -192,7 +201,7 @@ def verify_counts(name: str, source: Mapping[str, Any]) -> Iterator[str]:
         total = sum(counts[outcome][what] for outcome in OUTCOMES)
         if counts["read"][what] != total:
             yield f"{name}: {counts['read'][what]:,} {what} read, but the outcomes add up to {total:,}"
-    for outcome in ("excluded", "short", "bad"):
+    for outcome in (*UNTOKENISED, "bad"):
         if counts[outcome]["tokens"]:
             yield f"{name}: {counts[outcome]['tokens']:,} tokens {outcome}, but no such document is ever tokenised"
     if sum(source["bad_reasons"].values()) != counts["bad"]["documents"]:
