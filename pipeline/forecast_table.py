@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.document_batch import BAD_REASONS
-from pipeline.finish import UNTOKENISED
 from pipeline.forecast import Forecast, list_folders
 from pipeline.forecast_sample import SourceSample
 from pipeline.progress import format_bytes
@@ -25,7 +24,12 @@ def print_forecast(forecast: Forecast, console: Console) -> None:
     console.print(documents_table(forecast))
     console.print(tokens_table(forecast))
     console.print(costs_table(forecast))
-    for line in (*describe_sample(forecast), *describe_mix(forecast), *describe_costs(forecast)):
+    for line in (
+        *describe_sample(forecast),
+        *describe_contaminated(forecast),
+        *describe_mix(forecast),
+        *describe_costs(forecast),
+    ):
         console.print(line)
     for line in find_warnings(forecast):
         console.print(f"warning: {line}")
@@ -33,18 +37,25 @@ def print_forecast(forecast: Forecast, console: Console) -> None:
 
 def documents_table(forecast: Forecast) -> Table:
     """Raw files and documents, a row per source."""
-    columns = ("raw files", "raw", "text", "documents", "error", *UNTOKENISED, "bad", "text read")
+    columns = ("raw files", "raw", "text", "documents", "error", "excluded", "short", "bad", "text read")
     table = make_table("documents, before dedup", ("source",), columns)
     for sample in forecast.samples:
         source = sample.source
-        outcomes = (("accepted",), *((reason,) for reason in UNTOKENISED), BAD_REASONS)
-        counts = [forecast.count(sample, *reasons) for reasons in outcomes]
+        counts = [forecast.count(sample, *reasons) for reasons in (("accepted",), ("excluded",), ("short",))]
+        counts.append(forecast.count(sample, *BAD_REASONS))
         text = format_bytes(sample.estimate(lambda tally: tally.bytes["read"]))
         numbers = [format_count(count, is_exact=sample.is_exact) for count in counts]
         numbers.insert(1, format_error(sample.find_error(lambda tally: tally.documents["accepted"])))
         read = "all" if sample.is_exact else format_bytes(sample.read_bytes)
         table.add_row(source.name, f"{len(source.files):,}", format_bytes(source.size_bytes), text, *numbers, read)
     return table
+
+
+def describe_contaminated(forecast: Forecast) -> Iterator[str]:
+    """What goes for words of evaluation files, where any are given."""
+    for sample in forecast.samples if forecast.arguments.decontaminate else []:
+        count = format_count(forecast.count(sample, "contaminated"), is_exact=sample.is_exact)
+        yield f"{sample.source.name}: {count} documents contaminated by evaluation texts, not among those above"
 
 
 def tokens_table(forecast: Forecast) -> Table:

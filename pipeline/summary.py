@@ -23,17 +23,7 @@ from pipeline.folders import BUILD_LOG
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import read_dataset_json
 
-COLUMNS = (
-    "read",
-    "kept",
-    "excluded",
-    "short",
-    "contaminated",
-    "duplicate_exact",
-    "duplicate_near",
-    "beyond_tokens",
-    "bad",
-)
+COLUMNS = ("read", "kept", "excluded", "short", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
 
 
 @dataclass(frozen=True)
@@ -66,6 +56,11 @@ def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, se
     """Print a dataset's counts, and the speed of its build where its seconds are known."""
     console.print(documents_table(content["sources"]))
     console.print(tokens_table(content))
+    for name, source in content["sources"].items():
+        if count := source["counts"]["contaminated"]["documents"]:
+            console.print(
+                f"{name}: {count:,} documents contaminated by evaluation texts, listed in {out / name / 'drops'}"
+            )
     if any(source["overlap"] for source in content["sources"].values()):
         console.print(overlap_table(content["sources"]))
     for name, source in content["sources"].items():

@@ -21,6 +21,7 @@ from pipeline.span_kernels import CHUNK_BYTES, SPAN_WORDS, SpanList, find_spans,
 from pipeline.verify import main as verify_main
 
 SPAN = [f"word{number}" for number in range(SPAN_WORDS)]
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz"]
 SENTENCE = "The quick brown fox, it's said, jumps over the lazy dogs by the old mill."  # 16 words
 
 
@@ -226,13 +227,14 @@ def corpus(tmp_path):
     items = [{"question": "short", "choices": ["none", " ".join(SPAN)]}, {"question": SENTENCE, "id": " ".join(SPAN)}]
     evaluation = [
         write_rows(tmp_path / "eval/test.jsonl", items),
-        write_items(tmp_path / "eval/qa.arrow", [{"passage": f"{' '.join(SPAN[:12])} x", "more": "word12 a b"}]),
+        write_items(tmp_path / "eval/qa.arrow", [{"passage": " ".join(LETTERS[:12]), "more": LETTERS[12:]}]),
     ]
     texts = [f"document {number} about nothing at all" for number in range(40)]
     texts[3] = f"It began so: {SENTENCE.upper()}"
     texts[5] = " ".join(SPAN[:12])
     texts[7] = f"a copy {' '.join(SPAN)} of it"
-    texts[9] = f"{' '.join(SPAN[:12])} word12 a b"  # of two fields, and of the choice too
+    texts[9] = f"{' '.join(SPAN)} {SENTENCE}"
+    texts[11] = " ".join(LETTERS)  # of two fields
     write_texts(tmp_path / "raw/web", texts)
     write_texts(tmp_path / "raw/notes", [*texts[:4], texts[7]], "train/a.jsonl")
     write_texts(tmp_path / "raw/notes", ["fine", f"\n{SENTENCE}"], "validation/a.jsonl")
@@ -272,7 +274,8 @@ def test_contaminated_documents_go_and_the_drop_list_names_the_item(
     tmp_path, sample_model, run_build, run_command, corpus
 ):
     said = build(run_build, tmp_path, sample_model, corpus)
-    assert "from 3 items in 2 files; 0 of these" in said
+    assert "from 3 items in 2 files; 1 of these" in said
+    assert "notes: 3 documents contaminated by evaluation texts, listed in" in said
     assert read_items_dropped(tmp_path / "out") == EXPECTED
     content = read_dataset_json(tmp_path / "out")
     rule = content["settings"]["decontaminate"]
@@ -291,16 +294,16 @@ def test_contaminated_documents_go_and_the_drop_list_names_the_item(
 
 def test_dry_run_counts_contaminated_documents(tmp_path, sample_model, run_build, corpus):
     said = build(run_build, tmp_path, sample_model, corpus, more="--dry-run")
-    assert "contaminated" in said
+    assert "web: 3 documents contaminated by evaluation texts" in said
     assert not (tmp_path / "out").exists()
 
 
 def test_other_evaluation_files_are_another_dataset(tmp_path, sample_model, run_build, corpus):
-    build(run_build, tmp_path, sample_model, corpus, "--dedup near")
+    build(run_build, tmp_path, sample_model, corpus)
     (tmp_path / "moved").mkdir()
     moved = [path.rename(tmp_path / "moved" / path.name) for path in corpus]
-    assert "nothing to do" in build(run_build, tmp_path, sample_model, moved[::-1], "--dedup near")
-    flags = f"--mix web:0.5,notes:0.5 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model}"
+    assert "nothing to do" in build(run_build, tmp_path, sample_model, moved[::-1])
+    flags = f"--mix web:0.5,notes:0.5 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} --dedup none"
     for more in ("", f"--decontaminate {moved[0]}"):
         outcome = run_build(f"{flags} {more}")
         assert "holds another dataset" in outcome.error
