@@ -92,7 +92,9 @@ def write_spans(files: Sequence[EvaluationFile], folder: Path) -> None:
                 )
         if counts["items"] == num_items:
             raise ValueError(f"--decontaminate {file.path}: it holds no text, so there is nothing to look for")
-    spans = sort_spans(np.concatenate(parts))
+    spans = np.concatenate(parts)
+    parts.clear()  # a hundred MB of evaluation texts have 300 MB of spans
+    spans = sort_spans(spans)
     write_table(spans, names, {**counts, "spans": len(spans)}, folder)
 
 

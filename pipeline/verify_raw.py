@@ -98,9 +98,8 @@ class SourceCheck:
     ):
         self.folder, self.content, self.rows, self.tokenizer = folder, content, rows, tokenizer
         self.source: ClaimedSource = rows.source
-        self.fraction, self.key = fraction, np.uint64(key)
+        self.fraction, self.key, self.settings = fraction, np.uint64(key), settings
         self.dtype = np.dtype(content["dtype"]).newbyteorder("<")
-        self.settings = settings
         self.unseen = ("duplicate_near", *(["contaminated"] if settings.contamination is None else []))
         self.num_rows = self.num_kept_bytes = 0
         self.open_shard = functools.lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)

@@ -19,6 +19,7 @@ from pipeline.explain import main as explain_main
 from pipeline.minhash import fold_documents
 from pipeline.span_kernels import CHUNK_BYTES, SPAN_WORDS, SpanList, find_spans, list_spans
 from pipeline.verify import main as verify_main
+from pipeline.verify_raw import verify_raw_files
 
 SPAN = [f"word{number}" for number in range(SPAN_WORDS)]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz"]
@@ -317,6 +318,16 @@ def test_verify_finds_false_claims_about_contamination(tmp_path, sample_model, r
     assert "these are not the files of settings.decontaminate" in message
     message, _ = run_command(verify_main, tmp_path / "out", "--decontaminate", *corpus)
     assert "give --raw" in message
+    others = [write_rows(tmp_path / "eval/test.jsonl", [{"question": SENTENCE}, {"question": " ".join(LETTERS)}])]
+    spans = keep_spans(others, describe_rule(find_evaluation_files(others)), tmp_path, notice=print)
+    content = read_dataset_json(tmp_path / "out")
+    found = verify_raw_files(tmp_path / "out", content, raw=tmp_path / "raw", fraction=0, seed=0, contamination=spans)
+    assert [text.partition("/raw/")[2] for text in found if "/web/" in text] == [
+        "web/a.jsonl row 11: kept, but it is contaminated",
+        "web/a.jsonl row 3: dropped as contaminated, but the first span that it shares is of another item",
+        "web/a.jsonl row 7: dropped as contaminated, but it has 93 characters and is not of an excluded subset",
+        "web/a.jsonl row 9: dropped as contaminated, but the first span that it shares is of another item",
+    ]
 
 
 def test_a_span_common_to_most_documents_stops_the_build(tmp_path, sample_model, run_build, corpus):
