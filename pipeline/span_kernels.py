@@ -1,10 +1,11 @@
 """Compiled loops for spans of words: which SPAN_WORDS words in a row occur in evaluation texts. Knows no file.
 
 Works on folded documents as fold_documents of minhash.py makes them: words with zeros between them. A span has two
-hashes of 64 bits over two hashes of each word that share no multiplier. The first is a polynomial that rolls from word
-to word: it is looked for in a blocked Bloom filter (Putze, Sanders and Singler, "Cache-, Hash- and Space-Efficient
-Bloom Filters", 2007) and then in a sorted list; only what is found there is compared by the second. Both agree by
-chance for about one of 2**128 pairs of spans: with 10**7 spans to look for and 10**12 words of text, 3 * 10**-20.
+hashes of 64 bits that share no multiplier. The first is a polynomial over hashes of its words that rolls from word to
+word: it is looked for in a blocked Bloom filter (Putze, Sanders and Singler, "Cache-, Hash- and Space-Efficient
+Bloom Filters", 2007) and then in a sorted list; the second, over the bytes of the span, is made only of what passes the
+filter. Both agree by chance for about one of 2**128 pairs of spans: with 10**7 spans to look for and 10**12 words of
+text, 3 * 10**-20.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SPAN_WORDS = 13
 FILTER_BITS = 16  # of a span, or up to twice as many: of other spans 1 in 100 or less pass
 SMALLEST_FILTER = 1 << 10  # words of 64 bits
 CHUNK_BYTES = 4096  # worked on at once, and a word that begins in them
-ROOM = CHUNK_BYTES // 2 + SPAN_WORDS + 1  # words of a chunk, behind the SPAN_WORDS before it
+ROOM = CHUNK_BYTES // 2 + SPAN_WORDS + 2  # words of a chunk, behind the SPAN_WORDS before it
 
 M1, M2, M3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
 M4, M5 = np.uint64(0xD6E8FEB86659FD93), np.uint64(0xFF51AFD7ED558CCD)
@@ -28,7 +29,7 @@ OUT = np.uint64(pow(int(M4), SPAN_WORDS, 1 << 64))  # the factor with which a wo
 BYTE_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 ONE, EIGHT, SPAN, BIT = np.uint64(1), np.uint64(8), np.uint64(SPAN_WORDS), np.uint64(63)
 S6, S12, S29, S31, S32 = np.uint64(6), np.uint64(12), np.uint64(29), np.uint64(31), np.uint64(32)
-EDGES, FIRST, SECOND, SPANS, PASSED = range(5)  # rows of the room that a chunk is worked on in
+EDGES, WORDS, SPANS, PASSED = range(4)  # rows of the room that a chunk is worked on in
 
 
 def list_spans(folded: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,7 +74,7 @@ def find_spans(folded: np.ndarray, starts: np.ndarray, spans: SpanList) -> np.nd
 
 def make_room() -> np.ndarray:
     """What a chunk is worked on in."""
-    return np.empty((5, 2 * ROOM), np.uint64)
+    return np.empty((4, 2 * ROOM), np.uint64)
 
 
 def find_shift(bits: np.ndarray) -> np.uint64:
@@ -94,54 +95,61 @@ def find_chunk_end(folded, position, end):
 
 @compiled
 def find_edges(folded, start, end, edges):
-    """Where the words of folded[start:end] begin and end, in turns; returns the number of words. It ends with a 0."""
-    count, before = np.uint64(0), np.uint8(0)
+    """Where the words of folded[start:end] begin and end, in turns, behind those of the SPAN_WORDS that came before.
+
+    Returns the number of words. The last byte must be a 0.
+    """
+    count, before = SPAN + SPAN, np.uint8(0)
     for place in range(start, end):
         position = np.uint64(place)
         is_word = np.uint8(folded[position] != 0)
         edges[count] = position  # written over where it is none: no branch to foretell
         count += np.uint64(is_word ^ before)
         before = is_word
-    return count >> ONE
+    return (count >> ONE) - SPAN
 
 
 @compiled
-def hash_words(folded, edges, count, masks, first, second):
-    """Both hashes of each word, behind the SPAN_WORDS that came before. Of short words no two have the same."""
-    for word in range(count):
+def hash_words(folded, edges, count, masks, words):
+    """A hash of each word, behind those of the SPAN_WORDS that came before. Of short words no two have the same."""
+    for word in range(SPAN_WORDS, count + SPAN):
         at = np.uint64(word)
         start = edges[at + at]
         length = edges[at + at + ONE] - start
-        piece = load_word(folded, start) & masks[min(length, EIGHT)]
-        one, other = piece * M5, (piece ^ SECOND_START) * M2
-        one, other = (one ^ (one >> S32)) * M1, (other ^ (other >> S31)) * M3
+        value = (load_word(folded, start) & masks[min(length, EIGHT)]) * M5
+        value = (value ^ (value >> S32)) * M1
         while length > EIGHT:
             start += EIGHT
             length -= EIGHT
-            piece = load_word(folded, start) & masks[min(length, EIGHT)]
-            one, other = (one ^ piece) * M5, (other ^ piece) * M2
-            one, other = (one ^ (one >> S32)) * M1, (other ^ (other >> S31)) * M3
-        first[SPAN + at], second[SPAN + at] = one ^ (one >> S29), other ^ (other >> S32)
+            value = (value ^ (load_word(folded, start) & masks[min(length, EIGHT)])) * M5
+            value = (value ^ (value >> S32)) * M1
+        words[at] = value ^ (value >> S29)
 
 
 @compiled
-def roll(first, count, rolled, spans):
+def roll(words, count, rolled, spans):
     """The first hash of the span that ends with each word; returns the polynomial, to go on with."""
     for word in range(count):
         at = np.uint64(word)
-        rolled = rolled * M4 + first[SPAN + at] - first[at] * OUT
+        rolled = rolled * M4 + words[SPAN + at] - words[at] * OUT
         value = (rolled ^ (rolled >> S32)) * M5
         spans[at] = value ^ (value >> S29)
     return rolled
 
 
 @compiled
-def hash_again(second, word):
-    """The second hash of the span that ends with a word of the chunk."""
-    value = np.uint64(0)
+def hash_again(folded, edges, masks, word):
+    """The second hash of the span that ends with a word of the chunk, from its bytes."""
+    value = SECOND_START
     for place in range(SPAN_WORDS):
-        value = value * M1 + second[word + ONE + np.uint64(place)]
-        value ^= value >> S29
+        at = word + ONE + np.uint64(place)
+        start, end = edges[at + at], edges[at + at + ONE]
+        while start < end:
+            piece = load_word(folded, start) & masks[min(end - start, EIGHT)]
+            value = (value ^ piece) * M2
+            value = (value ^ (value >> S31)) * M3
+            start += EIGHT
+        value = (value ^ (value >> S32)) + M3  # so that "ab c" is not "a bc"
     return value
 
 
@@ -149,15 +157,15 @@ def hash_again(second, word):
 def open_document(room):
     """Before a document's first word there are none."""
     for place in range(SPAN_WORDS):
-        room[FIRST, place] = room[SECOND, place] = np.uint64(0)
+        room[WORDS, place] = np.uint64(0)
 
 
 @compiled
 def read_chunk(folded, start, end, masks, room, rolled):
     """The hashes of a chunk's words and spans, in the room; returns the number of words, and the polynomial."""
     count = find_edges(folded, start, end, room[EDGES])
-    hash_words(folded, room[EDGES], count, masks, room[FIRST], room[SECOND])
-    return count, roll(room[FIRST], count, rolled, room[SPANS])
+    hash_words(folded, room[EDGES], count, masks, room[WORDS])
+    return count, roll(room[WORDS], count, rolled, room[SPANS])
 
 
 @compiled
@@ -165,7 +173,11 @@ def close_chunk(room, count):
     """The last words are those before the next chunk's."""
     for place in range(SPAN_WORDS):
         at = np.uint64(place)
-        room[FIRST, at], room[SECOND, at] = room[FIRST, count + at], room[SECOND, count + at]
+        room[WORDS, at] = room[WORDS, count + at]
+        room[EDGES, at + at], room[EDGES, at + at + ONE] = (
+            room[EDGES, count + count + at + at],
+            room[EDGES, count + count + at + at + ONE],
+        )
 
 
 @compiled
@@ -180,7 +192,7 @@ def hash_spans(folded, starts, masks, room, first, second, counts):
             count, rolled = read_chunk(folded, position, stop, masks, room, rolled)
             for word in range(max(0, SPAN_WORDS - 1 - np.int64(number)), count):
                 at = np.uint64(word)
-                first[total], second[total] = room[SPANS, at], hash_again(room[SECOND], at)
+                first[total], second[total] = room[SPANS, at], hash_again(folded, room[EDGES], masks, at)
                 total += ONE
             close_chunk(room, count)
             number += count
@@ -213,10 +225,10 @@ def pass_filter(spans, begin, count, bits, shift, passed):
 
 
 @compiled
-def find_span(first, second, begin, end, value, own, word):
-    """The index in list[begin:end] of the span that ends with a word, or -1. value: its first hash."""
+def find_span(first, second, begin, end, value, other):
+    """The index in list[begin:end] of the span with these hashes, or -1."""
     for at in range(begin, end):
-        if first[at] == value and second[at] == hash_again(own, word):
+        if first[at] == value and second[at] == other:
             return at
     return -1
 
@@ -235,9 +247,9 @@ def search(folded, starts, masks, room, bits, shift, heads, first, second, found
             num_passed = pass_filter(room[SPANS], whole, count, bits, shift, room[PASSED])
             for candidate in range(num_passed):
                 word = room[PASSED, np.uint64(candidate)]
-                value = room[SPANS, word]
+                value, other = room[SPANS, word], hash_again(folded, room[EDGES], masks, word)
                 begin, behind = heads[value >> shift], heads[(value >> shift) + ONE]
-                found[document] = find_span(first, second, begin, behind, value, room[SECOND], word)
+                found[document] = find_span(first, second, begin, behind, value, other)
                 if found[document] >= 0:
                     break
             close_chunk(room, count)
