@@ -4,7 +4,8 @@
     python benchmarks/dedup.py --millions 5 10 20 50 --memory 4 --folder /a/large/disk
     python benchmarks/dedup.py --millions 10 --against
 
-Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of REPEATS.
+Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of REPEATS;
+those of --decontaminate with as many spans as eight common evaluation sets hold (arc, boolq, mmlu, piqa and others).
 At size: work files of so many million synthetic documents, as ingest would leave them with --dedup near; of them 30 %
 are planted near duplicates (each value of the signature kept with probability 0.998), one cluster has a million. Then
 the stages of a build, with one worker, in a process of its own, whose peak of memory is read; so no pair is left to be
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,23 @@ from rich.table import Table
 from benchmarks.corpus import read_prose, take
 from benchmarks.stopwatch import Stopwatch
 from pipeline import slimpajama
+from pipeline.contamination import SPAN, find_contaminated, sort_spans, write_table
 from pipeline.dedup_stages import DedupSettings, dedup
 from pipeline.document_batch import text_buffers
 from pipeline.drops import DropsTask
+from pipeline.forecast_sample import Tally
 from pipeline.held import HeldDataset
-from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, find_places
+from pipeline.ingest import (
+    EncodeSettings,
+    IngestSettings,
+    IngestTask,
+    TaskFile,
+    find_places,
+    ingest_batch,
+    join_small,
+    keep_wanted,
+    read_file,
+)
 from pipeline.jobs import Workers
 from pipeline.limit import Selection
 from pipeline.minhash import NUM_BANDS, NUM_PERMUTATIONS, NUM_TRACES, TRACE_STEP, sign_documents
@@ -53,6 +67,7 @@ from pipeline.token_file import TokenFile, document_dtype
 from pipeline.workshop import Ingested, Workshop
 
 REPEATS = 7
+EVALUATION_SPANS = 300_000
 TASK_DOCUMENTS = 500_000
 DUPLICATE_SHARE, CLUSTER = 0.3, 1_000_000
 KEPT_VALUES = 0.998  # of a planted duplicate's signature
@@ -68,7 +83,7 @@ class BenchmarkFlags:
     """Measure signatures, and the stages of dedup at size."""
 
     speed: bool = False
-    """Signatures, beside datasketch and rensa where they are installed."""
+    """Signatures, beside datasketch and rensa where they are installed; spans of --decontaminate."""
     megabytes: float = 10
     """MB of prose for it."""
     corpus: tuple[Path, ...] = ()
@@ -92,8 +107,9 @@ def main() -> None:
     figures: dict[str, Any] = {}
     if flags.speed:
         texts = pa.array(take(read_prose(flags.corpus), num_bytes=flags.megabytes * 1e6))
-        figures["speed"] = measure_speeds(texts)
-        console.print(tabulate("signatures, one core", figures["speed"]))
+        with tempfile.TemporaryDirectory(prefix="tokenmill-benchmark-", dir=flags.folder) as folder:
+            figures["speed"] = measure_speeds(texts, Path(folder))
+        console.print(tabulate("signatures and spans, one core", figures["speed"]))
     rows = []
     for millions in flags.millions:
         rows.append(measure_stages(int(millions * 1e6), flags))
@@ -117,8 +133,8 @@ def tabulate(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def measure_speeds(texts: pa.Array) -> list[dict[str, Any]]:
-    """MB of text per second of CPU time of every system."""
+def measure_speeds(texts: pa.Array, folder: Path) -> list[dict[str, Any]]:
+    """MB of text per second of CPU time of every system. folder: for a raw file and a list of spans."""
     data, offsets = text_buffers(texts)
     num_bytes = int(offsets[-1] - offsets[0])
     systems: dict[str, tuple[Callable[[], Any], float]] = {
@@ -132,6 +148,7 @@ def measure_speeds(texts: pa.Array) -> list[dict[str, Any]]:
     systems["tokenmill slimpajama, signature alone"] = (lambda: slimpajama.make_keys(normal), 1.0)
     few = [text.as_py() for text in texts[: max(1, len(texts) // 100)]]
     share = sum(len(text.encode()) for text in few) / num_bytes
+    systems |= {name: (function, 1.0) for name, function in list_ingests(texts, folder)}
     systems |= {name: (function, share) for name, function in list_peers(few)}
     rows = []
     for name, (function, part) in systems.items():
@@ -139,6 +156,35 @@ def measure_speeds(texts: pa.Array) -> list[dict[str, Any]]:
         seconds = min(time_cpu(function) for _ in range(REPEATS if part == 1 else 1))
         rows.append({"system": name, "MB/s": num_bytes * part / 1e6 / seconds})
     return rows
+
+
+def list_ingests(texts: pa.Array, folder: Path) -> list[tuple[str, Callable[[], Any]]]:
+    """The check for spans alone, and ingest of the texts with and without it, for no tokenizer."""
+    rng = np.random.default_rng(0)
+    spans = np.zeros(EVALUATION_SPANS, SPAN)
+    spans["first"], spans["second"] = rng.integers(0, 1 << 64, (2, len(spans)), np.uint64)
+    write_table(sort_spans(spans), ["random"], {}, folder)
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.to_pylist()))
+
+    def ingest(method: str, contamination: str | None) -> None:
+        settings = IngestSettings("text", None, (), 1, 0.0, 0, method, (), contamination=contamination)
+        tally, file = Tally([]), TaskFile(0, str(path), "train", None)
+        batches = (keep_wanted(batch, file, settings, tally) for batch in read_file(file, settings))
+        for wanted in join_small(batches):
+            ingest_batch(wanted, settings, tally)
+
+    return [
+        ("tokenmill decontaminate", partial(find_contaminated, texts, str(folder))),
+        *(
+            (
+                f"ingest without ids, {method}{', decontaminate' if folder_of else ''}",
+                partial(ingest, method, folder_of),
+            )
+            for method in ("none", "near")
+            for folder_of in (None, str(folder))
+        ),
+    ]
 
 
 def time_cpu(function: Callable[[], Any]) -> float:

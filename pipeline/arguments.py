@@ -42,6 +42,9 @@ class BuildArguments:
     against: str | None = None
     """Datasets built with --keep-signatures, with commas between them: also drop what they hold, as if their documents
     came first. They stay as they are."""
+    decontaminate: tuple[Path, ...] = ()
+    """Evaluation files (.jsonl, also .zst or .gz, .arrow, .parquet): documents that have 13 words in a row in common
+    with a text in them are dropped, whatever --dedup says and in all splits, and drops/ names the item."""
     max_dup_fraction: float = 0.7
     """Stop before packing if a larger share of a source's documents, or of a subset's that has folders of its own, goes
     as duplicates, and show the largest clusters."""

@@ -23,9 +23,10 @@ from rich.console import Console
 
 from pipeline import prepare, stages
 from pipeline.arguments import BuildArguments, check_arguments
-from pipeline.dedup_stages import DedupSettings, dedup
+from pipeline.contamination import keep_spans
+from pipeline.dedup_stages import dedup
 from pipeline.finish import Built, describe_sources, hash_content
-from pipeline.folders import BUILD_LOG, WORK_FOLDER, Folders
+from pipeline.folders import BUILD_LOG, SPANS_FOLDER, WORK_FOLDER, Folders
 from pipeline.forecast import make_forecast
 from pipeline.forecast_table import print_forecast
 from pipeline.held import check_unchanged, describe_held, open_held
@@ -54,7 +55,7 @@ from pipeline.removal import remove_build, remove_temporary_files, remove_unlist
 from pipeline.sample import is_sample, make_sample
 from pipeline.shard import find_lost_files, token_dtype, write_dataset_json
 from pipeline.summary import print_summary
-from pipeline.workshop import Workshop
+from pipeline.workshop import DedupSettings, Workshop
 
 
 def main() -> None:
@@ -232,7 +233,8 @@ def run_stages(
 ) -> dict[str, dict[str, Any]]:
     """The stages, one after the other; returns what each dataset.json will say."""
     notice = partial(print_notice, shop.console)
-    tasks = plan_ingest(sources, settings, datasets, engine=arguments.engine, work=shop.work)
+    spans = keep_spans(arguments.decontaminate, settings.decontaminate, shop.work / SPANS_FOLDER, notice=notice)
+    tasks = plan_ingest(sources, settings, datasets, engine=arguments.engine, work=shop.work, contamination=spans)
     bad_rows = BadRows(sources, max_bad_fraction=arguments.max_bad_fraction, out=folders.out / datasets[0].name)
     ahead = read_ahead(tasks, sources, work=shop.work, room_bytes=int(arguments.cache_gb * 1e9), log=shop.log)
     names, priority = [source.name for source in sources], list(settings.dedup_priority)

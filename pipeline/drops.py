@@ -1,7 +1,8 @@
 """What is not kept, document by document: OUT/<source>/drops/*.parquet, a file for some raw files in a row.
 
-Columns: raw_file, row, reason, num_bytes, partner_source, partner_raw_file, partner_row, similarity. A partner is the
-document that stays in place of a duplicate; other rows have none. The similarity is 1 for a copy, for a near duplicate
+Columns: raw_file, row, reason, num_bytes, partner_source, partner_raw_file, partner_row, similarity, item. A partner is
+the document that stays in place of a duplicate, an item the evaluation text that a contaminated document has a span of
+words of, as FILE:ROW FIELD; other rows have none. The similarity is 1 for a copy, for a near duplicate
 measured or estimated (estimate.py), and null where --dedup slimpajama compared nothing.
 """
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.contamination import read_names
 from pipeline.copies import COPY
 from pipeline.ranks import RankMap
 from pipeline.resolve import NEAR
@@ -34,6 +36,7 @@ SCHEMA = pa.schema(
         ("partner_raw_file", pa.uint32()),
         ("partner_row", pa.uint64()),
         ("similarity", pa.float32()),
+        ("item", pa.string()),
     ]
 )
 
@@ -83,6 +86,7 @@ class DropsTask:
     out: str  # the dataset's folder
     table_name: str  # of the parquet file, relative to it
     fingerprint: str  # of all raw files
+    contamination: str | None = None  # the folder where items have their names
 
     @property
     def subject(self) -> str:
@@ -124,7 +128,10 @@ def run_drops(task: DropsTask) -> dict[str, Any]:
         duplicates = read_duplicates(task, ingest)
         drops, beyond = read_drops(task, ingest), choose_beyond(task, ingest, documents, duplicates)
         reasons = pa.array(DROP_REASONS).take(pa.array(drops["reason"]))
-        tables += [drops_table(drops, reasons), drops_table(beyond, "beyond_tokens")]
+        items = (
+            pa.nulls(len(drops)) if task.contamination is None else read_names(task.contamination).take(drops["item"])
+        )
+        tables += [drops_table(drops, reasons, items), drops_table(beyond, "beyond_tokens", pa.nulls(len(beyond)))]
         tables.append(duplicates_table(documents, duplicates, task))
         beyond_counts["documents"] += len(beyond)
         beyond_counts["bytes"] += int(beyond["num_bytes"].sum())
@@ -222,11 +229,11 @@ def as_duplicates(records: np.ndarray, stretch: Stretch) -> np.ndarray:
     return duplicates
 
 
-def drops_table(drops: np.ndarray, reasons: pa.Array | str) -> pa.Table:
-    """Rows that are dropped for themselves. reasons: one for each, or one for all."""
+def drops_table(drops: np.ndarray, reasons: pa.Array | str, items: pa.Array) -> pa.Table:
+    """Rows that are dropped for themselves. reasons: one for each, or one for all. items: of evaluation files."""
     nothing = pa.nulls(len(drops))
     reasons = pa.repeat(reasons, len(drops)) if isinstance(reasons, str) else reasons
-    columns = [drops["raw_file"], drops["row"], reasons, drops["num_bytes"], *[nothing] * 4]
+    columns = [drops["raw_file"], drops["row"], reasons, drops["num_bytes"], *[nothing] * 4, items]
     return pa.table([pa.array(column).cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
 
 
@@ -246,5 +253,6 @@ def duplicates_table(documents: np.ndarray, duplicates: np.ndarray, task: DropsT
         rows["raw_file"],
         rows["row"],
         pa.array(similarities, mask=np.isnan(similarities)),
+        pa.nulls(len(duplicates)),
     ]
     return pa.table([pa.array(column).cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)

@@ -227,6 +227,8 @@ def find_in_drops(catalogue: Catalogue, source: str, identity: tuple[int, int]) 
         for drop in pq.read_table(catalogue.path / file["path"], filters=filters).to_pylist():
             yield f"{source}  {entry['raw_files'][identity[0]]}:{identity[1]}"
             yield f"  not kept: {drop['reason']}, {drop['num_bytes']:,} bytes"
+            if drop["item"] is not None:
+                yield f"  shares a span of words with {drop['item']}"
             yield from describe_partner(catalogue, drop)
 
 

@@ -15,7 +15,9 @@ from pipeline.shard import SPLITS
 from pipeline.workshop import Ingested
 
 # read = the sum of the others, in documents, bytes and tokens.
-OUTCOMES = ("kept", "excluded", "short", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
+OUTCOMES = ("kept", "excluded", "short", "contaminated", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
+
+UNTOKENISED = ("excluded", "short", "contaminated")  # and bad: left out before there are tokens
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def count_outcomes(
     """Documents, bytes of text and tokens by outcome. What was not kept for its content alone was never tokenised."""
     read = ingested.count(name)
     source, tokenizer = ingested.source_names.index(name), built.selection.tokenizer
-    untokenised = {"excluded": ("excluded",), "short": ("short",), "bad": BAD_REASONS}
+    untokenised = {**{reason: (reason,) for reason in UNTOKENISED}, "bad": BAD_REASONS}
     counts = {
         outcome: {**{what: sum(read[what][reason] for reason in reasons) for what in read}, "tokens": 0}
         for outcome, reasons in untokenised.items()

@@ -21,8 +21,9 @@ TOKENIZER_FOLDER = "tokenizer"
 WORK_FOLDER = "work"
 TASKS_FILE = "tasks.json"
 FETCHED_FOLDER = "raw"
+SPANS_FOLDER = "spans"
 FETCH_FAILURE = "fetched/failure.txt"
-WORK_PARTS = ("ingest", "dedup", "records", TOKENIZER_FOLDER, "listings", "fetched", FETCHED_FOLDER)
+WORK_PARTS = ("ingest", "dedup", "records", TOKENIZER_FOLDER, SPANS_FOLDER, "listings", "fetched", FETCHED_FOLDER)
 WORK_TABLES = (TASKS_FILE, HOLDER_FILE, PLAN_FILE)  # in the order in which they are removed
 RESERVED_NAMES = (DATASET_FILE, BUILD_LOG, TOKENIZER_FOLDER, SIGNATURES_FOLDER, WORK_FOLDER, "report.html")
 

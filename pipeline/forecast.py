@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.arguments import BuildArguments
+from pipeline.contamination import keep_spans
 from pipeline.dedup import DOCUMENTS_PER_TASK
 from pipeline.documents import is_divisible
 from pipeline.folders import WORK_FOLDER
@@ -162,15 +163,16 @@ def make_forecast(
         f"dry run: reads about {format_bytes(sum(budgets.values()))} of text from {format_bytes(raw_bytes)} "
         "of raw files, and writes nothing"
     )
-    with tempfile.TemporaryDirectory() as folder:  # for the sample tokenizer, which is a file; gone in the end
+    with tempfile.TemporaryDirectory() as folder:  # for the sample tokenizer and evaluation texts; gone in the end
         encode, names = [], []
         for name, given in tokenizers.items():
             tokenizer = given or train_tokenizer(sources, Path(folder), engine=arguments.engine)
             dataset = DatasetPlan(name, tokenizer, choose_document_rule(arguments.document_rule, tokenizer), {})
             encode.append(describe_encoding(dataset, engine=arguments.engine))
             names.append(name or tokenizer.name)
+        spans = keep_spans(arguments.decontaminate, settings.decontaminate, Path(folder), notice=console.print)
         samples = [
-            read_sample(source, choose_settings(source, settings, tuple(encode)), budgets[source.name])
+            read_sample(source, choose_settings(source, settings, tuple(encode), spans), budgets[source.name])
             for source in sources
         ]
     return Forecast(arguments, samples, tuple(encode), names)

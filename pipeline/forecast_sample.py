@@ -38,7 +38,7 @@ class Tally:
         self.tokens = [0] * len(dtypes)
         self.num_rows = self.num_without_subset = 0
 
-    def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str) -> None:
+    def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str, items: Any = 0) -> None:
         """Count rows that are not kept."""
         self.count(reason, len(rows), int(np.sum(num_bytes)))
 

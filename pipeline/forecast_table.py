@@ -26,7 +26,13 @@ def print_forecast(forecast: Forecast, console: Console) -> None:
     console.print(documents_table(forecast))
     console.print(tokens_table(forecast))
     console.print(costs_table(forecast))
-    for line in (*describe_sample(forecast), *describe_mix(forecast), *describe_costs(forecast), *list_held(forecast)):
+    for line in (
+        *describe_sample(forecast),
+        *describe_contaminated(forecast),
+        *describe_mix(forecast),
+        *describe_costs(forecast),
+        *list_held(forecast),
+    ):
         console.print(line)
     for line in find_warnings(forecast):
         console.print(f"warning: {line}")
@@ -46,6 +52,13 @@ def documents_table(forecast: Forecast) -> Table:
         read = "all" if sample.is_exact else format_bytes(sample.read_bytes)
         table.add_row(source.name, f"{len(source.files):,}", format_bytes(source.size_bytes), text, *numbers, read)
     return table
+
+
+def describe_contaminated(forecast: Forecast) -> Iterator[str]:
+    """What goes for words of evaluation files, where any are given."""
+    for sample in forecast.samples if forecast.arguments.decontaminate else []:
+        count = format_count(forecast.count(sample, "contaminated"), is_exact=sample.is_exact)
+        yield f"{sample.source.name}: {count} documents contaminated by evaluation texts, not among those above"
 
 
 def tokens_table(forecast: Forecast) -> Table:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import slimpajama
 from pipeline.arrival import wait_for_file
+from pipeline.contamination import find_contaminated
 from pipeline.document_batch import BAD_NAMES, DocumentBatch, text_buffers
 from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
@@ -59,6 +60,7 @@ class IngestSettings:
     dedup: str
     encode: tuple[EncodeSettings, ...]
     strip_markers: bool = False  # of starcoder's texts
+    contamination: str | None = None  # the folder of evaluation texts' spans, see contamination.py
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class WantedDocuments:
 def keep_wanted(
     batch: DocumentBatch, file: TaskFile, settings: IngestSettings, token_file: TokenFile
 ) -> WantedDocuments:
-    """The documents to keep of one batch; what is bad, excluded or short is written down."""
+    """The documents to keep of one batch; what is bad, excluded, short or contaminated is written down."""
     token_file.num_rows += batch.num_rows
     for reason in np.unique(batch.bad_rows["reason"]).tolist():
         bad = batch.bad_rows[batch.bad_rows["reason"] == reason]
@@ -197,7 +199,11 @@ def keep_wanted(
         token_file.add_short(slimpajama.make_keys(texts.filter(pa.array(is_short))))
     token_file.drop(file.number, rows[is_excluded], num_bytes[is_excluded], reason="excluded")
     token_file.drop(file.number, rows[is_short], num_bytes[is_short], reason="short")
-    is_kept = ~(is_excluded | is_short)
+    items = find_contaminated(texts, settings.contamination)
+    is_contaminated = (items > 0) & ~(is_excluded | is_short)
+    found = rows[is_contaminated], num_bytes[is_contaminated]
+    token_file.drop(file.number, *found, reason="contaminated", items=items[is_contaminated])
+    is_kept = ~(is_excluded | is_short | is_contaminated)
     if not is_kept.all():
         texts, rows = texts.filter(pa.array(is_kept)), rows[is_kept]
     splits = np.full(len(rows), SPLITS.index(file.split), np.uint8)

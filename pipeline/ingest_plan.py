@@ -37,12 +37,13 @@ def plan_ingest(
     *,
     engine: str,
     work: Path,
+    contamination: str | None,
 ) -> list[IngestTask]:
-    """The ingest tasks, each with a folder of its own in the work folder."""
+    """The ingest tasks, each with a folder of its own in the work folder. contamination: the folder of the spans."""
     encode = tuple(describe_encoding(dataset, engine=engine) for dataset in datasets)
     groups = load_groups(sources, work / TASKS_FILE)
     return [
-        make_task(source, number, group, choose_settings(source, settings, encode), work)
+        make_task(source, number, group, choose_settings(source, settings, encode, contamination), work)
         for source in sources
         for number, group in enumerate(groups[source.name])
     ]
@@ -56,7 +57,7 @@ def describe_encoding(dataset: DatasetPlan, *, engine: str) -> EncodeSettings:
 
 
 def choose_settings(
-    source: PlannedSource, settings: BuildSettings, encode: tuple[EncodeSettings, ...]
+    source: PlannedSource, settings: BuildSettings, encode: tuple[EncodeSettings, ...], contamination: str | None
 ) -> IngestSettings:
     """What decides a source's documents."""
     return IngestSettings(
@@ -69,6 +70,7 @@ def choose_settings(
         dedup=settings.dedup,
         encode=encode,
         strip_markers=settings.strip_markers and source.name == STARCODER,
+        contamination=contamination,
     )
 
 
@@ -89,9 +91,10 @@ def make_task(source: PlannedSource, number: int, group: Group, settings: Ingest
 
 
 def fingerprint_task(source: PlannedSource, files: tuple[TaskFile, ...], settings: IngestSettings) -> str:
-    """A digest of what a task reads: its raw files, and the tokenizers. The sample's follows from all raw files."""
+    """A digest of what a task reads: raw files, tokenizers, evaluation texts. A sample's follows from all raw files."""
     raw_files = [f"{file.number} {file.part} {source.fingerprints[file.number]}" for file in files]
-    return hash_texts([*raw_files, *(encode.sha256 for encode in settings.encode)])
+    contamination = [] if settings.contamination is None else [Path(settings.contamination).name]
+    return hash_texts([*raw_files, *(encode.sha256 for encode in settings.encode), *contamination])
 
 
 def make_task_file(source: PlannedSource, number: int, start: int, end: int | None) -> TaskFile:

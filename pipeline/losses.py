@@ -50,6 +50,8 @@ def check_losses(
     notice: Callable[[str], None],
 ) -> None:
     """Raise ValueError that shows the largest clusters where too much goes; with `is_report` say all of it, only."""
+    if not is_report:
+        refuse_contaminated(ingested, sources, max_fraction=max_fraction)
     losses = list(list_losses(ingested, deduplicated, sources))
     too_large = [loss for loss in losses if loss.fraction > max_fraction]
     if not is_report and not too_large:
@@ -65,6 +67,19 @@ def check_losses(
         f"{' '.join(clusters)} Nothing is packed, and what was done is kept: look at these texts, then allow more, "
         "choose another --dedup, or leave a source out"
     )
+
+
+def refuse_contaminated(ingested: Ingested, sources: tuple[PlannedSource, ...], *, max_fraction: float) -> None:
+    """Raise ValueError where too much of a source goes for words of evaluation texts: a licence in one, perhaps."""
+    for source in sources:
+        documents = ingested.count(source.name)["documents"]
+        found, total = documents["contaminated"], documents["contaminated"] + documents["accepted"]
+        if found > max_fraction * total:
+            raise ValueError(
+                f"{source.name} loses {found:,} of {total:,} documents ({found / total:.1%}) to --decontaminate; "
+                f"--max-dup-fraction {max_fraction:g} allows no more. Nothing is packed: is there text in the "
+                "evaluation files that is common to many documents, such as a licence? Else allow more"
+            )
 
 
 def describe_loss(loss: Loss) -> str:

@@ -10,7 +10,8 @@ Koenig, "b-Bit Minwise Hashing", 2010). Two documents of Jaccard similarity J sh
 1 - (1 - J**8)**14: 0.92 at 0.8, 0.99 at 0.85, 0.9995 at 0.9. Six of the least values are kept whole, too, as traces:
 any two documents that have some text in common share one as often as they are alike (boilerplate.py).
 
-A document is folded in blocks of a few KB, so that memory does not depend on its length.
+A document is folded in blocks of a few KB, so that memory does not depend on its length. fold_documents folds whole
+documents, for what looks for words in a row (span_kernels.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ STEP_BYTES = 128  # folded at once where they are ASCII
 LONGEST_CUT = 256  # a block ends with a separator, if there is one among its last bytes
 FOLDED_BYTES = 4 * BLOCK_BYTES + 32  # a character alone, of 3 bytes or 4, is followed by a separator
 SHINGLE_ROOM = 4096
+PADDING_BYTES = 16  # zeros behind each document that is folded whole: words are read eight bytes at a time
 LANES = 16  # shingles are padded to a multiple: the loop over them has no rest
 
 M1, M2, M3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
@@ -63,6 +65,18 @@ def sign_documents(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, n
 def list_shingles(data: np.ndarray, start: int, end: int) -> np.ndarray:
     """The set of shingles of one document, data[start:end]: uint32, sorted, each once."""
     return np.unique(list_hashes(data, start, end, build_word_table()))
+
+
+def fold_documents(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The words of whole documents, a 0 or several between them: uint8, and where each document begins, int64.
+
+    It ends with PADDING_BYTES zeros, before the next begins; a last entry says where all end.
+    """
+    # At most 5 bytes for 3, where a character stands alone behind a word; pages that are not written to cost nothing.
+    room = 2 * int(offsets[-1] - offsets[0]) + PADDING_BYTES * len(offsets) + STEP_BYTES
+    folded, starts = np.empty(room, np.uint8), np.empty(len(offsets), np.int64)
+    fold_all(data, offsets, build_word_table(), folded, starts)
+    return folded[: starts[-1]], starts
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -113,6 +127,17 @@ def fold_text(data, start, end, table, out):
             position, length = fold_characters(data, position, position + step, table, out, length)
     position, length = fold_characters(data, position, end, table, out, length)
     return np.int64(length)
+
+
+@njit(cache=True, nogil=True)
+def fold_all(data, offsets, table, folded, starts):
+    length = 0
+    for document in range(len(offsets) - 1):
+        starts[document] = length
+        length += fold_text(data, offsets[document], offsets[document + 1], table, folded[length:])
+        folded[length : length + PADDING_BYTES] = 0
+        length += PADDING_BYTES
+    starts[len(offsets) - 1] = length
 
 
 @njit(cache=True, nogil=True)

@@ -17,7 +17,7 @@ from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
 
 ONLY_WHERE_GIVEN = ("keep_signatures", "against")  # settings that are not described where they are off
-WORK_VERSION = 3  # of the work files: another version's are not taken up
+WORK_VERSION = 4  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
 
@@ -96,6 +96,7 @@ class BuildSettings:
     against: tuple[str, ...]  # content hashes of the datasets whose documents are dropped, too
     min_chars: int
     strip_markers: bool
+    decontaminate: dict[str, Any] | None  # describe_rule of contamination.py
     valid_fraction: float
     shard_tokens: int
     seed: int

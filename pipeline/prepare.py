@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.arguments import BuildArguments
+from pipeline.contamination import describe_rule
 from pipeline.documents import read_documents
+from pipeline.evaluation_files import find_evaluation_files
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.held import open_held
 from pipeline.ingest import find_excluded
@@ -47,6 +49,7 @@ def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...
         against=tuple(dataset.content_hash for dataset in open_held(arguments)),
         min_chars=max(1, arguments.min_chars),
         strip_markers=arguments.strip_markers,
+        decontaminate=describe_rule(find_evaluation_files(arguments.decontaminate)),
         valid_fraction=arguments.valid_fraction,
         shard_tokens=arguments.shard_tokens,
         seed=arguments.seed,

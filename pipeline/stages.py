@@ -82,6 +82,7 @@ def plan_drops(
             out=str(selection.out),
             table_name=f"{source}/drops/drops-{number:05d}.parquet",
             fingerprint=ingested.fingerprint,
+            contamination=ingested.contamination,
         )
         for source in ingested.source_names
         for number, (first, last) in enumerate(groups[source])

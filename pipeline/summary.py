@@ -56,6 +56,11 @@ def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, se
     """Print a dataset's counts, and the speed of its build where its seconds are known."""
     console.print(documents_table(content["sources"]))
     console.print(tokens_table(content))
+    for name, source in content["sources"].items():
+        if count := source["counts"]["contaminated"]["documents"]:
+            console.print(
+                f"{name}: {count:,} documents contaminated by evaluation texts, listed in {out / name / 'drops'}"
+            )
     if any(source["overlap"] for source in content["sources"].values()):
         console.print(overlap_table(content["sources"]))
     for name, source in content["sources"].items():

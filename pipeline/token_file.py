@@ -2,7 +2,7 @@
 
     tokens-0.bin    the framed ids of its documents, in runs; one such file per tokenizer, in that dataset's dtype
     documents.bin   one DOCUMENT record each, in the same order
-    drops.bin       one DROP record for every row that is not a document to keep (bad, excluded, short)
+    drops.bin       one DROP record for every row that is not a document to keep (bad, excluded, short, contaminated)
     and those of sketch_file.py, in the order in which the documents were read
 
 In a run documents stand by split, then by place, so that later stages read a range of places from every run as one
@@ -30,8 +30,9 @@ RUN_BYTES = 320 << 20  # of ids, all tokenizers together
 RUN_DOCUMENTS = 1 << 20  # about 300 bytes each with their sketches, and as much again while they are sorted
 WRITE_BYTES = 16 << 20  # ids in order, waiting to be written
 
-DROP = np.dtype([("raw_file", "<u4"), ("row", "<u8"), ("num_bytes", "<u8"), ("reason", "u1")])
-DROP_REASONS = ("excluded", "short", *BAD_REASONS, "duplicate_exact", "duplicate_near", "beyond_tokens")
+# item: 1 + the number of the evaluation text, see contamination.py; 0 where the reason is another
+DROP = np.dtype([("raw_file", "<u4"), ("row", "<u8"), ("num_bytes", "<u8"), ("reason", "u1"), ("item", "<u4")])
+DROP_REASONS = ("excluded", "short", "contaminated", *BAD_REASONS, "duplicate_exact", "duplicate_near", "beyond_tokens")
 
 
 def document_dtype(num_tokenizers: int) -> np.dtype:
@@ -141,13 +142,13 @@ class TokenFile:
         if self._run.num_short >= RUN_DOCUMENTS:
             self._write_run()
 
-    def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str) -> None:
-        """Write down rows that are not kept."""
+    def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str, items: Any = 0) -> None:
+        """Write down rows that are not kept. items: what contaminated ones are named by."""
         if not len(rows):
             return
         drops = np.zeros(len(rows), DROP)
         drops["raw_file"], drops["row"], drops["num_bytes"] = raw_file, rows, num_bytes
-        drops["reason"] = DROP_REASONS.index(reason)
+        drops["reason"], drops["item"] = DROP_REASONS.index(reason), items
         write_records(self._files[-1], drops)
         self.count(reason, len(drops), int(drops["num_bytes"].sum()))
 

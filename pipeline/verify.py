@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if __package__ in (None, ""):  # started as `python pipeline/verify.py`
 
 import tyro
 
+from pipeline.contamination import keep_spans
 from pipeline.shard import SPLITS, read_dataset_json
 from pipeline.verify_claims import verify_claims, verify_shape
 from pipeline.verify_copies import verify_copies
@@ -54,6 +56,8 @@ class VerifyArguments:
     against: str | None = None
     """Where the datasets are that it was built against, with commas between them: what went for their documents is
     looked up there, and with --raw compared."""
+    decontaminate: tuple[Path, ...] = ()
+    """The evaluation files that the build was given: their spans are looked for again. Needs --raw."""
 
 
 def main() -> None:
@@ -81,6 +85,8 @@ def check_arguments(arguments: VerifyArguments) -> None:
         raise ValueError(f"--fraction must be from 0 to 1, found {fraction}")
     if fraction is not None and arguments.raw is None:
         raise ValueError("--fraction is a share of the documents to encode again: give --raw, their raw files' folder")
+    if arguments.decontaminate and arguments.raw is None:
+        raise ValueError("--decontaminate: spans are looked for in the raw files: give --raw, their folder")
 
 
 def find_problems(arguments: VerifyArguments, content: Mapping[str, Any]) -> Iterator[str]:
@@ -97,9 +103,25 @@ def find_problems(arguments: VerifyArguments, content: Mapping[str, Any]) -> Ite
     if arguments.raw is not None:
         fraction = 1.0 if arguments.fraction is None else arguments.fraction
         how = {"raw": arguments.raw, "fraction": fraction, "seed": arguments.seed}
-        yield from verify_raw_files(arguments.dataset, content, **how, notice=print_notice)
+        with tempfile.TemporaryDirectory(prefix="tokenmill-verify-") as temporary:
+            spans = open_spans(arguments, content, Path(temporary))
+            yield from verify_raw_files(arguments.dataset, content, **how, contamination=spans, notice=print_notice)
         if content["settings"]["dedup"] == "near":
             yield from verify_near(arguments.dataset, content, **how, held=held)
+
+
+def open_spans(arguments: VerifyArguments, content: Mapping[str, Any], folder: Path) -> str | None:
+    """The spans of the evaluation files, made again in `folder`; None where none are given.
+
+    Raises ValueError where they are not those that the dataset was built with.
+    """
+    rule = content["settings"]["decontaminate"]
+    if rule is None and arguments.decontaminate:
+        raise ValueError(f"--decontaminate: {arguments.dataset} was built without")
+    if rule is not None and not arguments.decontaminate:
+        print_notice(f"contaminated documents are not looked at: --decontaminate {' '.join(rule['files'])}")
+        return None
+    return keep_spans(arguments.decontaminate, rule, folder, notice=print_notice)
 
 
 def print_notice(text: str) -> None:

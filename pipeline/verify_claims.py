@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.dedup import METHODS
 from pipeline.document_batch import BAD_REASONS
-from pipeline.finish import OUTCOMES, hash_content
+from pipeline.finish import OUTCOMES, UNTOKENISED, hash_content
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.manifest import check_source_name
 from pipeline.plan import hash_recipe
@@ -25,6 +25,7 @@ from pipeline.shard import (
     megatron_path,
     shard_name,
 )
+from pipeline.span_kernels import SPAN_WORDS
 from pipeline.storage import TEMPORARY_SUFFIX
 from pipeline.verify_held import verify_held_claims
 from pipeline.verify_tokenizer import verify_tokenizer
@@ -59,6 +60,12 @@ def optional(shape: Any) -> Check:
     return lambda value: value is None or not any(verify_shape(value, shape))
 
 
+def is_rule(value: Any) -> bool:
+    """Whether a claim says what contaminates documents, as describe_rule of contamination.py does."""
+    is_whole = isinstance(value, dict) and value.keys() == {"span_words", "files"} and isinstance(value["files"], dict)
+    return is_whole and {*map(is_text, value["files"].values())} == {True} and value["span_words"] == SPAN_WORDS
+
+
 SIZES = {"documents": is_count, "tokens": is_count, "bytes": is_count}
 SHARD = {
     "path": is_text,
@@ -90,6 +97,7 @@ SETTINGS = {
     "against": optional([is_text]),
     "min_chars": is_count,
     "strip_markers": lambda value: isinstance(value, bool),
+    "decontaminate": lambda value: value is None or is_rule(value),
     "valid_fraction": lambda value: is_number(value) and 0 <= value <= 1,
     "shard_tokens": lambda value: is_count(value) and value > 0,
     "seed": is_count,
@@ -225,7 +233,7 @@ def verify_counts(name: str, source: Mapping[str, Any]) -> Iterator[str]:
         total = sum(counts[outcome][what] for outcome in OUTCOMES)
         if counts["read"][what] != total:
             yield f"{name}: {counts['read'][what]:,} {what} read, but the outcomes add up to {total:,}"
-    for outcome in ("excluded", "short", "bad"):
+    for outcome in (*UNTOKENISED, "bad"):
         if counts[outcome]["tokens"]:
             yield f"{name}: {counts[outcome]['tokens']:,} tokens {outcome}, but no such document is ever tokenised"
     if sum(source["bad_reasons"].values()) != counts["bad"]["documents"]:

@@ -55,7 +55,7 @@ def verify_drops(folder: Path, source: ClaimedSource, sources: Mapping[str, Clai
 def verify_table(
     path: Path, table: pa.Table, source: ClaimedSource, sources: Mapping[str, ClaimedSource]
 ) -> Iterator[str]:
-    """That a file of drops has its columns, known reasons, and a partner for each duplicate alone."""
+    """That a file of drops has its columns, known reasons, a partner for each duplicate alone, an item as it should."""
     if not table.schema.equals(SCHEMA) or any(table[name].null_count for name in SCHEMA.names[:4]):
         yield f"{path}: its columns are not {', '.join(SCHEMA.names)} as they should be"
         return
@@ -74,6 +74,13 @@ def verify_table(
             return
     if pc.any(pc.not_equal(table["similarity"].filter(is_exact), 1)).as_py():
         yield f"{path}: an exact duplicate has a similarity other than 1"
+    is_contaminated = pc.equal(table["reason"], "contaminated")
+    if pc.any(pc.not_equal(pc.is_valid(table["item"]), is_contaminated)).as_py():
+        yield f"{path}: a contaminated document has no item, or another document has one"
+    files = (source.settings["decontaminate"] or {"files": {}})["files"]
+    for item in table["item"].unique().drop_null().to_pylist():
+        if not any(item.startswith(f"{name}:") for name in files):
+            yield f"{path}: item {item!r} is of no file in settings.decontaminate"
     threshold = source.settings["dedup_threshold"]
     near = table["similarity"].filter(is_near)
     if threshold is not None and pc.any(pc.or_(pc.less(near, np.float32(threshold)), pc.greater(near, 1))).as_py():

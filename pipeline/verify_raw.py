@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.contamination import find_contaminated, read_names
 from pipeline.document_batch import BAD_NAMES, DocumentBatch, key_rows, text_buffers
 from pipeline.ingest import (
     IngestSettings,
@@ -36,12 +38,12 @@ from pipeline.shard import SPLITS, open_document_ends, open_tokens
 from pipeline.token_file import DROP_REASONS
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.verify_lines import verify_lines
-from pipeline.verify_rows import SourceRows, open_rows, verify_rows
+from pipeline.verify_rows import SourceRows, hash_items, look_up, open_rows, verify_rows
 from pipeline.verify_shard import places_of, read_documents_table
 from pipeline.verify_source import ROW_BITS, ROW_MASK, ClaimedSource
 
 NO_REASON = DROP_REASONS.index("duplicate_exact")  # nothing in a document itself is a reason to drop it
-EXCLUDED_OR_NOT = ("not of an excluded subset", "of an excluded subset")
+KINDS = {"excluded": "of an excluded subset", "contaminated": "contaminated"}
 OPEN_SHARDS = 200  # two files each; a process may often have 1,024 open
 
 
@@ -52,12 +54,14 @@ def verify_raw_files(
     raw: Path,
     fraction: float,
     seed: int,
+    contamination: str | None,
     notice: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
     """What in the raw files disagrees with a dataset that is all right in itself, one text each.
 
     raw: the folder with a folder per source. fraction: the share of documents whose ids are made again, chosen by seed;
-    that each row is accounted for, with the same text, is checked for all. `notice` is told when a source is done.
+    that each row is accounted for, with the same text, is checked for all. contamination: the folder of the spans of
+    evaluation texts; None: contaminated documents are not looked at. `notice` is told when a source is done.
     Raises ValueError or OSError for a raw file that is missing or cannot be read.
     """
     claims = content["tokenizer"]
@@ -68,8 +72,9 @@ def verify_raw_files(
         yield from verify_rows(rows)
         for of_source in rows:
             started = time.monotonic()
+            settings = replace(ingest_settings(of_source.source, content), contamination=contamination)
             check = SourceCheck(
-                folder, content, of_source, tokenizer, fraction=fraction, key=derive_key("verify", seed)
+                folder, content, of_source, tokenizer, settings, fraction=fraction, key=derive_key("verify", seed)
             )
             yield from check.verify(raw / of_source.source.name)
             if notice:
@@ -86,15 +91,16 @@ class SourceCheck:
         content: Mapping[str, Any],
         rows: SourceRows,
         tokenizer: Tokenizer,
+        settings: IngestSettings,
         *,
         fraction: float,
         key: int,
     ):
         self.folder, self.content, self.rows, self.tokenizer = folder, content, rows, tokenizer
         self.source: ClaimedSource = rows.source
-        self.fraction, self.key = fraction, np.uint64(key)
+        self.fraction, self.key, self.settings = fraction, np.uint64(key), settings
         self.dtype = np.dtype(content["dtype"]).newbyteorder("<")
-        self.settings = ingest_settings(self.source, content)
+        self.unseen = ("duplicate_near", *(["contaminated"] if settings.contamination is None else []))
         self.num_rows = self.num_kept_bytes = 0
         self.open_shard = functools.lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
 
@@ -210,10 +216,11 @@ class SourceCheck:
                 problem = "its partner has another text"
             elif reason == "beyond_tokens" and expected == NO_REASON:
                 problem = self.verify_beyond(documents.hashes[index], file)
-            elif reason != DROP_REASONS[expected] and not (reason == "duplicate_near" and expected == NO_REASON):
-                problem = (
-                    f"it has {num_chars:,} characters and is {EXCLUDED_OR_NOT[DROP_REASONS[expected] == 'excluded']}"
-                )
+            elif reason != DROP_REASONS[expected] and not (reason in self.unseen and expected == NO_REASON):
+                kind = KINDS.get(DROP_REASONS[expected], "not of an excluded subset")
+                problem = f"it has {num_chars:,} characters and is {kind}"
+            elif reason == "contaminated" and reason not in self.unseen and drop["item"] != documents.items[index]:
+                problem = "the first span that it shares is of another item"
             elif drop["num_bytes"] != num_bytes:
                 problem = f"with {drop['num_bytes']:,} bytes, and it has {num_bytes:,}"
             if problem:
@@ -254,12 +261,13 @@ class SourceCheck:
 
 @dataclass(frozen=True)
 class Documents:
-    """What a batch's texts are, an entry each. reasons: why each would be dropped, or NO_REASON."""
+    """What a batch's texts are, an entry each. reasons: why each would be dropped, or NO_REASON; items: hash_items."""
 
     hashes: np.ndarray
     num_bytes: np.ndarray
     num_chars: np.ndarray
     reasons: np.ndarray
+    items: np.ndarray
 
 
 def describe_documents(batch: DocumentBatch, settings: IngestSettings) -> Documents:
@@ -267,9 +275,13 @@ def describe_documents(batch: DocumentBatch, settings: IngestSettings) -> Docume
     data, offsets = text_buffers(batch.texts)
     num_chars = pc.utf8_length(batch.texts).to_numpy(zero_copy_only=False)
     reasons = np.full(len(batch.rows), NO_REASON)
+    items = find_contaminated(batch.texts, settings.contamination)
+    reasons[items > 0] = DROP_REASONS.index("contaminated")
     reasons[find_short(batch.texts, settings)] = DROP_REASONS.index("short")
     reasons[find_excluded(batch, settings.exclude)] = DROP_REASONS.index("excluded")
-    return Documents(hash_documents(data, offsets, np.array(HASH_SEEDS)), np.diff(offsets), num_chars, reasons)
+    names = pa.nulls(len(items), pa.string()) if settings.contamination is None else read_names(settings.contamination)
+    hashes = hash_documents(data, offsets, np.array(HASH_SEEDS))
+    return Documents(hashes, np.diff(offsets), num_chars, reasons, hash_items(names.take(pa.array(items))))
 
 
 def ingest_settings(source: ClaimedSource, content: Mapping[str, Any]) -> IngestSettings:
@@ -286,11 +298,3 @@ def ingest_settings(source: ClaimedSource, content: Mapping[str, Any]) -> Ingest
         encode=(),
         strip_markers=settings["strip_markers"] and source.name == STARCODER,
     )
-
-
-def look_up(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each wanted key stands in sorted keys, and whether it does."""
-    if not len(keys):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return at, keys[at] == wanted

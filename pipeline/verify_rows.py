@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.document_batch import key_rows
@@ -38,7 +40,7 @@ KEPT = np.dtype(
         ("num_tokens", "<u4"),
     ]
 )
-DROPPED = np.dtype([("key", "<u8"), ("num_bytes", "<u8"), ("reason", "<u8")])
+DROPPED = np.dtype([("key", "<u8"), ("num_bytes", "<u8"), ("reason", "<u4"), ("item", "<u4")])  # item: hash_items
 PARTNER = np.dtype(  # key: the document that stays
     [("key", "<u8"), ("dropped_key", "<u8"), ("dropped_source", "<u4"), ("is_exact", "<u4")]
 )
@@ -155,6 +157,7 @@ def add_drops(path: Path, of_source: SourceRows, rows: Sequence[SourceRows]) -> 
     dropped["key"] = key_rows(table["raw_file"].to_numpy(), table["row"].to_numpy())
     dropped["num_bytes"] = table["num_bytes"].to_numpy()
     dropped["reason"] = numbers_of(table["reason"], DROP_REASONS)
+    dropped["item"] = hash_items(table["item"].combine_chunks())
     of_source.dropped.add(dropped)
     partner_sources = numbers_of(table["partner_source"], [other.source.name for other in rows])
     # What stays in a dataset of --against is not read here (verify_held.py), and its tokens are not known.
@@ -176,6 +179,13 @@ def numbers_of(words: Any, known: Sequence[str]) -> np.ndarray:
     numbers = [known.index(word) if word in known else -1 for word in encoded.dictionary.to_pylist()]
     indices = encoded.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
     return np.array([*numbers, -1], np.int64)[indices]
+
+
+def hash_items(names: pa.Array) -> np.ndarray:
+    """The crc32 of each name of an evaluation text, 0 for null: uint32."""
+    encoded = names.dictionary_encode()
+    hashes = [zlib.crc32(name.encode()) for name in encoded.dictionary.to_pylist()]
+    return np.array([*hashes, 0], np.uint32)[encoded.indices.fill_null(len(hashes)).to_numpy(zero_copy_only=False)]
 
 
 def verify_rows(rows: Sequence[SourceRows]) -> Iterator[str]:
@@ -272,3 +282,11 @@ def verify_priority(
             f"{dropped.name_row(copies['key'][wrong])} is dropped as a duplicate of "
             f"{of_source.source.name_row(keys[wrong])}, which comes after it ({int((~is_first).sum()):,} such pairs)"
         )
+
+
+def look_up(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each wanted key stands in sorted keys, and whether it does."""
+    if not len(keys):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return at, keys[at] == wanted

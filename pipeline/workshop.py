@@ -71,6 +71,11 @@ class Ingested:
         """How many datasets are made."""
         return len(self.tasks[0].settings.encode)
 
+    @property
+    def contamination(self) -> str | None:
+        """The folder of evaluation texts' spans; None where there are none."""
+        return self.tasks[0].settings.contamination
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of all raw files and held datasets: what the later stages read follows from it."""
