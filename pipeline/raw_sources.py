@@ -159,12 +159,3 @@ def save_listings(sources: tuple[PlannedSource, ...]) -> None:
     """Keep what was listed with the work files, so that a restart asks for nothing."""
     for remote in find_remotes(sources).values():
         remote.save()
-
-
-def refuse_remote(sources: tuple[PlannedSource, ...]) -> None:
-    """Raise ValueError where a dry run would have to fetch raw files, since it writes nothing."""
-    for name, remote in find_remotes(sources).items():
-        raise ValueError(
-            f"--dry-run reads pieces of raw files and writes nothing, but those of {name} are at "
-            f"{remote.listing.origin}: fetch some of them into --raw, and try with these"
-        )

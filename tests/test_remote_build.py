@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import re
 import shutil
@@ -254,9 +253,3 @@ def test_half_fetched_raw_files_are_not_taken_for_a_source(run_build, corpus, sa
     (tmp_path / "raw/notes/train/z.jsonl.0123abcd.part").write_bytes(b"{")
     outcome = run_build(flags("notes:1", tmp_path / "out", sample_model, f"--raw {tmp_path / 'raw'}"))
     assert outcome.code == 1 and "is half fetched" in outcome.error
-
-
-def test_a_dry_run_says_that_it_fetches_nothing(run_build, web, sample_model, tmp_path):
-    outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, "--dry-run"))
-    assert outcome.code == 1 and "fetch some of them into --raw" in outcome.error
-    assert not (tmp_path / "out").exists() and "AWS" not in os.environ
