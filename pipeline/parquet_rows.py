@@ -12,6 +12,7 @@ from pipeline.document_batch import DocumentBatch, split_good_from_bad
 from pipeline.file_parts import WHOLE, Part, split_weighted
 from pipeline.json_lines import LineFields
 from pipeline.subsets import find_subsets
+from pipeline.unpacked_sizes import LARGE_BYTES, find_largest_page
 
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
@@ -31,7 +32,13 @@ def read_parquet(path: Path, *, fields: LineFields, part: Part = WHOLE) -> Itera
             first_row = sum(file.metadata.row_group(group).num_rows for group in range(groups[0] if groups else 0))
         except (pa.ArrowInvalid, OSError) as error:
             raise broken(path, 0, error, kind="parquet") from error
-        rows = read_few_rows(file, groups, columns, text_field=fields.text)
+        rows = (
+            batch
+            for group in groups
+            for batch in read_few_rows(
+                file, group, columns, largest_page=find_largest_page(path, raw, file.metadata.row_group(group), columns)
+            )
+        )
         yield from make_batches(path, rows, fields, first_row=first_row, kind="parquet")
 
 
@@ -54,18 +61,19 @@ def make_batches(
 
 
 def read_few_rows(
-    file: pq.ParquetFile, groups: list[int], columns: list[str], *, text_field: str
+    file: pq.ParquetFile, group: int, columns: list[str], *, largest_page: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups, so few at once that they fit into memory however long the longest are.
+    """The rows of a row group, so few at once that they fit into memory however long the longest are.
+
+    columns: the texts' first. largest_page: in bytes.
 
     A row's length is not known before it is read, and an average says nothing of the longest; but no row is longer than
     its row group. Where that is large, reading four rows at once costs 1 us a row more than reading many, one at once
     10 us: little beside what is done with rows so long.
     """
-    for group in groups:
-        num_rows = rows_at_once(file.metadata.row_group(group))
-        for rows in file.iter_batches(num_rows, row_groups=[group], columns=columns, use_threads=False):
-            yield decode_texts(rows, text_field)
+    num_rows = rows_at_once(file.metadata.row_group(group), largest_page)
+    for rows in file.iter_batches(num_rows, row_groups=[group], columns=columns, use_threads=False):
+        yield decode_texts(rows, columns[0])
 
 
 def decode_texts(rows: pa.RecordBatch, text_field: str) -> pa.RecordBatch:
@@ -76,12 +84,13 @@ def decode_texts(rows: pa.RecordBatch, text_field: str) -> pa.RecordBatch:
     return rows.set_column(rows.schema.get_field_index(text_field), text_field, texts.dictionary_decode())
 
 
-def rows_at_once(group: pq.RowGroupMetaData) -> int:
-    """How many rows of a row group to read together."""
+def rows_at_once(group: pq.RowGroupMetaData, largest_page: int) -> int:
+    """How many rows of a row group to read together: a page can be one text that many rows repeat."""
+    most_rows = min(MOST_ROWS_AT_ONCE, LARGE_BYTES // max(1, largest_page))
     mean_row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))  # of all columns, without compression
     if group.total_byte_size <= LARGE_GROUP_BYTES:
-        return max(1, min(MOST_ROWS_AT_ONCE, BATCH_BYTES // mean_row_bytes))
-    return 4 if mean_row_bytes < LARGE_ROW_BYTES else 1
+        return max(1, min(most_rows, BATCH_BYTES // mean_row_bytes))
+    return max(1, min(most_rows, 4 if mean_row_bytes < LARGE_ROW_BYTES else 1))
 
 
 def join_rows(reads: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -263,6 +263,30 @@ class WritableHub(Hub):
         self.commits.append(list(added))
 
 
+class FaultyBucket(Server):
+    """Stands before a bucket server and hands on what it is asked, but for the faults it is told."""
+
+    def __init__(self, upstream):
+        super().__init__()
+        self.upstream = upstream
+
+    def answer_api(self, handler, path, query):
+        import requests
+
+        if path.count("/") > 1 and path.rpartition("/")[2]:  # an object: send_file fetches it
+            return False
+        answer = requests.request(handler.command, self.upstream + handler.path, timeout=10)
+        handler.send(answer.status_code, answer.content, {"Content-Type": "application/xml"}, method=handler.command)
+        return True
+
+    def find(self, path):
+        import requests
+
+        answer = requests.get(self.upstream + path, timeout=10)
+        self.etags[path.lstrip("/")] = answer.headers.get("ETag", "").strip('"')
+        return answer.content if answer.ok else None
+
+
 @contextlib.contextmanager
 def bucket_server(objects, monkeypatch):
     """moto's S3 server with a bucket `corpus` of these objects; the environment leads clients to it. Gives its client."""

@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import os
 import random
 import re
 import shutil
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +15,9 @@ import zstandard
 from build_fixtures import hashes
 from build_process import BuildProcess
 from conftest import write_rows
-from loopback import TOKEN, Fault, Hub, Server, bucket_server
+from loopback import TOKEN, Fault, FaultyBucket, Hub, Server, bucket_server
 
-from pipeline.web import CHUNK_BYTES
+from pipeline.web import CHUNK_BYTES, Patience
 
 WORDS = ["mill", "stone", "grain", "water", "wheel", "flour", "sack", "weir", "été", "x=1", "</s>", "🌾"]
 
@@ -100,6 +102,82 @@ def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local
         outcome = run_build(flags("s3://corpus/raw/notes/:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
+
+
+STALL_SECONDS = 1.0
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A stalled server is given up after a fraction of a second instead of half a minute."""
+    monkeypatch.setattr("pipeline.raw_sources.Patience", partial(Patience, read_seconds=STALL_SECONDS / 3))
+
+
+def list_faults(folder):
+    """What goes wrong with files below a folder, once each; a stalled or cut body goes on."""
+    return [
+        Fault(f"{folder}train/plain-0", status=429, headers={"Retry-After": "1"}),
+        Fault(f"{folder}train/plain-1", cut=1000),
+        Fault(f"{folder}train/plain-2", status=500),
+        Fault(f"{folder}train/plain-3", cut=70_000, stall=STALL_SECONDS),
+        Fault(f"{folder}train/packed.jsonl.zst", cut=0),
+        Fault(f"{folder}validation/few", status=503, headers={"Retry-After": "0"}),
+    ]
+
+
+@pytest.mark.long
+def test_a_build_from_the_hub_through_faults_is_one_from_local_copies(
+    run_build, hub, impatient, local, sample_model, tmp_path
+):
+    hub.faults = [
+        Fault("/api/datasets", status=503),
+        Fault("/tree/", status=429, headers={"RateLimit": '"api";r=0;t=1'}),
+        Fault("/resolve/", times=2, status=429, headers={"Retry-After": "1"}),
+        Fault("/cdn/train/rows.parquet", garble=True),
+        *list_faults("/cdn/"),
+    ]
+    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    assert not any(fault.times for fault in hub.faults)
+
+
+@pytest.fixture
+def bucket(corpus, monkeypatch):
+    with bucket_server({f"notes/{name}": data for name, data in corpus[1].items()}, monkeypatch):
+        with FaultyBucket(os.environ["AWS_ENDPOINT_URL"]) as server:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            yield server
+
+
+@pytest.mark.long
+def test_a_build_from_a_bucket_through_faults_is_one_from_local_copies(
+    run_build, bucket, impatient, local, sample_model, tmp_path
+):
+    bucket.faults = [Fault("/corpus", status=503), *list_faults("/corpus/notes/")]
+    outcome = run_build(flags("s3://corpus/notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    assert not any(fault.times for fault in bucket.faults)
+
+
+def test_a_bucket_that_refuses_or_changes_is_one_line(run_build, bucket, sample_model, tmp_path):
+    command = flags("s3://corpus/notes:1", tmp_path / "out", sample_model)
+    bucket.faults = [Fault("/corpus/notes/train/rows.parquet", times=9, status=403)]
+    outcome = run_build(command)
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "train/rows.parquet may not be read with these credentials" in outcome.error
+    bucket.find = lambda path: b"another content"
+    outcome = run_build(command)
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "it has changed since it was listed" in outcome.error
+
+
+def test_a_file_of_the_hub_with_other_bytes_than_listed_is_one_line(run_build, hub, sample_model, tmp_path):
+    hub.faults = [Fault("/cdn/train/rows.parquet", times=9, garble=True)]
+    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "notes: train/rows.parquet: its bytes are sha256:" in outcome.error
 
 
 def test_a_build_from_urls_through_faults_is_one_from_local_copies(run_build, web, local, sample_model, tmp_path):
@@ -228,6 +306,24 @@ def test_a_file_that_changes_while_it_is_built_stops_with_one_line(run_build, we
     assert outcome.code == 1 and "\n" not in outcome.error
     assert "notes: train/plain-2.jsonl: it has changed since it was listed" in outcome.error
     assert "What was finished is kept" in outcome.error
+
+
+@pytest.mark.long
+def test_a_build_from_the_hub_killed_while_it_fetches_goes_on_where_it_was(hub, local, sample_model, tmp_path):
+    out = tmp_path / "out"
+    command = flags("hf://org/name?name=notes:1", out, sample_model)
+    hub.faults = [Fault("/cdn/train/plain-3", cut=2_000_000, stall=60)]
+    process = BuildProcess(command, out)
+    part = out / "work/raw/notes/train"
+    assert process.wait_until(lambda: any(path.stat().st_size == CHUNK_BYTES for path in part.glob("plain-3*.part")))
+    process.kill()
+    hub.faults.clear()
+    hub.requests.clear()
+    code, _, error = BuildProcess(command, out).finish()
+    assert code == 0, error
+    check_same(out, local)
+    assert ("GET", "/cdn/train/plain-3.jsonl", f"bytes={CHUNK_BYTES}-") in hub.requests
+    assert hub.count("/tree/") == 0  # nothing is listed again
 
 
 @pytest.mark.long
