@@ -26,7 +26,7 @@ from pipeline.plan import PlannedSource
 
 SAMPLE_BYTES = 100_000_000  # of text, all sources together
 PIECE_BYTES = 1 << 20
-WHOLE_KINDS = (".txt", ".arrow")
+WHOLE_KINDS = (".txt", ".arrow", ".csv", ".tsv")
 FEWEST_PLACES = 8  # in a source, however many sources there are
 
 

@@ -266,9 +266,9 @@ class WritableHub(Hub):
 class FaultyBucket(Server):
     """Stands before a bucket server and hands on what it is asked, but for the faults it is told."""
 
-    def __init__(self, upstream):
+    def __init__(self, upstream, client):
         super().__init__()
-        self.upstream = upstream
+        self.upstream, self.client = upstream, client
 
     def answer_api(self, handler, path, query):
         import requests
@@ -280,11 +280,10 @@ class FaultyBucket(Server):
         return True
 
     def find(self, path):
-        import requests
-
-        answer = requests.get(self.upstream + path, timeout=10)
-        self.etags[path.lstrip("/")] = answer.headers.get("ETag", "").strip('"')
-        return answer.content if answer.ok else None
+        bucket, _, key = path.lstrip("/").partition("/")
+        answer = self.client.get_object(Bucket=bucket, Key=key)
+        self.etags[path.lstrip("/")] = answer["ETag"].strip('"')
+        return answer["Body"].read()
 
 
 @contextlib.contextmanager

@@ -144,10 +144,13 @@ def test_a_build_from_the_hub_through_faults_is_one_from_local_copies(
 
 @pytest.fixture
 def bucket(corpus, monkeypatch):
-    with bucket_server({f"notes/{name}": data for name, data in corpus[1].items()}, monkeypatch):
-        with FaultyBucket(os.environ["AWS_ENDPOINT_URL"]) as server:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-            yield server
+    objects = {f"notes/{name}": data for name, data in corpus[1].items()}
+    with (
+        bucket_server(objects, monkeypatch) as client,
+        FaultyBucket(os.environ["AWS_ENDPOINT_URL"], client) as server,
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
 
 
 @pytest.mark.long
@@ -283,7 +286,7 @@ def test_the_hubs_own_parquet_copy_has_its_splits_below_a_config(run_build, hub,
 
 
 def test_a_hub_without_raw_files_leads_to_its_parquet_copy(run_build, hub, sample_model, tmp_path):
-    hub.files = {"a.csv": b"text", "script.py": b"raise SystemExit"}
+    hub.files = {"a.xml": b"<text/>", "script.py": b"raise SystemExit"}
     outcome = run_build(flags("hf://org/name:1", tmp_path / "out", sample_model))
     assert outcome.code == 1 and "none of its 2 files is a raw file" in outcome.error
     assert outcome.error.endswith("Try the hub's own copy in parquet: @refs/convert/parquet")
