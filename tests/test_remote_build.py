@@ -11,6 +11,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 import zstandard
 from build_fixtures import hashes
 from build_process import BuildProcess
@@ -100,6 +101,27 @@ def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local
     objects = {f"raw/notes/{name}": data for name, data in corpus[1].items()}
     with bucket_server({**objects, "raw/notes/": b"", "other/a.jsonl": b"{}"}, monkeypatch):
         outcome = run_build(flags("s3://corpus/raw/notes/:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+
+
+@pytest.mark.long
+def test_a_build_from_a_bucket_of_google_is_one_from_local_copies(
+    run_build, corpus, local, sample_model, tmp_path, monkeypatch
+):
+    pytest.importorskip("gcsfs", reason="gs:// needs gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no emulator of Google's storage")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="corpus")
+    server.start()
+    try:
+        url = f"http://127.0.0.1:{server._api._httpd.server_port}"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        for name, data in corpus[1].items():
+            put = f"{url}/upload/storage/v1/b/corpus/o"
+            requests.post(put, params={"uploadType": "media", "name": f"raw/notes/{name}"}, data=data, timeout=10)
+        outcome = run_build(flags("gs://corpus/raw/notes:1", tmp_path / "out", sample_model))
+    finally:
+        server.stop()
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
 
