@@ -6,7 +6,6 @@ raw files on this disk are left as they are.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.documents import LONGEST_LINE_BYTES, MEASURED_BYTES, find_lines, m
 from pipeline.fetch import check_unchanged
 from pipeline.file_parts import Part
 from pipeline.listing import RemoteFile
+from pipeline.parquet_rows import read_footer
 from pipeline.plan import PlannedSource
 from pipeline.progress import format_bytes
 from pipeline.remote import RemoteSource
@@ -24,8 +24,6 @@ from pipeline.web import PassingError
 
 LARGEST_WHOLE_BYTES = 100_000_000
 LINE_BYTES = 64 << 10  # beyond a piece of lines, for the end of the last one; more where it is longer
-FOOTER_BYTES = 64 << 10
-FOOTER_END = struct.Struct("<I4s")  # the footer's length and the magic: https://parquet.apache.org/docs/file-format/
 
 
 class RemoteSample(RemoteSource):
@@ -135,13 +133,14 @@ def bring_footer(source: PlannedSource, number: int) -> None:
     if file.path in source.fetching.with_footer:
         return
     source.fetching.with_footer.add(file.path)
-    path = source.fetching.bring_range(file.path, max(0, file.size_bytes - FOOTER_BYTES), file.size_bytes)
-    with open(path, "rb") as there:
-        there.seek(max(0, file.size_bytes - FOOTER_END.size))
-        end = there.read(FOOTER_END.size)
-    num_bytes = FOOTER_END.size + (FOOTER_END.unpack(end)[0] if len(end) == FOOTER_END.size else 0)
-    if FOOTER_BYTES < num_bytes <= file.size_bytes:
-        source.fetching.bring_range(file.path, file.size_bytes - num_bytes, file.size_bytes - FOOTER_BYTES)
+
+    def read_end(num_bytes: int) -> bytes:
+        path = source.fetching.bring_range(file.path, file.size_bytes - num_bytes, file.size_bytes)
+        with open(path, "rb") as there:
+            there.seek(file.size_bytes - num_bytes)
+            return there.read()
+
+    read_footer(read_end, file.size_bytes)
 
 
 def bring_row_groups(source: PlannedSource, number: int, part: Part) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,8 @@ from pipeline.json_lines import LineFields
 from pipeline.subsets import find_subsets
 from pipeline.unpacked_sizes import LARGE_BYTES, find_largest_page
 
+FOOTER_BYTES = 64 << 10
+FOOTER_END = struct.Struct("<I4s")  # the footer's length and the magic: https://parquet.apache.org/docs/file-format/
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
 MOST_ROWS_AT_ONCE = 64  # many rows can be one text of a dictionary page, which has a MB
@@ -125,7 +128,24 @@ def split_row_groups(path: Path, part_bytes: int) -> list[Part]:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
         raise broken(path, 0, error, kind="parquet") from error
+    return split_by_footer(metadata, part_bytes)
+
+
+def split_by_footer(metadata: pq.FileMetaData, part_bytes: int) -> list[Part]:
+    """The parts of a parquet file by its footer."""
     return split_weighted([group_bytes(metadata, group) for group in range(metadata.num_row_groups)], part_bytes)
+
+
+def read_footer(read_end: Callable[[int], bytes], size_bytes: int) -> pq.FileMetaData:
+    """What a parquet file of `size_bytes` says of itself. read_end: gives its last bytes, so many.
+
+    Raises pyarrow's ArrowInvalid where it is none.
+    """
+    end = read_end(min(FOOTER_BYTES, size_bytes))
+    num_bytes = FOOTER_END.size + (FOOTER_END.unpack(end[-FOOTER_END.size :])[0] if len(end) >= FOOTER_END.size else 0)
+    if len(end) < num_bytes <= size_bytes:
+        end = read_end(num_bytes)
+    return pq.read_metadata(pa.BufferReader(end))
 
 
 def rows_before_group(path: Path, group: int) -> int:

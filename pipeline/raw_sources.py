@@ -105,8 +105,7 @@ def ask_origin(
         raise FileNotFoundError(
             f"{origin}: none of its {len(remote.listing.files):,} files is a raw file of a known kind (the first is "
             f"{remote.listing.files[0].path}): jsonl, json, ndjson, txt, csv or tsv, each also .zst or .gz, parquet or "
-            "arrow"
-            + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
+            "arrow" + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
         )
     size = format_bytes(sum(file.size_bytes for file in listed.files))
     revision = f" at revision {remote.listing.revision}" if remote.listing.revision else ""

@@ -83,7 +83,7 @@ def test_of_raw_files_elsewhere_it_fetches_a_sample_and_foretells_the_same(
         monkeypatch.setattr("pipeline.forecast_pieces.SAMPLE_BYTES", budget)
         monkeypatch.setattr("pipeline.forecast_pieces.PIECE_BYTES", 20_000)
         monkeypatch.setattr("pipeline.forecast_fetch.LINE_BYTES", 100)
-        monkeypatch.setattr("pipeline.forecast_fetch.FOOTER_BYTES", 100)
+        monkeypatch.setattr("pipeline.parquet_rows.FOOTER_BYTES", 100)
         monkeypatch.setattr("pipeline.forecast_fetch.MEASURED_BYTES", 1000)
     files = {path.relative_to(raw_kinds).as_posix(): path.read_bytes() for path in raw_kinds.rglob("*.*")}
     names = ("packed", "plain", "table", "books")

@@ -126,6 +126,28 @@ def test_a_build_from_a_bucket_of_google_is_one_from_local_copies(
     check_same(tmp_path / "out", local)
 
 
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_a_huge_file_of_parquet_is_read_in_parts_wherever_it_is(run_build, sample_model, tmp_path, monkeypatch, ranges):
+    monkeypatch.setattr("pipeline.ingest_plan.SMALLEST_TASK_BYTES", 4000)
+    monkeypatch.setattr("pipeline.parquet_rows.FOOTER_BYTES", 100)
+    table = pa.table({"text": [*make_texts(1, 300), None]})
+    (tmp_path / "notes").mkdir()
+    pq.write_table(table, tmp_path / "notes/rows.parquet", row_group_size=20)
+    data = (tmp_path / "notes/rows.parquet").read_bytes()
+    assert run_build(flags(f"{tmp_path / 'notes'}:1", tmp_path / "local", sample_model)).code == 0
+    with Server({"notes/rows.parquet": data, "notes/urls.txt": b"rows.parquet"}, ranges=ranges) as server:
+        outcome = run_build(flags(f"{server.url}/notes/urls.txt:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", tmp_path / "local")
+    tasks = [
+        event
+        for event in read_log(tmp_path / "out")
+        if (event["event"], event.get("stage")) == ("task finished", "ingest")
+    ]
+    assert (len(tasks) > 3) == ranges, len(tasks)
+    assert sum(asked is None for method, path, asked in server.requests if "rows" in path and method == "GET") <= 3
+
+
 STALL_SECONDS = 1.0
 
 
