@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from pipeline.listing import Place, RemoteFile
@@ -45,9 +46,13 @@ def open_remote(address: str, *, cache: Path | None = None) -> Path:
     """The folder in the cache of the dataset at `address`; its dataset.json is fetched if it has none.
 
     A revision of the hub is pinned then: remove the folder for a newer one. Raises ValueError or OSError with one line
-    where there is no such dataset.
+    where there is no such dataset, or where the address holds a secret: it is written into the cache and into runs.
     """
-    name = address.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    parts = urlsplit(address)
+    if parts.query or (parts.scheme in ("http", "https") and "@" in parts.netloc):
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise ValueError(f"{shown}: a dataset is read from an address without a password and a query (?...)")
+    name = address.rstrip("/").rsplit("/", 1)[-1]
     folder = (cache or cache_folder()) / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / DATASET_FILE):

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 SHA = "5" * 40
 TOKEN = "hf_secretsecretsecret"
+AWS_SECRET = "aws-secretsecret"
 
 
 @dataclass
@@ -299,7 +300,7 @@ def bucket_server(objects, monkeypatch):
     environment = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     for name, value in environment.items():

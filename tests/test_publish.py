@@ -225,6 +225,15 @@ def test_a_dataset_opens_by_its_address_and_fetches_the_shards_that_it_reads(bui
         assert np.array_equal(dataset.document_ends(3), here.document_ends(3))
 
 
+@pytest.mark.parametrize(
+    "address", ["https://user:hush@host/packed", "https://host/packed?sig=hush", "hf://org/a?t=hush"]
+)
+def test_an_address_with_a_secret_is_refused_without_it(tmp_path, address):
+    with pytest.raises(ValueError, match="without a password and a query") as caught:
+        open_remote(address, cache=tmp_path)
+    assert "hush" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_what_is_in_no_cache_is_left_alone(tmp_path):
     bring(tmp_path / "a/shard-00000.bin")
     assert find_folder(tmp_path / "a") is None and list(tmp_path.iterdir()) == []

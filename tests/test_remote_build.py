@@ -16,7 +16,7 @@ import zstandard
 from build_fixtures import hashes
 from build_process import BuildProcess
 from conftest import write_rows
-from loopback import TOKEN, Fault, FaultyBucket, Hub, Server, bucket_server
+from loopback import AWS_SECRET, TOKEN, Fault, FaultyBucket, Hub, Server, bucket_server
 
 from pipeline.web import CHUNK_BYTES, Patience
 
@@ -64,6 +64,13 @@ def read_log(out):
     return [json.loads(line) for line in (out / "build-log.jsonl").read_text().splitlines()]
 
 
+def check_secret(secret, outcome, *folders):
+    """That a secret is in nothing that was said or written."""
+    written = [path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 3 and secret.encode() not in b"".join(written)
+    assert secret not in outcome.out + outcome.error
+
+
 def check_same(out, local):
     assert hashes(out) == hashes(local)
     assert not (out / "work").exists()
@@ -89,12 +96,13 @@ def web(corpus):
 
 
 def test_a_build_from_the_hub_is_one_from_local_copies(run_build, hub, local, sample_model, tmp_path):
+    hub.files |= {"name.py": b"raise SystemExit('run')", "more.tar": b"../evil"}  # no script is run, nothing unpacked
     outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
     assert "8 raw files (2" in outcome.out and f"from hf://datasets/org/name at revision {hub.sha}" in outcome.out
     for name in hub.files:  # each once, and its card never
-        assert hub.count(f"/cdn/{name}") == (name != "README.md")
+        assert hub.count(f"/cdn/{name}") == (name not in ("README.md", "name.py", "more.tar"))
 
 
 def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local, sample_model, tmp_path, monkeypatch):
@@ -103,6 +111,7 @@ def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local
         outcome = run_build(flags("s3://corpus/raw/notes/:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
+    check_secret(AWS_SECRET, outcome, tmp_path / "out")
 
 
 @pytest.mark.long
@@ -214,6 +223,8 @@ def test_a_bucket_that_refuses_or_changes_is_one_line(run_build, bucket, sample_
     outcome = run_build(command)
     assert outcome.code == 1 and "\n" not in outcome.error
     assert "train/rows.parquet may not be read with these credentials" in outcome.error
+    assert "Signature" not in outcome.error
+    check_secret(AWS_SECRET, outcome, tmp_path / "out")
     bucket.find = lambda path: b"another content"
     outcome = run_build(command)
     assert outcome.code == 1 and "\n" not in outcome.error
@@ -285,8 +296,16 @@ def test_a_gated_repository_says_what_to_do_and_a_token_opens_it(
     outcome = run_build(command)
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
-    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert TOKEN.encode() not in written and TOKEN not in outcome.out + outcome.error
+    check_secret(TOKEN, outcome, tmp_path / "out")
+
+
+def test_a_token_is_in_no_work_file_of_a_build_that_failed(run_build, hub, sample_model, tmp_path, monkeypatch):
+    hub.gated = True
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.faults = [Fault("/cdn/train/plain-3", times=9, garble=True)]
+    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 1 and "its bytes are sha256:" in outcome.error
+    check_secret(TOKEN, outcome, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
