@@ -20,6 +20,7 @@ from pipeline.parquet_rows import read_footer
 from pipeline.plan import PlannedSource
 from pipeline.progress import format_bytes
 from pipeline.remote import RemoteSource
+from pipeline.unpacked_sizes import find_first_page
 from pipeline.web import PassingError
 
 LARGEST_WHOLE_BYTES = 100_000_000
@@ -154,6 +155,5 @@ def bring_row_groups(source: PlannedSource, number: int, part: Part) -> None:
         for index in range(metadata.num_columns):
             column = metadata.row_group(group).column(index)
             if column.path_in_schema.split(".")[0] in wanted:
-                pages = [column.data_page_offset, column.dictionary_page_offset if column.has_dictionary_page else None]
-                start = min(page for page in pages if page)
+                start = find_first_page(column)
                 source.fetching.bring_range(file.path, start, start + column.total_compressed_size)

@@ -44,8 +44,7 @@ def find_largest_page(path: Path, file: pa.NativeFile, group: pq.RowGroupMetaDat
 
 def walk_pages(file: pa.NativeFile, column: pq.ColumnChunkMetaData) -> Iterator[tuple[int, int]]:
     """What each page of a column claims to become, and what it has. Stops where it is no page: its reader will say."""
-    offsets = [column.data_page_offset, column.dictionary_page_offset if column.has_dictionary_page else None]
-    at = min(offset for offset in offsets if offset is not None)
+    at = find_first_page(column)
     end = min(at + column.total_compressed_size, file.size())
     num_bytes = HEAD_BYTES
     while at < end:
@@ -62,6 +61,11 @@ def walk_pages(file: pa.NativeFile, column: pq.ColumnChunkMetaData) -> Iterator[
         yield claimed_bytes, packed_bytes
         at += length + max(0, packed_bytes)
         num_bytes = HEAD_BYTES
+
+
+def find_first_page(column: pq.ColumnChunkMetaData) -> int:
+    """Where in the file a column of a row group begins."""
+    return min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
 
 
 def read_page_header(data: bytes) -> tuple[dict[int, int], int]:
