@@ -135,7 +135,7 @@ def test_a_build_from_a_bucket_of_google_is_one_from_local_copies(
     check_same(tmp_path / "out", local)
 
 
-@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+@pytest.mark.parametrize("ranges", [True, pytest.param(False, marks=pytest.mark.long)], ids=["ranges", "no ranges"])
 def test_a_huge_file_of_parquet_is_read_in_parts_wherever_it_is(run_build, sample_model, tmp_path, monkeypatch, ranges):
     monkeypatch.setattr("pipeline.ingest_plan.SMALLEST_TASK_BYTES", 4000)
     monkeypatch.setattr("pipeline.parquet_rows.FOOTER_BYTES", 100)
@@ -231,13 +231,6 @@ def test_a_bucket_that_refuses_or_changes_is_one_line(run_build, bucket, sample_
     assert "it has changed since it was listed" in outcome.error
 
 
-def test_a_file_of_the_hub_with_other_bytes_than_listed_is_one_line(run_build, hub, sample_model, tmp_path):
-    hub.faults = [Fault("/cdn/train/rows.parquet", times=9, garble=True)]
-    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
-    assert outcome.code == 1 and "\n" not in outcome.error
-    assert "notes: train/rows.parquet: its bytes are sha256:" in outcome.error
-
-
 def test_a_build_from_urls_through_faults_is_one_from_local_copies(run_build, web, local, sample_model, tmp_path):
     web.faults = [
         Fault("plain-0", status=429, headers={"Retry-After": "1"}),
@@ -270,6 +263,7 @@ def test_a_small_room_is_never_overrun(run_build, web, local, sample_model, tmp_
     check_same(tmp_path / "out", local)
 
 
+@pytest.mark.long
 def test_kept_raw_files_lie_where_a_build_finds_them(run_build, web, local, corpus, sample_model, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model, f"--keep-raw --raw {raw}")
@@ -299,12 +293,15 @@ def test_a_gated_repository_says_what_to_do_and_a_token_opens_it(
     check_secret(TOKEN, outcome, tmp_path / "out")
 
 
-def test_a_token_is_in_no_work_file_of_a_build_that_failed(run_build, hub, sample_model, tmp_path, monkeypatch):
+def test_other_bytes_than_listed_are_one_line_and_the_token_is_in_no_work_file(
+    run_build, hub, sample_model, tmp_path, monkeypatch
+):
     hub.gated = True
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.faults = [Fault("/cdn/train/plain-3", times=9, garble=True)]
     outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
-    assert outcome.code == 1 and "its bytes are sha256:" in outcome.error
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "notes: train/plain-3.jsonl: its bytes are sha256:" in outcome.error
     check_secret(TOKEN, outcome, tmp_path / "out")
 
 
