@@ -2,8 +2,8 @@
 
     python benchmarks/sources.py --tokenizer gpt2 --json sources.json
 
-Builds the same raw files (packed JSON lines of about 15 MB each) by turns from a folder, from an HTTP server that
-waits 50 ms before each answer, and with --s3 from moto's S3 server; all servers run here, on the same processors. The
+Builds the same raw files (packed JSON lines of about 15 MB each) by turns from a folder, from an HTTP server, and with
+--s3 from moto's S3 server; both wait 50 ms before each answer, and run here, on the same processors. The
 figure is the ingest stage's time by the build's own log, the best of the rounds, and how long its workers waited for
 files. What other work on the machine takes away hits all of them, by turns. Exits with 1 where a source keeps less
 than 90 % of the local speed.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -139,8 +139,19 @@ def run_bucket(folder: Path, port: Connection) -> None:
     client.create_bucket(Bucket="corpus")
     for path in folder.glob("*.zst"):
         client.put_object(Bucket="corpus", Key=path.name, Body=path.read_bytes())
+    server._server.app = delay(server._server.app)
     port.send(number)
     time.sleep(1e6)
+
+
+def delay(app: Callable[..., object]) -> Callable[..., object]:
+    """A WSGI application that is far away."""
+
+    def answer(*request: object) -> object:
+        time.sleep(LATENCY_SECONDS)
+        return app(*request)
+
+    return answer
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import pyarrow as pa
 from pipeline.document_batch import DocumentBatch
 from pipeline.json_lines import LineFields
 from pipeline.parquet_rows import decode_texts, make_batches, parquet_columns
+from pipeline.unpacked_sizes import refuse_arrow_bombs
 
-FILE_MAGIC = b"ARROW1"  # https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format; else it is a stream
+FILE_MAGIC = b"ARROW1"  # https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format: a stream lies behind it
+FILE_HEAD_BYTES = 8
 ROWS_AT_ONCE = 64
 
 
@@ -27,11 +29,12 @@ def read_few_rows(path: Path, fields: LineFields) -> Iterator[pa.RecordBatch]:
     """The wanted columns of the rows, few at once."""
     with pa.OSFile(str(path)) as file:
         is_file = file.read(len(FILE_MAGIC)) == FILE_MAGIC
-        file.seek(0)
-        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        start = FILE_HEAD_BYTES if is_file else 0
+        refuse_arrow_bombs(path, file, start)
+        file.seek(start)
+        reader = pa.ipc.open_stream(file)
         columns = parquet_columns(path, reader.schema, fields)
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-        for batch in batches:
+        for batch in reader:
             wanted = batch.select(columns)
             for start in range(0, len(wanted), ROWS_AT_ONCE):
                 yield decode_texts(wanted.slice(start, ROWS_AT_ONCE), fields.text)

@@ -69,6 +69,10 @@ class SourceBins(SourceShards):
         """How many bins one epoch has: always as many."""
         return self.num_windows
 
+    def find_shards(self, epoch: int, bins: np.ndarray) -> np.ndarray:
+        """The shards that bins are read from, each once: int64."""
+        return np.unique(self._locate(self.pieces(bins).starts)[0])
+
     def view(self, epoch: int, bin_number: int) -> np.ndarray:
         """The tokens of one bin, shape (seq_len + 1,): its pieces, then padding. A copy."""
         out = np.empty((1, self.seq_len + 1), dtype=self.dtype)

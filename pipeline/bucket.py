@@ -2,7 +2,7 @@
 
 Endpoint, region and credentials come from the environment, as for every program (AWS_ENDPOINT_URL, AWS_PROFILE, ...);
 without credentials a bucket is asked as anybody may. An object of S3 is one stream from a signed URL; of other
-buckets it comes in pieces of PIECE_BYTES.
+buckets it comes in pieces, which grow up to PIECE_BYTES.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.listing import Listing, RemoteFile, make_listing
 from pipeline.origins import Origin
 from pipeline.web import PassingError, Patience, RefusedError, Stream, WebClient
 
-PIECE_BYTES = 32 << 20
+FIRST_PIECE_BYTES, PIECE_BYTES = 1 << 20, 32 << 20
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 SIGNED_SECONDS = 3600
 CLIENTS = ("botocore", "aiobotocore", "aiohttp")  # some of whose errors are of no kind of Python's own
@@ -81,9 +81,11 @@ class BucketPlace:
 
     def read_pieces(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """An object piece by piece."""
-        for first in range(start, file.size_bytes, PIECE_BYTES):
-            last = min(first + PIECE_BYTES, file.size_bytes)
+        first, num_bytes = start, FIRST_PIECE_BYTES
+        while first < file.size_bytes:
+            last = min(first + num_bytes, file.size_bytes)
             yield self.attempt(lambda first=first, last=last: self.files.cat_file(file.address, first, last))
+            first, num_bytes = last, min(2 * num_bytes, PIECE_BYTES)
 
     def probe(self, file: RemoteFile) -> None:
         """Ask for an object's first byte."""

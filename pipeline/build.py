@@ -48,7 +48,7 @@ from pipeline.output import (
 )
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_recipe
 from pipeline.progress import BuildLog, make_console
-from pipeline.raw_sources import RawPlaces, find_sources, refuse_remote, save_listings
+from pipeline.raw_sources import RawPlaces, find_sources, save_listings
 from pipeline.ray_jobs import RayWorkers, import_ray
 from pipeline.read_ahead import read_ahead
 from pipeline.removal import remove_build, remove_temporary_files, remove_unlisted, remove_work
@@ -95,7 +95,6 @@ def build(arguments: BuildArguments, console: Console) -> None:
     }
     settings = prepare.choose_settings(arguments, sources)
     if arguments.dry_run:
-        refuse_remote(sources)
         print_forecast(make_forecast(arguments, settings, sources, tokenizers, console), console)
         return
     datasets = prepare.plan_datasets(arguments, settings, sources, tokenizers)

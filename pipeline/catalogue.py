@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.remote_dataset import is_remote, open_remote
+from pipeline.remote_dataset import bring, find_folder, is_remote, open_remote
 from pipeline.shard import read_dataset_json
 
 SAME_IN_ALL = ("dtype", "document_rule")
@@ -50,6 +50,18 @@ class Catalogue:
     def tokenizer(self) -> dict:
         """The tokenizer's name, sha256, and file (relative to the first dataset's folder)."""
         return self.content["tokenizer"]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file; of a dataset that lies elsewhere it is fetched now."""
+        path = self.path / self.tokenizer["file"]
+        bring(path)
+        return path
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether some of the shards come from elsewhere when they are first wanted."""
+        return any(find_folder(path) for path in self.paths)
 
     @property
     def vocab_size(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.bins import SourceBins
 from pipeline.catalogue import Catalogue
+from pipeline.fetch_ahead import FetchAhead
 from pipeline.maps import MOST_OPEN_FILES, DiskWatch, OpenFiles
 from pipeline.mixture import Mixture
 from pipeline.order import derive_key
@@ -25,9 +26,8 @@ from pipeline.reading_order import BLOCK_SIZES, STATE_FORMAT, Located, ReadingOr
 from pipeline.shard import read_dataset_json
 from pipeline.windows import Documents, SourceWindows, count_positions
 
-__all__ = ["Documents", "Located", "PackedDataset", "SourceWindows", "read_dataset_json"]
+__all__ = ["Catalogue", "Documents", "Located", "PackedDataset", "SourceWindows", "read_dataset_json"]
 
-PACKINGS = ("concat", "best-fit")
 SAME_SETTINGS = ("seq_len", "seed", "split", "packing", "shuffle")
 CHUNK_POSITIONS = 256
 """Positions that are located together where they are asked for one by one."""
@@ -36,7 +36,7 @@ CHUNK_POSITIONS = 256
 class PackedDataset(Catalogue):
     """A seeded stream of samples from the sources of one or several datasets, in the proportion of the mix.
 
-    path: a folder with dataset.json, or several of the same tokenizer. seq_len: inputs per sample.
+    path: a folder with dataset.json, its address elsewhere, or several of one tokenizer. seq_len: inputs per sample.
     mix: source -> weight (a share of the tokens drawn); by default the dataset's own. split: train, validation, test.
     packing: "concat" cuts every shard into windows; "best-fit" puts whole documents together (see bins.py).
     shuffle: "global", or "block" for storage where random reads are dear (see order.permute_blocks).
@@ -64,7 +64,7 @@ class PackedDataset(Catalogue):
         most_open_files: int = MOST_OPEN_FILES,
         cache: Path | None = None,
     ):
-        _refuse_settings(seq_len, packing=packing, shuffle=shuffle)
+        ReadingOrder.refuse_settings(seq_len, packing=packing, shuffle=shuffle)
         super().__init__(path)
         self.seq_len, self.seed, self.split, self.packing, self.shuffle = seq_len, seed, split, packing, shuffle
         self.cache = cache
@@ -76,6 +76,7 @@ class PackedDataset(Catalogue):
         self.order = ReadingOrder(self.windows, chosen, seed=seed, shuffle=shuffle, max_epochs=max_epochs)
         self.position = 0
         self._chunk: tuple[int, Located] | None = None
+        self.ahead = FetchAhead(self) if self.is_fetched else None
 
     def _open_sources(self, mix: Mapping[str, float], *, may_lack: bool) -> None:
         """Open the sources of a mix that can be drawn from. may_lack: some may have too little."""
@@ -144,6 +145,8 @@ class PackedDataset(Catalogue):
         No copy where the sample is a window: a read-only view of the file. Raises IndexError past the end.
         """
         source, epoch, sample = self._locate_one(position)
+        if self.ahead:
+            self.ahead.reach(np.array([position]))
         return self.windows[source].view(epoch, sample)
 
     def samples(self, positions: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -152,16 +155,19 @@ class PackedDataset(Catalogue):
         Where the disk has to be waited for, the system is asked for all of them at once. Raises ValueError for an `out`
         of another shape or dtype.
         """
-        return self._copy(self.locate(positions), out)[0]
+        return self._copy(as_positions(positions), out)[0]
 
-    def _copy(self, located: Located, out: np.ndarray | None) -> tuple[np.ndarray, bool]:
+    def _copy(self, positions: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, bool]:
         """The samples, and whether the disk had to be waited for."""
+        located = self.order.locate(positions)
         shape = (len(located.sources), self.seq_len + 1)
         out = np.empty(shape, dtype=self.dtype) if out is None else out
         if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}, expected a contiguous {self.dtype} {shape}")
+        if self.ahead:
+            self.ahead.reach(positions)
         watch = DiskWatch(lambda: self._will_need(located))
-        for source, epoch, rows in self._group(located):
+        for source, epoch, rows in self.group(located):
             source.copy(epoch, located.samples[rows], rows=rows, out=out, watch=watch)
         return out, watch.has_waited
 
@@ -170,7 +176,7 @@ class PackedDataset(Catalogue):
 
         Where the disk had to be waited for, the system is asked for as many after them, while these are used.
         """
-        samples, has_waited = self._copy(self.locate(range(self.position, self.position + count)), out)
+        samples, has_waited = self._copy(np.arange(self.position, self.position + count), out)
         self.position += count
         if has_waited:
             self.read_ahead(range(self.position, min(self.position + count, self.order.end)))
@@ -179,15 +185,18 @@ class PackedDataset(Catalogue):
     def read_ahead(self, positions: Sequence[int] | np.ndarray) -> None:
         """Ask the system to begin reading the samples at `positions`, and return at once. Changes no result.
 
-        With shuffle="block" the whole blocks are asked for.
+        With shuffle="block" the whole blocks are asked for; of a dataset elsewhere, that its shards be fetched.
         """
-        self._will_need(self.locate(positions))
+        if self.ahead:
+            self.ahead.reach(as_positions(positions))
+        else:
+            self._will_need(self.locate(positions))
 
     def _will_need(self, located: Located) -> None:
-        for source, epoch, rows in self._group(located):
+        for source, epoch, rows in self.group(located):
             source.will_need(epoch, located.samples[rows], in_blocks_of=BLOCK_SIZES[self.shuffle])
 
-    def _group(self, located: Located) -> list[tuple[SourceWindows | SourceBins, int, np.ndarray]]:
+    def group(self, located: Located) -> list[tuple[SourceWindows | SourceBins, int, np.ndarray]]:
         """The rows of each source and epoch."""
         opened = list(self.windows.values())
         kinds, of_row = np.unique(located.epochs * len(opened) + located.sources, return_inverse=True)
@@ -214,7 +223,7 @@ class PackedDataset(Catalogue):
         masks = np.ones((len(positions), self.seq_len), dtype=bool)
         if self.packing == "best-fit":
             located = self.locate(positions)
-            for source, epoch, rows in self._group(located):
+            for source, epoch, rows in self.group(located):
                 masks[rows] = source.target_masks(epoch, located.samples[rows])
         return masks
 
@@ -289,12 +298,3 @@ class PackedDataset(Catalogue):
         self._open_sources(dict.fromkeys(mixture.names, 1), may_lack=self.split != "train")
         self.order.set_mixture(mixture)
         self.position, self._chunk = state["position"], None
-
-
-def _refuse_settings(seq_len: int, *, packing: str, shuffle: str) -> None:
-    """Raises ValueError for a setting without a meaning."""
-    if seq_len < 1:
-        raise ValueError(f"seq_len must be 1 or more, found {seq_len}")
-    for name, value, known in (("packing", packing, PACKINGS), ("shuffle", shuffle, tuple(BLOCK_SIZES))):
-        if value not in known:
-            raise ValueError(f"{name} must be {' or '.join(known)}, found {value!r}")

@@ -1,7 +1,7 @@
 """One raw file -> Arrow batches of its documents; every row that is not a document is named. Knows no tokenizer.
 
-A row is a line of a JSON lines file (counted from 0, blank lines too), a row of a parquet file, or 0 for a text file,
-which is one document. Texts come out as they stand in the file: valid UTF-8, nothing changed.
+A row is a line of a JSON lines file (counted from 0, blank lines too), a row of a table, or 0 for a text file, which is
+one document. Texts come out as they stand in the file: valid UTF-8, nothing changed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.arrow_rows import read_arrow
+from pipeline.csv_rows import DELIMITERS, read_csv
 from pipeline.document_batch import DocumentBatch, make_strings, split_good_from_bad
 from pipeline.file_parts import SCAN_BYTES, WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
 from pipeline.json_lines import LineFields, parse_lines
@@ -52,8 +53,10 @@ def read_documents(
         return read_parquet(path, fields=fields, part=part)
     if kind == ".arrow":
         return read_arrow(path, fields=fields)
+    if kind in DELIMITERS:
+        return read_csv(path, lambda: opened(path, compression, start=0), delimiter=DELIMITERS[kind], fields=fields)
     raise ValueError(
-        f"{path}: no reader for this ending (jsonl, json, ndjson or txt, each also .zst or .gz; parquet; arrow)"
+        f"{path}: no reader for this ending (jsonl, json, ndjson, txt, csv, tsv, each also .zst or .gz; parquet; arrow)"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pipeline.contamination import keep_spans
 from pipeline.dedup import DOCUMENTS_PER_TASK
 from pipeline.documents import is_divisible
 from pipeline.folders import WORK_FOLDER
+from pipeline.forecast_fetch import RemoteSample
 from pipeline.forecast_pieces import estimate_text, share_budget
 from pipeline.forecast_sample import SourceSample, read_sample
 from pipeline.held import HASH
@@ -30,6 +31,7 @@ from pipeline.pack import MOST_DOCUMENTS, READ_BYTES
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource
 from pipeline.prepare import NamedTokenizers, choose_document_rule, train_tokenizer
 from pipeline.progress import format_bytes
+from pipeline.remote import RemoteSource
 from pipeline.shard import SPLITS
 from pipeline.sketch_file import RECIPES
 from pipeline.token_file import DROP, RUN_BYTES, RUN_DOCUMENTS, WRITE_BYTES, document_dtype
@@ -163,7 +165,9 @@ def make_forecast(
         f"dry run: reads about {format_bytes(sum(budgets.values()))} of text from {format_bytes(raw_bytes)} "
         "of raw files, and writes nothing"
     )
-    with tempfile.TemporaryDirectory() as folder:  # for the sample tokenizer and evaluation texts; gone in the end
+    # For the sample tokenizer, evaluation texts and what is fetched; gone in the end.
+    with tempfile.TemporaryDirectory() as folder:
+        sources = tuple(sample_remote(source, Path(folder)) for source in sources)
         encode, names = [], []
         for name, given in tokenizers.items():
             tokenizer = given or train_tokenizer(sources, Path(folder), engine=arguments.engine)
@@ -176,6 +180,14 @@ def make_forecast(
             for source in sources
         ]
     return Forecast(arguments, samples, tuple(encode), names)
+
+
+def sample_remote(source: PlannedSource, folder: Path) -> PlannedSource:
+    """The source, with pieces of its raw files fetched below `folder` where they are not on this disk."""
+    if not isinstance(source.fetching, RemoteSource):
+        return source
+    folder = folder / "raw" / source.name
+    return replace(source, folder=folder, fetching=RemoteSample(source.fetching, folder))
 
 
 def measure_memory() -> float:

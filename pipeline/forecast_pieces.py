@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.documents import find_kind, find_lines, measure_unpacking
 from pipeline.file_parts import WHOLE, Part
+from pipeline.forecast_fetch import bring_footer, bring_head, bring_lines, bring_row_groups, bring_whole
 from pipeline.ingest import TaskFile
 from pipeline.ingest_plan import PACKED_ENDINGS, PACKED_RATIO, make_task_file
 from pipeline.manifest import RawFile
@@ -25,6 +26,7 @@ from pipeline.plan import PlannedSource
 
 SAMPLE_BYTES = 100_000_000  # of text, all sources together
 PIECE_BYTES = 1 << 20
+WHOLE_KINDS = (".txt", ".arrow", ".csv", ".tsv")
 FEWEST_PLACES = 8  # in a source, however many sources there are
 
 
@@ -108,8 +110,9 @@ def spread_places(source: PlannedSource, groups: list[range], num_places: int) -
 
 
 def is_read_whole(source: PlannedSource, group: range) -> bool:
-    """Whether a piece is all of a group: small files, or a text file, which is one document."""
-    return measure_group(source, group) <= PIECE_BYTES or find_kind(Path(source.files[group[0]].path))[0] == ".txt"
+    """Whether a piece is all of a group: small files, or one that has no parts."""
+    kind, _ = find_kind(Path(source.files[group[0]].path))
+    return measure_group(source, group) <= PIECE_BYTES or kind in WHOLE_KINDS
 
 
 def find_start(source: PlannedSource, group: range, offset: int) -> int:
@@ -121,6 +124,7 @@ def find_start(source: PlannedSource, group: range, offset: int) -> int:
         return 0
     if kind != ".parquet":
         return min(offset, file.size_bytes - PIECE_BYTES)
+    bring_footer(source, group[0])
     parts, ends, _ = list_row_groups(path)
     return parts[int(np.searchsorted(ends, offset / estimate_text(file) * ends[-1], side="right"))].start
 
@@ -137,6 +141,7 @@ def cut_piece(source: PlannedSource, group: range, start: int, num_places: int) 
     if compression:
         return cut_head(source, number, num_places)
     part = Part(start, start + PIECE_BYTES)
+    bring_lines(source, number, part)
     first, last = find_lines(path, part)
     files = (make_task_file(source, number, part.start, part.end),)
     return Piece(files, num_places, PIECE_BYTES, last - first)
@@ -144,6 +149,7 @@ def cut_piece(source: PlannedSource, group: range, start: int, num_places: int) 
 
 def cut_whole(source: PlannedSource, group: range, num_places: int) -> Piece:
     """Whole raw files."""
+    bring_whole(source, group)
     files = tuple(make_task_file(source, number, WHOLE.start, WHOLE.end) for number in group)
     num_bytes = measure_group(source, group)
     return Piece(files, num_places, num_bytes, num_bytes)
@@ -152,6 +158,7 @@ def cut_whole(source: PlannedSource, group: range, num_places: int) -> Piece:
 def cut_first_line(source: PlannedSource) -> Piece:
     """The first line of the largest raw file: for a source of lines so long that none begins in any piece."""
     number = max(range(len(source.files)), key=lambda number: source.files[number].size_bytes)
+    bring_lines(source, number, Part(0, 1))
     _, num_bytes = find_lines(source.folder / source.files[number].path, Part(0, 1))
     return Piece((make_task_file(source, number, 0, 1),), 1, PIECE_BYTES, num_bytes)
 
@@ -160,6 +167,7 @@ def cut_head(source: PlannedSource, number: int, num_places: int) -> Piece:
     """The first lines of a packed raw file: a piece for each place in it."""
     file, wanted_bytes = source.files[number], num_places * PIECE_BYTES
     path = source.folder / file.path
+    bring_head(source, number, wanted_bytes)
     _, unpacked_bytes = find_lines(path, Part(0, wanted_bytes))
     whole_bytes = max(file.size_bytes * measure_unpacking(path), unpacked_bytes)
     files = (make_task_file(source, number, 0, wanted_bytes),)
@@ -176,6 +184,7 @@ def cut_row_groups(source: PlannedSource, number: int, start: int, num_places: i
     # Rows, not bytes, end the reading: what ends at a number of bytes ends in a long row more often than rows are long.
     most_rows = math.ceil(num_rows[index] * min(1.0, num_places * PIECE_BYTES / covered_bytes))
     covered_bytes *= most_rows / num_rows[index]
+    bring_row_groups(source, number, parts[index])
     files = (make_task_file(source, number, start, parts[index].end),)
     return Piece(files, num_places, covered_bytes, covered_bytes, most_rows)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.document_batch import DocumentBatch
+from pipeline.forecast_fetch import RemoteSample
 from pipeline.forecast_pieces import Piece, cut_all, cut_first_line, cut_sample, estimate_text
 from pipeline.ingest import IngestSettings, ingest_batch, join_small, keep_wanted, read_file
 from pipeline.plan import PlannedSource
@@ -135,7 +136,8 @@ def read_sample(source: PlannedSource, settings: IngestSettings, budget_bytes: i
     for piece in cut_all(source) if is_exact else cut_sample(source, budget_bytes):
         sample.readings.append(read_piece(piece, settings))
         num_bytes += sample.readings[-1].tally.bytes["read"]
-        if num_bytes > budget_bytes * MOST_EXCESS and not is_exact:
+        fetched_bytes = source.fetching.num_bytes if isinstance(source.fetching, RemoteSample) else 0
+        if max(num_bytes, fetched_bytes) > budget_bytes * MOST_EXCESS and not is_exact:
             break
     if not is_exact and not any(reading.piece.covered_bytes for reading in sample.readings):
         sample.readings.append(read_piece(cut_first_line(source), settings))

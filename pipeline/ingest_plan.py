@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.documents import split_file
 from pipeline.file_parts import WHOLE, Part
 from pipeline.folders import FETCH_FAILURE, TASKS_FILE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile
 from pipeline.manifest import RawFile
 from pipeline.markers import STARCODER
+from pipeline.parquet_rows import read_footer, split_by_footer
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_texts
 from pipeline.shard import token_dtype
 from pipeline.storage import read_json, write_json
@@ -158,9 +161,7 @@ def group_files(source: PlannedSource, task_bytes: int) -> Iterator[Group]:
     weight = 0
     for number, file in enumerate(source.files):
         ratio = 1 if file.path.endswith(PACKED_ENDINGS) else PACKED_RATIO
-        is_remote_parquet = source.fetching is not None and file.path.endswith(".parquet")  # its footer is not here
-        path = source.folder / file.path
-        parts = [WHOLE] if is_remote_parquet else split_file(path, file.size_bytes, task_bytes * ratio)
+        parts = split_raw_file(source, file, task_bytes * ratio)
         if len(parts) > 1:
             yield from ([group] if group else [])
             yield from ([[number, part.start, part.end]] for part in parts)
@@ -173,3 +174,19 @@ def group_files(source: PlannedSource, task_bytes: int) -> Iterator[Group]:
             group, weight = [], 0
     if group:
         yield group
+
+
+def split_raw_file(source: PlannedSource, file: RawFile, part_bytes: int) -> list[Part]:
+    """The parts that a raw file is to be read in. Of parquet elsewhere the footer alone is fetched for it.
+
+    Where a source has as many files as a build needs tasks that is not worth a request each: they stay whole.
+    """
+    if source.fetching is None or not file.path.endswith(".parquet"):
+        return split_file(source.folder / file.path, file.size_bytes, part_bytes)
+    if file.size_bytes <= part_bytes or len(source.files) >= TASKS_WANTED:
+        return [WHOLE]
+    try:
+        metadata = read_footer(lambda num_bytes: source.fetching.read_end(file.path, num_bytes) or b"", file.size_bytes)
+    except pa.ArrowInvalid:  # whoever reads the whole file says what is wrong with it
+        return [WHOLE]
+    return split_by_footer(metadata, part_bytes)

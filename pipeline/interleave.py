@@ -146,7 +146,7 @@ def write_stream(
     catalogue: Catalogue, out: Path, *, raw_files: list[str], shards: Mapping[str, list[dict[str, Any]]]
 ) -> None:
     """Finish the dataset: the tokenizer beside it, and dataset.json."""
-    for file in (catalogue.path / catalogue.tokenizer["file"]).parent.iterdir():
+    for file in catalogue.tokenizer_path.parent.iterdir():
         write_file(out / Path(catalogue.tokenizer["file"]).parent / file.name, [file.read_bytes()])
     splits = {split: describe_split(of_split) for split, of_split in shards.items()}
     listed = {STREAM: {"title": STREAM, "raw_files": raw_files, "splits": splits, "drops": []}}

@@ -62,7 +62,7 @@ class Place(Protocol):
 
 def make_listing(origin: Origin, revision: str | None, files: Iterable[RemoteFile]) -> Listing:
     """The listing of some files, hidden ones left out. Raises ValueError for paths that could not be files of ours."""
-    kept = [file for file in files if not any(name.startswith(".") for name in file.path.split("/"))]
+    kept = [file for file in files if not any(map(is_hidden, file.path.split("/")))]
     kept.sort(key=lambda file: file.path.encode())
     for file in kept:
         check_path(file.path, origin)
@@ -72,6 +72,11 @@ def make_listing(origin: Origin, revision: str | None, files: Iterable[RemoteFil
     if not kept:
         raise FileNotFoundError(f"{origin}: there are no files")
     return Listing(str(origin), revision, tuple(kept))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that is passed over; `..` is none, but a path to be refused."""
+    return name.startswith(".") and name not in (".", "..")
 
 
 def check_path(path: str, origin: Origin) -> None:

@@ -23,6 +23,7 @@ NOT_SOURCES = ("mixes", "tokenizers")
 
 ROW_ENDINGS = tuple(kind + packing for kind in (".jsonl", ".json", ".ndjson") for packing in ("", ".zst", ".gz"))
 TEXT_ENDINGS = (".txt", ".txt.zst", ".txt.gz")
+TABLE_ENDINGS = tuple(kind + packing for kind in (".csv", ".tsv") for packing in ("", ".zst", ".gz"))
 KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet", ".arrow")
 # JSON that the hub and `datasets` put beside the data; read as rows, each would be a bad row.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "sample.json")
@@ -162,6 +163,7 @@ def list_raw_files(source: Source, folder: Path) -> RawFiles:
 def choose_raw_files(source: Source, sizes: Mapping[str, int]) -> RawFiles:
     """Which of some files are the source's raw files, with their splits. sizes: in bytes, by path."""
     wanted = {path for path in sizes if find_named_split(source, path) or is_raw_file_name(path, source)}
+    wanted = wanted or {path for path in sizes if is_table_name(path, source)}
     paths = sorted(wanted, key=os.fsencode)
     splits = assign_splits(source, paths)
     files = [
@@ -228,6 +230,11 @@ def is_raw_file_name(path: str, source: Source) -> bool:
     return name.endswith((*ROW_ENDINGS, ".parquet") if source.has_manifest else KNOWN_ENDINGS) and (
         name not in DESCRIPTIONS
     )
+
+
+def is_table_name(path: str, source: Source) -> bool:
+    """Whether a file is read by its ending where a source has no others: beside them it is a list or a description."""
+    return path.endswith(TABLE_ENDINGS) and not source.has_manifest
 
 
 def check_utf8(path: str, folder: Path) -> str:

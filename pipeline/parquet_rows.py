@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,10 @@ from pipeline.document_batch import DocumentBatch, split_good_from_bad
 from pipeline.file_parts import WHOLE, Part, split_weighted
 from pipeline.json_lines import LineFields
 from pipeline.subsets import find_subsets
+from pipeline.unpacked_sizes import LARGE_BYTES, find_largest_page
 
+FOOTER_BYTES = 64 << 10
+FOOTER_END = struct.Struct("<I4s")  # the footer's length and the magic: https://parquet.apache.org/docs/file-format/
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
 MOST_ROWS_AT_ONCE = 64  # many rows can be one text of a dictionary page, which has a MB
@@ -31,7 +35,13 @@ def read_parquet(path: Path, *, fields: LineFields, part: Part = WHOLE) -> Itera
             first_row = sum(file.metadata.row_group(group).num_rows for group in range(groups[0] if groups else 0))
         except (pa.ArrowInvalid, OSError) as error:
             raise broken(path, 0, error, kind="parquet") from error
-        rows = read_few_rows(file, groups, columns, text_field=fields.text)
+        rows = (
+            batch
+            for group in groups
+            for batch in read_few_rows(
+                file, group, columns, largest_page=find_largest_page(path, raw, file.metadata.row_group(group), columns)
+            )
+        )
         yield from make_batches(path, rows, fields, first_row=first_row, kind="parquet")
 
 
@@ -54,18 +64,19 @@ def make_batches(
 
 
 def read_few_rows(
-    file: pq.ParquetFile, groups: list[int], columns: list[str], *, text_field: str
+    file: pq.ParquetFile, group: int, columns: list[str], *, largest_page: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups, so few at once that they fit into memory however long the longest are.
+    """The rows of a row group, so few at once that they fit into memory however long the longest are.
+
+    columns: the texts' first. largest_page: in bytes.
 
     A row's length is not known before it is read, and an average says nothing of the longest; but no row is longer than
     its row group. Where that is large, reading four rows at once costs 1 us a row more than reading many, one at once
     10 us: little beside what is done with rows so long.
     """
-    for group in groups:
-        num_rows = rows_at_once(file.metadata.row_group(group))
-        for rows in file.iter_batches(num_rows, row_groups=[group], columns=columns, use_threads=False):
-            yield decode_texts(rows, text_field)
+    num_rows = rows_at_once(file.metadata.row_group(group), largest_page)
+    for rows in file.iter_batches(num_rows, row_groups=[group], columns=columns, use_threads=False):
+        yield decode_texts(rows, columns[0])
 
 
 def decode_texts(rows: pa.RecordBatch, text_field: str) -> pa.RecordBatch:
@@ -76,12 +87,13 @@ def decode_texts(rows: pa.RecordBatch, text_field: str) -> pa.RecordBatch:
     return rows.set_column(rows.schema.get_field_index(text_field), text_field, texts.dictionary_decode())
 
 
-def rows_at_once(group: pq.RowGroupMetaData) -> int:
-    """How many rows of a row group to read together."""
+def rows_at_once(group: pq.RowGroupMetaData, largest_page: int) -> int:
+    """How many rows of a row group to read together: a page can be one text that many rows repeat."""
+    most_rows = min(MOST_ROWS_AT_ONCE, LARGE_BYTES // max(1, largest_page))
     mean_row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))  # of all columns, without compression
     if group.total_byte_size <= LARGE_GROUP_BYTES:
-        return max(1, min(MOST_ROWS_AT_ONCE, BATCH_BYTES // mean_row_bytes))
-    return 4 if mean_row_bytes < LARGE_ROW_BYTES else 1
+        return max(1, min(most_rows, BATCH_BYTES // mean_row_bytes))
+    return max(1, min(most_rows, 4 if mean_row_bytes < LARGE_ROW_BYTES else 1))
 
 
 def join_rows(reads: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -116,7 +128,24 @@ def split_row_groups(path: Path, part_bytes: int) -> list[Part]:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
         raise broken(path, 0, error, kind="parquet") from error
+    return split_by_footer(metadata, part_bytes)
+
+
+def split_by_footer(metadata: pq.FileMetaData, part_bytes: int) -> list[Part]:
+    """The parts of a parquet file by its footer."""
     return split_weighted([group_bytes(metadata, group) for group in range(metadata.num_row_groups)], part_bytes)
+
+
+def read_footer(read_end: Callable[[int], bytes], size_bytes: int) -> pq.FileMetaData:
+    """What a parquet file of `size_bytes` says of itself. read_end: gives its last bytes, so many.
+
+    Raises pyarrow's ArrowInvalid where it is none.
+    """
+    end = read_end(min(FOOTER_BYTES, size_bytes))
+    num_bytes = FOOTER_END.size + (FOOTER_END.unpack(end[-FOOTER_END.size :])[0] if len(end) >= FOOTER_END.size else 0)
+    if len(end) < num_bytes <= size_bytes:
+        end = read_end(num_bytes)
+    return pq.read_metadata(pa.BufferReader(end))
 
 
 def rows_before_group(path: Path, group: int) -> int:

@@ -34,6 +34,9 @@ class Fetching(Protocol):
     def bring(self, path: str) -> Path:
         """Fetch a file unless it is there; returns where it is."""
 
+    def read_end(self, path: str, num_bytes: int) -> bytes | None:
+        """The last bytes of a file, which need not be here; None where they cannot be had alone."""
+
 
 @dataclass(frozen=True)
 class PlannedSource:

@@ -104,8 +104,8 @@ def ask_origin(
     if not listed.files:
         raise FileNotFoundError(
             f"{origin}: none of its {len(remote.listing.files):,} files is a raw file of a known kind (the first is "
-            f"{remote.listing.files[0].path}): jsonl, json, ndjson or txt, each also .zst or .gz, parquet or arrow"
-            + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
+            f"{remote.listing.files[0].path}): jsonl, json, ndjson, txt, csv or tsv, each also .zst or .gz, parquet or "
+            "arrow" + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
         )
     size = format_bytes(sum(file.size_bytes for file in listed.files))
     revision = f" at revision {remote.listing.revision}" if remote.listing.revision else ""
@@ -159,12 +159,3 @@ def save_listings(sources: tuple[PlannedSource, ...]) -> None:
     """Keep what was listed with the work files, so that a restart asks for nothing."""
     for remote in find_remotes(sources).values():
         remote.save()
-
-
-def refuse_remote(sources: tuple[PlannedSource, ...]) -> None:
-    """Raise ValueError where a dry run would have to fetch raw files, since it writes nothing."""
-    for name, remote in find_remotes(sources).items():
-        raise ValueError(
-            f"--dry-run reads pieces of raw files and writes nothing, but those of {name} are at "
-            f"{remote.listing.origin}: fetch some of them into --raw, and try with these"
-        )

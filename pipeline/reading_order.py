@@ -17,6 +17,7 @@ from pipeline.mixture import Mixture
 from pipeline.order import BLOCK_SAMPLES, derive_key, permute, permute_blocks
 
 STATE_FORMAT = 1
+PACKINGS = ("concat", "best-fit")
 SHUFFLES = {"global": permute, "block": permute_blocks}
 LAST_POSITION = 1 << 61
 BLOCK_SIZES = {"global": 1, "block": BLOCK_SAMPLES}
@@ -60,6 +61,15 @@ class ReadingOrder:
         self.sources, self.seed, self.shuffle = sources, seed, shuffle
         self._max_epochs = max_epochs
         self.set_mixture(Mixture(mix))
+
+    @staticmethod
+    def refuse_settings(seq_len: int, *, packing: str, shuffle: str) -> None:
+        """Raises ValueError for a setting without a meaning."""
+        if seq_len < 1:
+            raise ValueError(f"seq_len must be 1 or more, found {seq_len}")
+        for name, value, known in (("packing", packing, PACKINGS), ("shuffle", shuffle, tuple(BLOCK_SIZES))):
+            if value not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, found {value!r}")
 
     def set_mixture(self, mixture: Mixture) -> None:
         """Draw by this mixture of `sources` from now on."""

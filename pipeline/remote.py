@@ -12,12 +12,12 @@ import threading
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.fetch import Fetcher
+from pipeline.fetch import Fetcher, check_unchanged
 from pipeline.listing import Listing, Place, RemoteFile, load_listing, save_listing
 from pipeline.origins import Origin
 from pipeline.places import open_place
 from pipeline.plan import sample_checksum
-from pipeline.web import Patience
+from pipeline.web import PassingError, Patience
 
 
 class RemoteSource:
@@ -63,6 +63,24 @@ class RemoteSource:
         """Fetch a file unless it is there, and write its checksum down; returns the bytes fetched."""
         file = self.files[path]
         return self.fetcher.fetch(file, self.folder / path, when_whole=lambda whole: self.note(path, whole))
+
+    def read_end(self, path: str, num_bytes: int) -> bytes | None:
+        """The last bytes of a file, which need not be here; None where its server gives no parts of files."""
+        return self.fetcher.patience.persist(lambda: self.try_end(path, num_bytes), what=path)
+
+    def try_end(self, path: str, num_bytes: int) -> bytes | None:
+        """One attempt."""
+        file = self.files[path]
+        start = file.size_bytes - num_bytes
+        stream = self.fetcher.place.open(file, start)
+        with contextlib.closing(stream.chunks):
+            check_unchanged(file, stream.etag, stream.size_bytes)
+            if stream.start != start:
+                return None
+            end = b"".join(stream.chunks)
+        if len(end) != num_bytes:
+            raise PassingError(f"the stream ends after {start + len(end):,} of {file.size_bytes:,} bytes")
+        return end
 
     def note(self, path: str, whole: Path) -> None:
         """Write down the checksum of a file that came."""

@@ -16,11 +16,11 @@ import fcntl
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from pipeline.listing import Place, RemoteFile
@@ -46,9 +46,13 @@ def open_remote(address: str, *, cache: Path | None = None) -> Path:
     """The folder in the cache of the dataset at `address`; its dataset.json is fetched if it has none.
 
     A revision of the hub is pinned then: remove the folder for a newer one. Raises ValueError or OSError with one line
-    where there is no such dataset.
+    where there is no such dataset, or where the address holds a secret: it is written into the cache and into runs.
     """
-    name = address.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    parts = urlsplit(address)
+    if parts.query or (parts.scheme in ("http", "https") and "@" in parts.netloc):
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise ValueError(f"{shown}: a dataset is read from an address without a password and a query (?...)")
+    name = address.rstrip("/").rsplit("/", 1)[-1]
     folder = (cache or cache_folder()) / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / DATASET_FILE):
@@ -82,16 +86,17 @@ def open_dataset_place(address: str, path: str, *, revision: str | None) -> Plac
     return open_place(origin, patience=Patience(), revision=revision)
 
 
-def bring(path: Path) -> None:
+def bring(path: Path, *, waits: bool = True) -> None:
     """Fetch a file of a dataset in the cache unless it is there; for any other path do nothing.
 
+    waits: where another process or thread is fetching it; False leaves it to that one.
     Raises ValueError or OSError where it cannot be fetched, or is not the file that dataset.json lists.
     """
     folder = find_folder(path.parent)
     if folder is None or path.exists():
         return
-    with locked(path):
-        if not path.exists():
+    with locked(path, waits=waits) as is_ours:
+        if is_ours and not path.exists():
             fetch_file(folder, path.relative_to(folder).as_posix())
 
 
@@ -128,10 +133,11 @@ def find_file(place: Place, folder: Path, address: str, path: str) -> RemoteFile
 
     if isinstance(place, UrlPlace):
         return place.describe(place.origin.address, path)
-    listing = load_listing(folder / LISTING_FILE, parse_origin(address))
-    if listing is None:
-        listing = place.list_files()
-        save_listing(listing, folder / LISTING_FILE)
+    with locked(folder / LISTING_FILE):
+        listing = load_listing(folder / LISTING_FILE, parse_origin(address))
+        if listing is None:
+            listing = place.list_files()
+            save_listing(listing, folder / LISTING_FILE)
     file = next((one for one in listing.files if one.path == path), None)
     if file is None:
         raise FileNotFoundError(f"{address} has no {path}, which its dataset.json lists")
@@ -164,41 +170,21 @@ def check_whole(whole: Path, expected: str | None, path: str, address: str) -> N
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process of this machine at a time fetch `path`. The lock dies with its process."""
+def locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
+    """Let one process or thread of this machine at a time fetch `path`. The lock dies with its process.
+
+    Gives whether it is ours: always, unless `waits` is False and another has it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
         os.close(descriptor)
-
-
-class FetchAhead:
-    """Fetches files in the order in which a reader will want them, by a thread of its own, until it is closed.
-
-    A failure is left to the reader, who meets it when it wants the file.
-    """
-
-    def __init__(self, paths: Iterable[Path]):
-        self.paths, self.is_closed = iter(paths), False
-        self.failure: Exception | None = None
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        """The thread's life."""
-        for path in self.paths:
-            if self.is_closed:
-                return
-            try:
-                bring(path)
-            except (ValueError, OSError) as error:
-                self.failure = error
-                return
-
-    def close(self) -> None:
-        """Fetch no more; waits for the file that is on its way."""
-        self.is_closed = True
-        self.thread.join()
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker forked meanwhile holds the descriptor, too
+        os.close(descriptor)

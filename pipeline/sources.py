@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from pipeline.jobs import describe
-from pipeline.manifest import Source, find_named_split, is_raw_file_name, known_source_names, load_source
+from pipeline.manifest import Source, find_named_split, is_raw_file_name, is_table_name, known_source_names, load_source
 from pipeline.origins import Origin, parse_origin
 from pipeline.places import open_place
 from pipeline.progress import format_bytes, make_console
@@ -107,6 +107,7 @@ def check_origin(origin: Origin, source: Source, console: Console) -> bool:
     try:
         place = open_place(origin, patience=patience)
         file = place.find_first(lambda path: bool(find_named_split(source, path) or is_raw_file_name(path, source)))
+        file = file or place.find_first(lambda path: is_table_name(path, source))
         if file is None:
             raise ValueError(f"{origin}: no raw file of a known kind")
         place.probe(file)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urljoin, urlsplit
 
 from pipeline.listing import Listing, RemoteFile, make_listing
-from pipeline.manifest import KNOWN_ENDINGS
+from pipeline.manifest import KNOWN_ENDINGS, TABLE_ENDINGS
 from pipeline.origins import Origin, hide_secrets
 from pipeline.web import Patience, RefusedError, Stream, WebClient
 
@@ -51,7 +51,7 @@ class UrlPlace:
         """The URLs, in the list's order."""
         address = self.origin.address
         path = urlsplit(address).path
-        if path.endswith(KNOWN_ENDINGS) and not path.endswith(LIST_ENDINGS):
+        if path.endswith((*KNOWN_ENDINGS, *TABLE_ENDINGS)) and not path.endswith(LIST_ENDINGS):
             return [address]
         text = self.patience.persist(self.read_list, what=str(self.origin)).decode(errors="replace")
         lines = [line.strip() for line in text.splitlines()]

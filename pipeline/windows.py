@@ -115,6 +115,10 @@ class SourceWindows(SourceShards):
         shards = np.searchsorted(first_windows, windows, side="right") - 1
         return shards, (windows - first_windows[shards]) * self.seq_len + self.phase(epoch)
 
+    def find_shards(self, epoch: int, windows: np.ndarray) -> np.ndarray:
+        """The shards that windows of an epoch are read from, each once: int64."""
+        return np.unique(self.locate(epoch, windows)[0])
+
     def view(self, epoch: int, window: int) -> np.ndarray:
         """The tokens of one window, shape (seq_len + 1,): a view of the file, or a copy where it is not mapped."""
         shard, start = self._locate_one(epoch, window)

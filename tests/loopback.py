@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 SHA = "5" * 40
 TOKEN = "hf_secretsecretsecret"
+AWS_SECRET = "aws-secretsecret"
 
 
 @dataclass
@@ -263,6 +264,29 @@ class WritableHub(Hub):
         self.commits.append(list(added))
 
 
+class FaultyBucket(Server):
+    """Stands before a bucket server and hands on what it is asked, but for the faults it is told."""
+
+    def __init__(self, upstream, client):
+        super().__init__()
+        self.upstream, self.client = upstream, client
+
+    def answer_api(self, handler, path, query):
+        import requests
+
+        if path.count("/") > 1 and path.rpartition("/")[2]:  # an object: send_file fetches it
+            return False
+        answer = requests.request(handler.command, self.upstream + handler.path, timeout=10)
+        handler.send(answer.status_code, answer.content, {"Content-Type": "application/xml"}, method=handler.command)
+        return True
+
+    def find(self, path):
+        bucket, _, key = path.lstrip("/").partition("/")
+        answer = self.client.get_object(Bucket=bucket, Key=key)
+        self.etags[path.lstrip("/")] = answer["ETag"].strip('"')
+        return answer["Body"].read()
+
+
 @contextlib.contextmanager
 def bucket_server(objects, monkeypatch):
     """moto's S3 server with a bucket `corpus` of these objects; the environment leads clients to it. Gives its client."""
@@ -276,7 +300,7 @@ def bucket_server(objects, monkeypatch):
     environment = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     for name, value in environment.items():

@@ -271,4 +271,4 @@ def test_a_zstd_file_with_a_long_window_says_how_to_unpack_it(tmp_path):
 
 def test_an_unknown_ending_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no reader for this ending"):
-        read_documents(write(tmp_path / "a.csv", "x"), text_field="text")
+        read_documents(write(tmp_path / "a.xml", "x"), text_field="text")

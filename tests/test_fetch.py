@@ -187,6 +187,14 @@ def test_secrets_of_a_url_are_in_no_message(tmp_path):
     assert "hush" not in str(caught.value)
 
 
+def test_a_url_that_leads_out_of_the_folder_is_refused():
+    with Server({"v1/urls.txt": b"a.jsonl\n%2e%2e/%2e%2e/evil.jsonl\n", "v1/a.jsonl": b"{}"}) as server:
+        server.files["v1/../../evil.jsonl"] = b"{}"
+        place = UrlPlace(parse_origin(f"{server.url}/v1/urls.txt"), patience=Patience(wait=lambda _: None))
+        with pytest.raises(ValueError, match=r"'\.\./\.\./evil\.jsonl' cannot be a file in a folder of ours"):
+            place.list_files()
+
+
 def test_no_server_at_all_is_one_line():
     server = Server({})
     server.http.server_close()

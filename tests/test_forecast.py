@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from conftest import write_rows
+from loopback import Fault, Server
 
 from pipeline.dataset import read_dataset_json
 
@@ -72,6 +73,36 @@ def test_documents_and_tokens_are_foretold(raw_kinds, tmp_path, sample_model, ru
         allowed = 0.15 if budget else 0
         assert numbers(outcome.out, name)[0] == pytest.approx(kept["documents"], rel=allowed)
         assert numbers(outcome.out, name)[1] == pytest.approx(kept["tokens"], rel=allowed)
+
+
+@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.long), 400_000])
+def test_of_raw_files_elsewhere_it_fetches_a_sample_and_foretells_the_same(
+    raw_kinds, tmp_path, sample_model, run_build, monkeypatch, budget
+):
+    if budget:
+        monkeypatch.setattr("pipeline.forecast_pieces.SAMPLE_BYTES", budget)
+        monkeypatch.setattr("pipeline.forecast_pieces.PIECE_BYTES", 20_000)
+        monkeypatch.setattr("pipeline.forecast_fetch.LINE_BYTES", 100)
+        monkeypatch.setattr("pipeline.parquet_rows.FOOTER_BYTES", 100)
+        monkeypatch.setattr("pipeline.forecast_fetch.MEASURED_BYTES", 1000)
+    files = {path.relative_to(raw_kinds).as_posix(): path.read_bytes() for path in raw_kinds.rglob("*.*")}
+    names = ("packed", "plain", "table", "books")
+    lists = {
+        name: "\n".join(sorted(file[len(name) + 1 :] for file in files if file.startswith(name))) for name in names
+    }
+    local = run_build(command(raw_kinds, tmp_path / "out", sample_model, "--dry-run"))
+    before = snapshot(tmp_path)
+    with Server({**files, **{f"{name}/list": text.encode() for name, text in lists.items()}}) as server:
+        server.faults = [Fault("all.jsonl", cut=100), Fault("t.parquet", status=500)]
+        mix = ",".join(f"{server.url}/{name}/list?name={name}:{4 - at}" for at, name in enumerate(names))
+        flags = command(raw_kinds, tmp_path / "out", sample_model, "--dry-run").replace(
+            "packed:4,plain:3,table:2,books:1", f"'{mix}'"
+        )
+        outcome = run_build(flags)
+    assert outcome.code == 0, outcome.error
+    assert snapshot(tmp_path) == before
+    for name in names:
+        assert read_columns(outcome.out, name)[:2] == read_columns(local.out, name)[:2]
 
 
 def test_a_weight_that_asks_for_too_much_is_warned_of(raw_kinds, tmp_path, sample_model, run_build):

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from pipeline import manifest
 from pipeline.manifest import Source, how_to_get, known_source_names, list_raw_files, load_source, read_manifest
+from pipeline.raw_sources import choose_only
+from pipeline.source_options import parse_source
 
 
 def write(folder: Path, *paths: str) -> None:
@@ -135,6 +137,19 @@ def test_redpajama_names_the_subset_by_folder_or_by_the_file_of_the_flat_sample(
     write(tmp_path, *expected)
     assert subsets_of("redpajama", tmp_path) == expected
     assert set(splits_of("redpajama", tmp_path).values()) == {"train"}
+
+
+def test_redpajama_v2_names_the_bucket_of_quality_by_the_file(tmp_path):
+    expected = {
+        "2023-06/0000/de_tail.json.gz": "tail",
+        "2023-06/0000/en_head.json.gz": "head",
+        "2023-06/0001/en_middle.json.gz": "middle",
+    }
+    write(tmp_path, *expected)
+    assert subsets_of("redpajama-v2", tmp_path) == expected
+    choice = parse_source("redpajama-v2?only=head")
+    only = choose_only(list_raw_files(load_source("redpajama-v2"), tmp_path), choice.only)
+    assert [file.path for file in only.files] == ["2023-06/0000/en_head.json.gz"]
 
 
 def test_a_list_of_urls_beside_a_known_source_is_ignored_and_said(tmp_path):

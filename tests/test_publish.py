@@ -1,18 +1,23 @@
 """A dataset goes to a hub or a bucket, and is read from there: the same bytes, or one line."""
 
+import pickle
 import shutil
+import subprocess
+import sys
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 from build_fixtures import hashes
 from build_process import BuildProcess, many_flags
-from conftest import write_rows
+from conftest import REPOSITORY, write_rows
 from loopback import Fault, Server, WritableHub, bucket_server
+from reader_fixtures import random_documents, split_documents, write_dataset
 
 from pipeline.dataset import PackedDataset
 from pipeline.publish import main
-from pipeline.remote_dataset import FetchAhead, bring, find_folder, open_remote
+from pipeline.remote_dataset import bring, find_folder, open_remote
 from pipeline.shard import find_lost_files, read_dataset_json
 
 
@@ -100,34 +105,133 @@ def test_a_dataset_goes_to_a_bucket_and_is_read_from_there(publish, built, tmp_p
         assert np.array_equal(read_all(folder), read_all(built))
 
 
-def test_a_dataset_on_a_web_server_is_fetched_ahead_and_checked(built, tmp_path):
+def test_a_file_that_changed_is_refused(built, tmp_path):
     files = {f"packed/{name}": data for name, data in hashes(built).items()}
     with Server(files) as server:
         folder = open_remote(f"{server.url}/packed", cache=tmp_path)
-        content = read_dataset_json(folder)
-        shards = [shard["path"] for shard in content["sources"]["web"]["splits"]["train"]["shards"]]
-        server.faults = [Fault(shards[0], cut=100)]
-        ahead = FetchAhead(folder / path for path in shards)
-        ahead.thread.join()
-        assert ahead.failure is None
-        assert [(folder / path).read_bytes() for path in shards] == [files[f"packed/{path}"] for path in shards]
-        data = files[f"packed/{shards[0]}"]
-        server.files[f"packed/{shards[0]}"] = data[:-2] + bytes([data[-2] ^ 1, data[-1]])
-        (folder / shards[0]).unlink()
+        shard = read_dataset_json(folder)["sources"]["web"]["splits"]["train"]["shards"][0]["path"]
+        server.faults = [Fault(shard, cut=100)]
+        bring(folder / shard)
+        assert (folder / shard).read_bytes() == files[f"packed/{shard}"]
+        data = files[f"packed/{shard}"]
+        server.files[f"packed/{shard}"] = data[:-2] + bytes([data[-2] ^ 1, data[-1]])
+        (folder / shard).unlink()
         with pytest.raises(ValueError, match="dataset.json says .*: it was changed"):
-            bring(folder / shards[0])
-        assert not (folder / shards[0]).exists()
+            bring(folder / shard)
+        assert not (folder / shard).exists()
+
+
+@pytest.fixture
+def many_shards(tmp_path, monkeypatch):
+    """A dataset of 40 shards here, and on a server that has its address."""
+    here = write_dataset(tmp_path / "here", {"web": split_documents(random_documents(1000, seed=1), 40)})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Server({f"packed/{name}": data for name, data in hashes(here).items()}) as server:
+        yield here, server
+
+
+def list_shards(dataset):
+    return {path.name for path in dataset.path.rglob("*.bin")}
+
+
+def test_shards_come_before_the_reader_wants_them_but_not_all_for_one_sample(many_shards):
+    here, server = many_shards
+    dataset, local = (PackedDataset(path, seq_len=16) for path in (f"{server.url}/packed", here))
+    assert np.array_equal(dataset.sample(5), local.sample(5))
+    dataset.ahead.finish()
+    assert 1 <= len(list_shards(dataset)) <= 2  # of the sample, and of as many after it
+    assert np.array_equal(dataset.read(8), local.read(8))
+    dataset.ahead.finish()
+    there = list_shards(dataset)
+    wanted = {local.windows["web"].paths[shard].name for shard in find_shards(local, range(16))}
+    assert there >= wanted and len(there) < 40
+    server.files.clear()
+    assert np.array_equal(dataset.read(8), local.read(8))  # all of it is there
+
+
+def find_shards(dataset, positions):
+    located = dataset.locate(positions)
+    return {int(dataset.windows["web"].locate(0, located.samples[[row]])[0][0]) for row in range(len(located.samples))}
+
+
+def test_a_copy_in_another_process_fetches_by_threads_of_its_own(many_shards):
+    here, server = many_shards
+    dataset, local = (PackedDataset(path, seq_len=16) for path in (f"{server.url}/packed", here))
+    dataset.read(4)
+    copied = pickle.loads(pickle.dumps(dataset))
+    dataset.ahead.finish()
+    assert np.array_equal(copied.samples(range(100, 130)), local.samples(range(100, 130)))
+    copied.ahead.finish()
+    assert copied.ahead.num_read == 30
+
+
+def test_a_reader_meets_what_those_ahead_of_it_could_not_fetch(many_shards):
+    here, server = many_shards
+    dataset = PackedDataset(f"{server.url}/packed", seq_len=16)
+    lost = sorted(find_shards(dataset, range(20)))[0]
+    path = dataset.windows["web"].paths[lost].relative_to(dataset.path)
+    del server.files[f"packed/{path}"]
+    with pytest.raises(ValueError, match=rf"{path.name}: the server answers 404"):
+        dataset.samples(range(20))
+
+
+READ_ALL = """
+import sys; sys.path.insert(0, {root!r})
+from pipeline.dataset import PackedDataset
+dataset = PackedDataset(sys.argv[1], seq_len=16)
+for start in range(0, len(dataset) - 8, 8):
+    dataset.samples_with_ends(range(start, start + 8))
+"""
+
+
+def start_reader(address):
+    code = READ_ALL.format(root=str(REPOSITORY))
+    return subprocess.Popen([sys.executable, "-c", code, address], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.long
+def test_ranks_of_a_machine_fetch_each_file_once(many_shards):
+    _, server = many_shards
+    readers = [start_reader(f"{server.url}/packed") for _ in range(3)]
+    for reader in readers:
+        assert (reader.communicate(timeout=60)[1], reader.returncode) == ("", 0)
+    asked = [path for method, path, _ in server.requests if method == "GET"]
+    assert len(asked) == len(set(asked)) == 81  # 40 shards with the ends of their documents, and dataset.json
+
+
+@pytest.mark.long
+def test_a_reader_that_is_killed_while_it_fetches_does_not_stop_the_others(many_shards):
+    here, server = many_shards
+    server.faults = [Fault(".bin", times=99, cut=100, stall=30)]
+    killed = start_reader(f"{server.url}/packed")
+    deadline = time.monotonic() + 30
+    while not server.count(".bin") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    other = start_reader(f"{server.url}/packed")
+    killed.kill()
+    server.faults.clear()
+    assert (other.communicate(timeout=60)[1], other.returncode) == ("", 0)
+    killed.communicate()
 
 
 def test_a_dataset_opens_by_its_address_and_fetches_the_shards_that_it_reads(built, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with Server({f"packed/{name}": data for name, data in hashes(built).items()}) as server:
         dataset = PackedDataset(f"{server.url}/packed", seq_len=16, mix={"web": 1})
-        assert not list(dataset.path.rglob("*.bin"))
+        assert not list_shards(dataset)
         here = PackedDataset(built, seq_len=16, mix={"web": 1})
         assert np.array_equal(dataset.samples(range(50)), here.samples(range(50)))
         assert {path.parts[-3] for path in dataset.path.rglob("*.bin")} == {"web"}
         assert np.array_equal(dataset.document_ends(3), here.document_ends(3))
+
+
+@pytest.mark.parametrize(
+    "address", ["https://user:hush@host/packed", "https://host/packed?sig=hush", "hf://org/a?t=hush"]
+)
+def test_an_address_with_a_secret_is_refused_without_it(tmp_path, address):
+    with pytest.raises(ValueError, match="without a password and a query") as caught:
+        open_remote(address, cache=tmp_path)
+    assert "hush" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_what_is_in_no_cache_is_left_alone(tmp_path):

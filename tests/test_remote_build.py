@@ -6,17 +6,19 @@ import os
 import random
 import re
 import shutil
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 import zstandard
 from build_fixtures import hashes
 from build_process import BuildProcess
 from conftest import write_rows
-from loopback import TOKEN, Fault, Hub, Server, bucket_server
+from loopback import AWS_SECRET, TOKEN, Fault, FaultyBucket, Hub, Server, bucket_server
 
-from pipeline.web import CHUNK_BYTES
+from pipeline.web import CHUNK_BYTES, Patience
 
 WORDS = ["mill", "stone", "grain", "water", "wheel", "flour", "sack", "weir", "été", "x=1", "</s>", "🌾"]
 
@@ -62,6 +64,13 @@ def read_log(out):
     return [json.loads(line) for line in (out / "build-log.jsonl").read_text().splitlines()]
 
 
+def check_secret(secret, outcome, *folders):
+    """That a secret is in nothing that was said or written."""
+    written = [path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 3 and secret.encode() not in b"".join(written)
+    assert secret not in outcome.out + outcome.error
+
+
 def check_same(out, local):
     assert hashes(out) == hashes(local)
     assert not (out / "work").exists()
@@ -87,12 +96,13 @@ def web(corpus):
 
 
 def test_a_build_from_the_hub_is_one_from_local_copies(run_build, hub, local, sample_model, tmp_path):
+    hub.files |= {"name.py": b"raise SystemExit('run')", "more.tar": b"../evil"}  # no script is run, nothing unpacked
     outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
     assert "8 raw files (2" in outcome.out and f"from hf://datasets/org/name at revision {hub.sha}" in outcome.out
     for name in hub.files:  # each once, and its card never
-        assert hub.count(f"/cdn/{name}") == (name != "README.md")
+        assert hub.count(f"/cdn/{name}") == (name not in ("README.md", "name.py", "more.tar"))
 
 
 def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local, sample_model, tmp_path, monkeypatch):
@@ -101,6 +111,124 @@ def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local
         outcome = run_build(flags("s3://corpus/raw/notes/:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
+    check_secret(AWS_SECRET, outcome, tmp_path / "out")
+
+
+@pytest.mark.long
+def test_a_build_from_a_bucket_of_google_is_one_from_local_copies(
+    run_build, corpus, local, sample_model, tmp_path, monkeypatch
+):
+    pytest.importorskip("gcsfs", reason="gs:// needs gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no emulator of Google's storage")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="corpus")
+    server.start()
+    try:
+        url = f"http://127.0.0.1:{server._api._httpd.server_port}"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        for name, data in corpus[1].items():
+            put = f"{url}/upload/storage/v1/b/corpus/o"
+            requests.post(put, params={"uploadType": "media", "name": f"raw/notes/{name}"}, data=data, timeout=10)
+        outcome = run_build(flags("gs://corpus/raw/notes:1", tmp_path / "out", sample_model))
+    finally:
+        server.stop()
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+
+
+@pytest.mark.parametrize("ranges", [True, pytest.param(False, marks=pytest.mark.long)], ids=["ranges", "no ranges"])
+def test_a_huge_file_of_parquet_is_read_in_parts_wherever_it_is(run_build, sample_model, tmp_path, monkeypatch, ranges):
+    monkeypatch.setattr("pipeline.ingest_plan.SMALLEST_TASK_BYTES", 4000)
+    monkeypatch.setattr("pipeline.parquet_rows.FOOTER_BYTES", 100)
+    table = pa.table({"text": [*make_texts(1, 300), None]})
+    (tmp_path / "notes").mkdir()
+    pq.write_table(table, tmp_path / "notes/rows.parquet", row_group_size=20)
+    data = (tmp_path / "notes/rows.parquet").read_bytes()
+    assert run_build(flags(f"{tmp_path / 'notes'}:1", tmp_path / "local", sample_model)).code == 0
+    with Server({"notes/rows.parquet": data, "notes/urls.txt": b"rows.parquet"}, ranges=ranges) as server:
+        outcome = run_build(flags(f"{server.url}/notes/urls.txt:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", tmp_path / "local")
+    tasks = [
+        event
+        for event in read_log(tmp_path / "out")
+        if (event["event"], event.get("stage")) == ("task finished", "ingest")
+    ]
+    assert (len(tasks) > 3) == ranges, len(tasks)
+    assert sum(asked is None for method, path, asked in server.requests if "rows" in path and method == "GET") <= 3
+
+
+STALL_SECONDS = 1.0
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A stalled server is given up after a fraction of a second instead of half a minute."""
+    monkeypatch.setattr("pipeline.raw_sources.Patience", partial(Patience, read_seconds=STALL_SECONDS / 3))
+
+
+def list_faults(folder):
+    """What goes wrong with files below a folder, once each; a stalled or cut body goes on."""
+    return [
+        Fault(f"{folder}train/plain-0", status=429, headers={"Retry-After": "1"}),
+        Fault(f"{folder}train/plain-1", cut=1000),
+        Fault(f"{folder}train/plain-2", status=500),
+        Fault(f"{folder}train/plain-3", cut=70_000, stall=STALL_SECONDS),
+        Fault(f"{folder}train/packed.jsonl.zst", cut=0),
+        Fault(f"{folder}validation/few", status=503, headers={"Retry-After": "0"}),
+    ]
+
+
+@pytest.mark.long
+def test_a_build_from_the_hub_through_faults_is_one_from_local_copies(
+    run_build, hub, impatient, local, sample_model, tmp_path
+):
+    hub.faults = [
+        Fault("/api/datasets", status=503),
+        Fault("/tree/", status=429, headers={"RateLimit": '"api";r=0;t=1'}),
+        Fault("/resolve/", times=2, status=429, headers={"Retry-After": "1"}),
+        Fault("/cdn/train/rows.parquet", garble=True),
+        *list_faults("/cdn/"),
+    ]
+    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    assert not any(fault.times for fault in hub.faults)
+
+
+@pytest.fixture
+def bucket(corpus, monkeypatch):
+    objects = {f"notes/{name}": data for name, data in corpus[1].items()}
+    with (
+        bucket_server(objects, monkeypatch) as client,
+        FaultyBucket(os.environ["AWS_ENDPOINT_URL"], client) as server,
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
+
+
+@pytest.mark.long
+def test_a_build_from_a_bucket_through_faults_is_one_from_local_copies(
+    run_build, bucket, impatient, local, sample_model, tmp_path
+):
+    bucket.faults = [Fault("/corpus", status=503), *list_faults("/corpus/notes/")]
+    outcome = run_build(flags("s3://corpus/notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    assert not any(fault.times for fault in bucket.faults)
+
+
+def test_a_bucket_that_refuses_or_changes_is_one_line(run_build, bucket, sample_model, tmp_path):
+    command = flags("s3://corpus/notes:1", tmp_path / "out", sample_model)
+    bucket.faults = [Fault("/corpus/notes/train/rows.parquet", times=9, status=403)]
+    outcome = run_build(command)
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "train/rows.parquet may not be read with these credentials" in outcome.error
+    assert "Signature" not in outcome.error
+    check_secret(AWS_SECRET, outcome, tmp_path / "out")
+    bucket.find = lambda path: b"another content"
+    outcome = run_build(command)
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "it has changed since it was listed" in outcome.error
 
 
 def test_a_build_from_urls_through_faults_is_one_from_local_copies(run_build, web, local, sample_model, tmp_path):
@@ -135,6 +263,7 @@ def test_a_small_room_is_never_overrun(run_build, web, local, sample_model, tmp_
     check_same(tmp_path / "out", local)
 
 
+@pytest.mark.long
 def test_kept_raw_files_lie_where_a_build_finds_them(run_build, web, local, corpus, sample_model, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model, f"--keep-raw --raw {raw}")
@@ -161,8 +290,19 @@ def test_a_gated_repository_says_what_to_do_and_a_token_opens_it(
     outcome = run_build(command)
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", local)
-    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert TOKEN.encode() not in written and TOKEN not in outcome.out + outcome.error
+    check_secret(TOKEN, outcome, tmp_path / "out")
+
+
+def test_other_bytes_than_listed_are_one_line_and_the_token_is_in_no_work_file(
+    run_build, hub, sample_model, tmp_path, monkeypatch
+):
+    hub.gated = True
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.faults = [Fault("/cdn/train/plain-3", times=9, garble=True)]
+    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert "notes: train/plain-3.jsonl: its bytes are sha256:" in outcome.error
+    check_secret(TOKEN, outcome, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +346,7 @@ def test_the_hubs_own_parquet_copy_has_its_splits_below_a_config(run_build, hub,
 
 
 def test_a_hub_without_raw_files_leads_to_its_parquet_copy(run_build, hub, sample_model, tmp_path):
-    hub.files = {"a.csv": b"text", "script.py": b"raise SystemExit"}
+    hub.files = {"a.xml": b"<text/>", "script.py": b"raise SystemExit"}
     outcome = run_build(flags("hf://org/name:1", tmp_path / "out", sample_model))
     assert outcome.code == 1 and "none of its 2 files is a raw file" in outcome.error
     assert outcome.error.endswith("Try the hub's own copy in parquet: @refs/convert/parquet")
@@ -232,6 +372,24 @@ def test_a_file_that_changes_while_it_is_built_stops_with_one_line(run_build, we
 
 
 @pytest.mark.long
+def test_a_build_from_the_hub_killed_while_it_fetches_goes_on_where_it_was(hub, local, sample_model, tmp_path):
+    out = tmp_path / "out"
+    command = flags("hf://org/name?name=notes:1", out, sample_model)
+    hub.faults = [Fault("/cdn/train/plain-3", cut=2_000_000, stall=60)]
+    process = BuildProcess(command, out)
+    part = out / "work/raw/notes/train"
+    assert process.wait_until(lambda: any(path.stat().st_size == CHUNK_BYTES for path in part.glob("plain-3*.part")))
+    process.kill()
+    hub.faults.clear()
+    hub.requests.clear()
+    code, _, error = BuildProcess(command, out).finish()
+    assert code == 0, error
+    check_same(out, local)
+    assert ("GET", "/cdn/train/plain-3.jsonl", f"bytes={CHUNK_BYTES}-") in hub.requests
+    assert hub.count("/tree/") == 0  # nothing is listed again
+
+
+@pytest.mark.long
 def test_a_build_killed_while_it_fetches_goes_on_where_it_was(web, local, sample_model, tmp_path):
     out = tmp_path / "out"
     command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model)
@@ -254,9 +412,3 @@ def test_half_fetched_raw_files_are_not_taken_for_a_source(run_build, corpus, sa
     (tmp_path / "raw/notes/train/z.jsonl.0123abcd.part").write_bytes(b"{")
     outcome = run_build(flags("notes:1", tmp_path / "out", sample_model, f"--raw {tmp_path / 'raw'}"))
     assert outcome.code == 1 and "is half fetched" in outcome.error
-
-
-def test_a_dry_run_says_that_it_fetches_nothing(run_build, web, sample_model, tmp_path):
-    outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, "--dry-run"))
-    assert outcome.code == 1 and "fetch some of them into --raw" in outcome.error
-    assert not (tmp_path / "out").exists() and "AWS" not in os.environ

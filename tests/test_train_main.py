@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loopback import Server
 from train_fixtures import (
     SMALL_MODEL,
     counting_documents,
@@ -225,3 +226,17 @@ def test_threads_that_the_user_chose_are_left_alone(data, tmp_path):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.long
+def test_a_run_on_a_dataset_that_lies_elsewhere_is_one_on_a_local_copy(
+    data, finished_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = {path.relative_to(data).as_posix(): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with Server({f"packed/{name}": content for name, content in files.items()}) as server:
+        address = f"{server.url}/packed"
+        assert train(address, tmp_path / "run", "--steps", "8", "--checkpoint-every", "3") == 0
+    assert losses_of(tmp_path / "run") == losses_of(finished_run)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == address
+    assert f"data    {address}" in capsys.readouterr().out

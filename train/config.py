@@ -41,8 +41,8 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 class TrainConfig:
     """One training run. A recipe sets what it names; flags come last."""
 
-    data: Path = Path("data/packed")
-    """The dataset: a folder that pipeline/build.py finished."""
+    data: str = "data/packed"
+    """The dataset: a folder that pipeline/build.py finished, or where one was published (hf://, s3://, https://)."""
     recipe: str | None = None
     """A recipe's name, or a TOML file. Default: by the device and the dataset's tokenizer."""
     out: Path | None = None

@@ -10,14 +10,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.attention import DocumentMask, build_document_mask
-from pipeline.dataset import PackedDataset, read_dataset_json
+from pipeline.dataset import Catalogue, PackedDataset
 
 WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)(e-?\d\d?)?", re.ASCII)
 """A decimal of 0 or more, as a mix writes it."""
@@ -72,9 +71,9 @@ def parse_mix(text: str | None) -> dict[str, float] | None:
     return mix
 
 
-def open_dataset(path: Path, *, mix: str | None, seq_len: int, seed: int) -> PackedDataset:
+def open_dataset(path: str, *, mix: str | None, seq_len: int, seed: int) -> PackedDataset:
     """The dataset as a run reads it. Raises ValueError for a mix that is none, or names a source that is not there."""
-    arranged = arrange_mix(parse_mix(mix), known=read_dataset_json(path)["mix"])
+    arranged = arrange_mix(parse_mix(mix), known=Catalogue(path).content["mix"])
     return PackedDataset(path, seq_len=seq_len, mix=arranged, seed=seed)
 
 

@@ -35,7 +35,7 @@ class LedgerFlags:
     """A run's folder (its newest checkpoint), or one checkpoint."""
     step: int | None = None
     """List the windows of this step, 1 being the first, instead of checking all."""
-    data: Path | None = None
+    data: str | None = None
     """The dataset, where it is no longer at the place that the run names."""
 
 
@@ -54,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_same_dataset(manifest: Manifest, path: Path | None) -> PackedDataset:
+def open_same_dataset(manifest: Manifest, path: str | None) -> PackedDataset:
     """The dataset as the run read it. Raises ValueError for another one."""
     config = manifest.config
-    path = path or Path(config["data"])
+    path = path or config["data"]
     dataset = open_dataset(path, mix=config["mix"], seq_len=config["seq_len"], seed=config["seed"])
     wanted = manifest.dataset["fingerprint"]
     if dataset.fingerprint != wanted:

@@ -2,10 +2,9 @@
 
 import os
 from datetime import timedelta
-from pathlib import Path
 
 from model.config import ModelConfig
-from pipeline.dataset import PackedDataset, read_dataset_json
+from pipeline.dataset import Catalogue, PackedDataset
 from train.config import TrainConfig, load_recipe, recipe_names
 
 CPU_RECIPE = "demo"
@@ -14,13 +13,13 @@ CPU_FLOPS_PER_CORE = 50e9
 """A rough figure for float32 matrix work, to say how long a large model would take."""
 
 
-def choose_recipe(data: Path, *, device_type: str) -> tuple[str, str]:
+def choose_recipe(data: str, *, device_type: str) -> tuple[str, str]:
     """The recipe for a run that names none, and a sentence that says why.
 
     On CUDA the one whose tokenizer and document rule are the dataset's; on a CPU the demo. Raises FileNotFoundError
     where there is no dataset.
     """
-    content = read_dataset_json(data)
+    content = Catalogue(data).content
     tokenizer = content["tokenizer"]["name"]
     fitting = [name for name in recipe_names() if name != CPU_RECIPE and _fits(load_recipe(name), content)]
     if not fitting:

@@ -145,7 +145,7 @@ def describe_run(
 
 def prepare_folder(run: Run) -> None:
     """Make RUN_DIR: the settings, the tokenizer, and metrics that end where this run goes on."""
-    tokenizer = run.config.data / run.dataset.tokenizer["file"]
+    tokenizer = run.dataset.tokenizer_path
     folder = run.folder / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tokenizer, folder / tokenizer.name)
