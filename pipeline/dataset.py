@@ -10,7 +10,7 @@ same for any world size, batch size and number of workers. Any position can be a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.bins import SourceBins
 from pipeline.catalogue import Catalogue
 from pipeline.maps import MOST_OPEN_FILES, DiskWatch, OpenFiles
 from pipeline.mixture import Mixture
-from pipeline.order import derive_key
+from pipeline.order import derive_key, groups
 from pipeline.reading_order import BLOCK_SIZES, STATE_FORMAT, Located, ReadingOrder, as_positions, refuse_state
 from pipeline.shard import read_dataset_json
 from pipeline.windows import Documents, SourceWindows, count_positions
@@ -187,12 +187,12 @@ class PackedDataset(Catalogue):
         for source, epoch, rows in self._group(located):
             source.will_need(epoch, located.samples[rows], in_blocks_of=BLOCK_SIZES[self.shuffle])
 
-    def _group(self, located: Located) -> list[tuple[SourceWindows | SourceBins, int, np.ndarray]]:
+    def _group(self, located: Located) -> Iterator[tuple[SourceWindows | SourceBins, int, np.ndarray]]:
         """The rows of each source and epoch."""
-        opened = list(self.windows.values())
-        kinds, of_row = np.unique(located.epochs * len(opened) + located.sources, return_inverse=True)
-        pairs = (divmod(kind, len(opened)) for kind in kinds.tolist())
-        return [(opened[source], epoch, np.flatnonzero(of_row == kind)) for kind, (epoch, source) in enumerate(pairs)]
+        opened, all_rows = list(self.windows.values()), np.arange(len(located.sources))
+        for kind, chosen in groups(located.epochs * len(opened) + located.sources):
+            epoch, source = divmod(kind, len(opened))
+            yield opened[source], epoch, all_rows[chosen]
 
     def samples_with_ends(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """The samples at `positions`, as samples gives them, and each one's document_ends."""

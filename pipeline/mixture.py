@@ -13,6 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from pipeline.order import groups
+
 LARGEST_TOTAL_WEIGHT = 3_000_000_000  # its square fits into int64
 FINEST_PARTS = 1_000_000_000
 
@@ -149,8 +151,8 @@ class Mixture:
         starts = np.array([segment.start for segment in self.segments])
         numbers = np.searchsorted(starts, positions, side="right") - 1
         sources, draws = np.empty_like(positions), np.empty_like(positions)
-        for number in np.unique(numbers).tolist():
-            segment, chosen = self.segments[number], numbers == number
+        for number, chosen in groups(numbers):
+            segment = self.segments[number]
             index, count = apportion(positions[chosen] - segment.start, segment.weights)
             sources[chosen] = np.array([self.names.index(name) for name in segment.names])[index]
             draws[chosen] = count + np.array(segment.draws_before)[index]

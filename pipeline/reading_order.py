@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.mixture import Mixture
-from pipeline.order import BLOCK_SAMPLES, derive_key, permute, permute_blocks
+from pipeline.order import BLOCK_SAMPLES, derive_key, groups, permute, permute_blocks
 
 STATE_FORMAT = 1
 SHUFFLES = {"global": permute, "block": permute_blocks}
@@ -92,8 +92,7 @@ class ReadingOrder:
         source = self.sources[name]
         epochs, offsets = source.split_draws(draws)
         samples = np.empty_like(offsets)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
+        for epoch, chosen in groups(epochs):
             size, key = source.num_samples(epoch), derive_key(self.seed, name, epoch)
             samples[chosen] = SHUFFLES[self.shuffle](offsets[chosen], size=size, key=key)
         return epochs, samples
