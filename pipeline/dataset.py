@@ -40,8 +40,8 @@ class PackedDataset(Catalogue):
     mix: source -> weight (a share of the tokens drawn); by default the dataset's own. split: train, validation, test.
     packing: "concat" cuts every shard into windows; "best-fit" puts whole documents together (see bins.py).
     shuffle: "global", or "block" for storage where random reads are dear (see order.permute_blocks).
-    max_epochs: how often a source may be read, for all or by source; positions end there. By default the stream is
-    endless, and len() counts the positions before any source begins its second epoch.
+    max_epochs: how often a source may be read, 2 for all, or by source ("web:1,code:4" too); positions end there. By
+    default the stream is endless, and len() counts the positions before any source begins its second epoch.
     use_maps: False reads files unmapped, where mapped pages count as a program's memory. cache: the folder of best-fit
     indexes, which are made on first use; by default the user's.
 
@@ -59,7 +59,7 @@ class PackedDataset(Catalogue):
         split: str = "train",
         packing: str = "concat",
         shuffle: str = "global",
-        max_epochs: int | Mapping[str, int] | None = None,
+        max_epochs: int | str | Mapping[str, int] | None = None,
         use_maps: bool = True,
         most_open_files: int = MOST_OPEN_FILES,
         cache: Path | None = None,
@@ -75,6 +75,7 @@ class PackedDataset(Catalogue):
         chosen = {source: weight for source, weight in chosen.items() if source in self.windows}
         self.order = ReadingOrder(self.windows, chosen, seed=seed, shuffle=shuffle, max_epochs=max_epochs)
         self.position = 0
+        self.has_waited = False  # whether the last `samples` had to wait for the disk
         self._chunk: tuple[int, Located] | None = None
 
     def _open_sources(self, mix: Mapping[str, float], *, may_lack: bool) -> None:
@@ -152,10 +153,7 @@ class PackedDataset(Catalogue):
         Where the disk has to be waited for, the system is asked for all of them at once. Raises ValueError for an `out`
         of another shape or dtype.
         """
-        return self._copy(self.locate(positions), out)[0]
-
-    def _copy(self, located: Located, out: np.ndarray | None) -> tuple[np.ndarray, bool]:
-        """The samples, and whether the disk had to be waited for."""
+        located = self.locate(positions)
         shape = (len(located.sources), self.seq_len + 1)
         out = np.empty(shape, dtype=self.dtype) if out is None else out
         if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
@@ -163,25 +161,27 @@ class PackedDataset(Catalogue):
         watch = DiskWatch(lambda: self._will_need(located))
         for source, epoch, rows in self._group(located):
             source.copy(epoch, located.samples[rows], rows=rows, out=out, watch=watch)
-        return out, watch.has_waited
+        self.has_waited = watch.has_waited
+        return out
 
     def read(self, count: int, out: np.ndarray | None = None) -> np.ndarray:
         """The next `count` samples from `position` on, which moves on by as many.
 
         Where the disk had to be waited for, the system is asked for as many after them, while these are used.
         """
-        samples, has_waited = self._copy(self.locate(range(self.position, self.position + count)), out)
+        samples = self.samples(range(self.position, self.position + count), out)
         self.position += count
-        if has_waited:
-            self.read_ahead(range(self.position, min(self.position + count, self.order.end)))
+        if self.has_waited:
+            self.read_ahead(range(self.position, self.position + count))
         return samples
 
     def read_ahead(self, positions: Sequence[int] | np.ndarray) -> None:
         """Ask the system to begin reading the samples at `positions`, and return at once. Changes no result.
 
-        With shuffle="block" the whole blocks are asked for.
+        With shuffle="block" the whole blocks are asked for. Worth it where `has_waited`; none is read past the end.
         """
-        self._will_need(self.locate(positions))
+        wanted = as_positions(positions)
+        self._will_need(self.locate(wanted[wanted < self.order.end]))
 
     def _will_need(self, located: Located) -> None:
         for source, epoch, rows in self._group(located):

@@ -55,10 +55,10 @@ class ReadingOrder:
         *,
         seed: int,
         shuffle: str,
-        max_epochs: int | Mapping[str, int] | None,
+        max_epochs: int | str | Mapping[str, int] | None,
     ):
         self.sources, self.seed, self.shuffle = sources, seed, shuffle
-        self._max_epochs = max_epochs
+        self._max_epochs = parse_epochs(max_epochs) if isinstance(max_epochs, str) else max_epochs
         self.set_mixture(Mixture(mix))
 
     def set_mixture(self, mixture: Mixture) -> None:
@@ -152,6 +152,18 @@ def refuse_state(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
                 f"the state was saved with {name} {state[name]!r}, the dataset is open with {value!r}: "
                 f"open it with {state[name]!r} to go on"
             )
+
+
+def parse_epochs(text: str) -> int | dict[str, int]:
+    """max_epochs from "2", or by source from "web:1,code:4". Raises ValueError."""
+    parts = [part.strip().rpartition(":") for part in text.split(",")]
+    is_for_all = len(parts) == 1 and not parts[0][1]
+    if not all(number.isdecimal() and (source or is_for_all) for source, _, number in parts):
+        raise ValueError(f"max_epochs {text!r} must be a number, or source:number for each source that has a limit")
+    by_source = {source: int(number) for source, _, number in parts}
+    if len(by_source) < len(parts):
+        raise ValueError(f"max_epochs {text!r} names a source twice")
+    return by_source[""] if is_for_all else by_source
 
 
 def _epochs_by_source(max_epochs: int | Mapping[str, int] | None, sources: Mapping[str, Samples]) -> dict[str, int]:
