@@ -88,8 +88,8 @@ class PackedDataset(Catalogue):
                 self.windows[source] = opened
             elif weight and not may_lack:
                 raise ValueError(
-                    f"source {source!r} has {opened.num_tokens:,} tokens in split {self.split!r} of {self.name}, too "
-                    f"few for a window of seq_len {self.seq_len}: lower --seq-len, or leave the source out of the mix"
+                    f"source {source!r} has {opened.num_tokens:,} tokens in split {self.split!r} of {self.name}, and no"
+                    f" shard of it holds a window of seq_len {self.seq_len:,}: lower seq_len, or leave the source out"
                 )
         if not self.windows:
             raise ValueError(f"split {self.split!r} of {self.name} has no window of seq_len {self.seq_len}")
@@ -293,8 +293,8 @@ class PackedDataset(Catalogue):
 
 def _refuse_settings(seq_len: int, *, packing: str, shuffle: str) -> None:
     """Raises ValueError for a setting without a meaning."""
-    if seq_len < 1:
-        raise ValueError(f"seq_len must be 1 or more, found {seq_len}")
+    if not isinstance(seq_len, int | np.integer) or seq_len < 1:
+        raise ValueError(f"seq_len must be a whole number, 1 or more, found {seq_len!r}")
     for name, value, known in (("packing", packing, PACKINGS), ("shuffle", shuffle, tuple(BLOCK_SIZES))):
         if value not in known:
             raise ValueError(f"{name} must be {' or '.join(known)}, found {value!r}")

@@ -104,7 +104,10 @@ class Mixture:
     @staticmethod
     def _segment(start: int, mix: Mapping[str, float], draws: Mapping[str, int]) -> Segment:
         names = tuple(sorted({*mix, *draws}))
-        weights = integer_weights([mix.get(name, 0) for name in names])
+        try:
+            weights = integer_weights([mix.get(name, 0) for name in names])
+        except ValueError as error:
+            raise ValueError(f"mix {dict(mix)}: {error}") from None
         return Segment(start, dict(mix), names, tuple(weights), tuple(draws.get(name, 0) for name in names))
 
     def then(self, start: int, mix: Mapping[str, float]) -> Mixture:

@@ -17,6 +17,7 @@ from pipeline.mixture import Mixture
 from pipeline.order import BLOCK_SAMPLES, derive_key, groups, permute, permute_blocks
 
 STATE_FORMAT = 1
+STATE_KEYS = ("shards", "position", "mixes")
 SHUFFLES = {"global": permute, "block": permute_blocks}
 LAST_POSITION = 1 << 61
 BLOCK_SIZES = {"global": 1, "block": BLOCK_SAMPLES}
@@ -146,6 +147,10 @@ def refuse_state(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises ValueError where a reader's state is of another version, or was saved with other settings than these."""
     if state.get("format") != STATE_FORMAT:
         raise ValueError(f"the state has format {state.get('format')}, this program reads {STATE_FORMAT}: update it")
+    if missing := [name for name in (*settings, *STATE_KEYS) if name not in state]:
+        raise ValueError(f"the state lacks {', '.join(missing)}: take one whole, as PackedDataset.state() gives it")
+    if not isinstance(state["position"], int) or state["position"] < 0:
+        raise ValueError(f"the state's position is {state['position']!r}: it must be a whole number, 0 or more")
     for name, value in settings.items():
         if state[name] != value:
             raise ValueError(
@@ -168,10 +173,13 @@ def parse_epochs(text: str) -> int | dict[str, int]:
 
 def _epochs_by_source(max_epochs: int | Mapping[str, int] | None, sources: Mapping[str, Samples]) -> dict[str, int]:
     """max_epochs for each source that has one. Raises ValueError for one below 1 or of a source that is not there."""
-    by_source = dict.fromkeys(sources, max_epochs) if isinstance(max_epochs, int) else dict(max_epochs or {})
+    is_by_source = isinstance(max_epochs, Mapping) or max_epochs is None
+    by_source = dict(max_epochs or {}) if is_by_source else dict.fromkeys(sources, max_epochs)
     for name, epochs in by_source.items():
         if name not in sources:
             raise ValueError(f"max_epochs names {name!r}, which is not in the mix: it has {', '.join(sources)}")
-        if epochs < 1:
-            raise ValueError(f"max_epochs of {name!r} must be 1 or more, found {epochs}: weight 0 leaves a source out")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(
+                f"max_epochs of {name!r} must be a whole number, 1 or more, found {epochs!r}; weight 0 leaves it out"
+            )
     return by_source
