@@ -50,7 +50,7 @@ lint: .venv/installed
 	touch $@
 
 # One that cannot be installed is said and left out, and its tests are skipped.
-INSTALL_READERS := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --upgrade --no-deps --target .readers
+INSTALL_READERS := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --upgrade --no-deps --no-compile --target .readers
 .readers/installed: .venv/installed tests/other_readers.txt
 	mkdir -p .readers
 	$(INSTALL_READERS) -r tests/other_readers.txt || for package in $$(grep -v '^#' tests/other_readers.txt); do \
