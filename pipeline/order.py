@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def permute(indices: np.ndarray, *, size: int, key: int, inverse: bool = False) 
     rows = math.isqrt(size)
     shape = (rows, -(-size // rows))
     result = _walk(indices.reshape(-1), shape=shape, key=key, inverse=inverse)
-    outside = np.flatnonzero(result >= size)
+    outside = np.flatnonzero(result >= size) if result.max() >= size else ()
     while len(outside):
         result[outside] = _walk(result[outside], shape=shape, key=key, inverse=inverse)
         outside = outside[result[outside] >= size]
@@ -74,6 +75,8 @@ def _refuse_outside(indices: np.ndarray, size: int) -> None:
 
 def _walk(indices: np.ndarray, *, shape: tuple[int, int], key: int, inverse: bool) -> np.ndarray:
     """One pass of the network over range(rows * columns) for a flat array of indices."""
+    if len(indices) <= CHUNK:
+        return _feistel(indices, shape=shape, key=key, inverse=inverse)
     result = np.empty(len(indices), dtype=np.int64)
     for start in range(0, len(indices), CHUNK):
         chunk = slice(start, start + CHUNK)
@@ -86,13 +89,12 @@ def _feistel(indices: np.ndarray, *, shape: tuple[int, int], key: int, inverse: 
     sizes = [np.array(size, dtype=np.uint64) for size in shape]
     row = indices.view(np.uint64) // sizes[1]
     column = indices.view(np.uint64) - row * sizes[1]
-    halves, shift = (row, column), np.empty_like(row)
+    halves, shift, keys = (row, column), np.empty_like(row), _round_keys(key)
     move, wrap = (np.subtract, np.add) if inverse else (np.add, np.subtract)
     rounds = range(NUM_ROUNDS)
     for number in reversed(rounds) if inverse else rounds:
         moved, size = halves[number % 2], sizes[number % 2]
-        round_key = np.array((key + (number + 1) * GOLDEN) % 2**64, dtype=np.uint64)
-        _hash_half(halves[1 - number % 2], round_key, out=shift)
+        _hash_half(halves[1 - number % 2], keys[number], out=shift)
         shift *= size  # the hash times the size, over 2**32: within range(size), and no division
         shift >>= HALF
         move(moved, shift, out=moved)
@@ -101,6 +103,12 @@ def _feistel(indices: np.ndarray, *, shape: tuple[int, int], key: int, inverse: 
     row *= sizes[1]
     row += column
     return row.view(np.int64)
+
+
+@lru_cache(maxsize=64)
+def _round_keys(key: int) -> list[np.ndarray]:
+    """The keys of the rounds, each an array without a dimension."""
+    return [np.array((key + (number + 1) * GOLDEN) % 2**64, dtype=np.uint64) for number in range(NUM_ROUNDS)]
 
 
 def _hash_half(half: np.ndarray, round_key: np.ndarray, *, out: np.ndarray) -> None:
