@@ -65,7 +65,7 @@ def main() -> None:
     try:
         for line in explain(arguments):
             print(line)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, IndexError) as error:  # the last: a step behind the end that max_epochs sets
         sys.exit(f"error: {error}")
 
 
