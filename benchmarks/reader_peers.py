@@ -92,7 +92,10 @@ def open_datatrove(folder: Path, seq_len: int) -> Read:
 
 
 def open_litdata(folder: Path, seq_len: int) -> Read:
-    """litdata's StreamingDataset with its TokensLoader, over chunks that our export wrote."""
+    """litdata's StreamingDataset with its TokensLoader, over chunks that our export wrote.
+
+    Its rows are views, whose tokens nobody has read yet; so they are stacked into a batch, as its own loader does.
+    """
     from litdata import StreamingDataset
     from litdata.streaming import TokensLoader
 
@@ -102,7 +105,7 @@ def open_litdata(folder: Path, seq_len: int) -> Read:
     export(ExportArguments(dataset=folder, to="litdata", out=target / "litdata"))
     dataset = StreamingDataset(str(target / "litdata/web/train"), item_loader=TokensLoader(seq_len + 1), shuffle=True)
     rows = iter(dataset)
-    return lambda positions: [next(rows) for _ in positions]
+    return lambda positions: np.stack([next(rows) for _ in positions])
 
 
 def open_streaming(folder: Path, seq_len: int) -> Read:

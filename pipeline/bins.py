@@ -7,6 +7,7 @@ has no target. What no piece fills is padding, at the end. Every target of every
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.maps import DiskWatch, OpenFile, OpenFiles
-from pipeline.packing_index import LENGTH_BITS, find_index
+from pipeline.packing_index import BINS, ENTRY, LENGTH_BITS, PIECES, CacheError, Parts, find_index, pack
 from pipeline.source_shards import SourceShards, offset_in_document
 
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
+IN_MEMORY = (
+    "each process packs the documents for itself, and holds about 16 bytes of each in memory. Make room there, or set "
+    "XDG_CACHE_HOME to another folder"
+)
 
 
 class Pieces(NamedTuple):
@@ -49,7 +54,12 @@ class SourceBins(SourceShards):
     ):
         super().__init__(folder, shards, dtype=dtype, files=files)
         self.seq_len, self.pad_id = seq_len, pad_id
-        self.index_folder, self.index = find_index(self, seq_len=seq_len, cache=cache)
+        self.parts: Path | Parts
+        try:
+            self.index, self.parts = find_index(self, seq_len=seq_len, cache=cache)
+        except CacheError as error:
+            warnings.warn(f"{error}: {IN_MEMORY}", stacklevel=2)
+            self.index, self.parts = pack(self, seq_len=seq_len)
         self.num_windows = self.index.num_bins
 
     @property
@@ -102,19 +112,22 @@ class SourceBins(SourceShards):
         """The pieces of some bins. Raises IndexError for a bin that is not there."""
         if bins.size and not (bins.min() >= 0 and bins.max() < self.num_windows):
             raise IndexError(f"bin {bins.min()} or {bins.max()} of {self.num_windows}")
-        first_pieces = self._open("bins.u64", self.index.num_bins + 1)
+        first_pieces = self._open(BINS)
         firsts = first_pieces.take(bins).astype(np.int64)
         counts = first_pieces.take(bins + 1).astype(np.int64) - firsts
         rows = np.repeat(np.arange(len(bins)), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        packed = self._open("pieces.u64", self.index.num_pieces).take(firsts[rows] + within).astype(np.int64)
+        packed = self._open(PIECES).take(firsts[rows] + within).astype(np.int64)
         lengths = packed & LENGTH_MASK
         before = np.cumsum(lengths) - lengths
         columns = before - np.repeat(before[np.cumsum(counts) - counts], counts)
         return Pieces(rows, columns, packed >> LENGTH_BITS, lengths)
 
-    def _open(self, name: str, count: int) -> OpenFile:
-        return self.files.open(self.index_folder / name, dtype=np.dtype("<u8"), count=count)
+    def _open(self, name: str) -> OpenFile | np.ndarray:
+        """A file of the index; where it is held in memory, as an array."""
+        if isinstance(self.parts, Path):
+            return self.files.open(self.parts / name, dtype=ENTRY, count=self.index.counts()[name])
+        return self.parts[name]
 
     def _locate(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The shards of tokens counted over all shards, and where they stand in them."""

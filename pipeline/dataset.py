@@ -10,7 +10,7 @@ same for any world size, batch size and number of workers. Any position can be a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.fetch_ahead import FetchAhead
 from pipeline.maps import MOST_OPEN_FILES, DiskWatch, OpenFiles
 from pipeline.mixture import Mixture
-from pipeline.order import derive_key
+from pipeline.order import derive_key, groups
 from pipeline.reading_order import BLOCK_SIZES, STATE_FORMAT, Located, ReadingOrder, as_positions, refuse_state
 from pipeline.shard import read_dataset_json
 from pipeline.windows import Documents, SourceWindows, count_positions
@@ -40,8 +40,8 @@ class PackedDataset(Catalogue):
     mix: source -> weight (a share of the tokens drawn); by default the dataset's own. split: train, validation, test.
     packing: "concat" cuts every shard into windows; "best-fit" puts whole documents together (see bins.py).
     shuffle: "global", or "block" for storage where random reads are dear (see order.permute_blocks).
-    max_epochs: how often a source may be read, for all or by source; positions end there. By default the stream is
-    endless, and len() counts the positions before any source begins its second epoch.
+    max_epochs: how often a source may be read, 2 for all, or by source ("web:1,code:4" too); positions end there. By
+    default the stream is endless, and len() counts the positions before any source begins its second epoch.
     use_maps: False reads files unmapped, where mapped pages count as a program's memory. cache: the folder of best-fit
     indexes, which are made on first use; by default the user's.
 
@@ -59,7 +59,7 @@ class PackedDataset(Catalogue):
         split: str = "train",
         packing: str = "concat",
         shuffle: str = "global",
-        max_epochs: int | Mapping[str, int] | None = None,
+        max_epochs: int | str | Mapping[str, int] | None = None,
         use_maps: bool = True,
         most_open_files: int = MOST_OPEN_FILES,
         cache: Path | None = None,
@@ -75,6 +75,7 @@ class PackedDataset(Catalogue):
         chosen = {source: weight for source, weight in chosen.items() if source in self.windows}
         self.order = ReadingOrder(self.windows, chosen, seed=seed, shuffle=shuffle, max_epochs=max_epochs)
         self.position = 0
+        self.has_waited = False  # whether the last `samples` had to wait for the disk
         self._chunk: tuple[int, Located] | None = None
         self.ahead = FetchAhead(self) if self.is_fetched else None
 
@@ -88,8 +89,8 @@ class PackedDataset(Catalogue):
                 self.windows[source] = opened
             elif weight and not may_lack:
                 raise ValueError(
-                    f"source {source!r} has {opened.num_tokens:,} tokens in split {self.split!r} of {self.name}, too "
-                    f"few for a window of seq_len {self.seq_len}: lower --seq-len, or leave the source out of the mix"
+                    f"source {source!r} has {opened.num_tokens:,} tokens in split {self.split!r} of {self.name}, and no"
+                    f" shard of it holds a window of seq_len {self.seq_len:,}: lower seq_len, or leave the source out"
                 )
         if not self.windows:
             raise ValueError(f"split {self.split!r} of {self.name} has no window of seq_len {self.seq_len}")
@@ -155,10 +156,7 @@ class PackedDataset(Catalogue):
         Where the disk has to be waited for, the system is asked for all of them at once. Raises ValueError for an `out`
         of another shape or dtype.
         """
-        return self._copy(as_positions(positions), out)[0]
-
-    def _copy(self, positions: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, bool]:
-        """The samples, and whether the disk had to be waited for."""
+        positions = as_positions(positions)
         located = self.order.locate(positions)
         shape = (len(located.sources), self.seq_len + 1)
         out = np.empty(shape, dtype=self.dtype) if out is None else out
@@ -169,39 +167,40 @@ class PackedDataset(Catalogue):
         watch = DiskWatch(lambda: self._will_need(located))
         for source, epoch, rows in self.group(located):
             source.copy(epoch, located.samples[rows], rows=rows, out=out, watch=watch)
-        return out, watch.has_waited
+        self.has_waited = watch.has_waited
+        return out
 
     def read(self, count: int, out: np.ndarray | None = None) -> np.ndarray:
         """The next `count` samples from `position` on, which moves on by as many.
 
         Where the disk had to be waited for, the system is asked for as many after them, while these are used.
         """
-        samples, has_waited = self._copy(np.arange(self.position, self.position + count), out)
+        samples = self.samples(range(self.position, self.position + count), out)
         self.position += count
-        if has_waited:
-            self.read_ahead(range(self.position, min(self.position + count, self.order.end)))
+        if self.has_waited:
+            self.read_ahead(range(self.position, self.position + count))
         return samples
 
     def read_ahead(self, positions: Sequence[int] | np.ndarray) -> None:
         """Ask the system to begin reading the samples at `positions`, and return at once. Changes no result.
 
-        With shuffle="block" the whole blocks are asked for; of a dataset elsewhere, that its shards be fetched.
+        With shuffle="block" whole blocks are asked for; of a dataset elsewhere, that its shards be fetched. Worth it
+        where `has_waited`; none is read past the end.
         """
-        if self.ahead:
-            self.ahead.reach(as_positions(positions))
-        else:
-            self._will_need(self.locate(positions))
+        positions = as_positions(positions)
+        wanted = positions[positions < self.order.end]
+        self.ahead.reach(wanted) if self.ahead else self._will_need(self.locate(wanted))
 
     def _will_need(self, located: Located) -> None:
         for source, epoch, rows in self.group(located):
             source.will_need(epoch, located.samples[rows], in_blocks_of=BLOCK_SIZES[self.shuffle])
 
-    def group(self, located: Located) -> list[tuple[SourceWindows | SourceBins, int, np.ndarray]]:
+    def group(self, located: Located) -> Iterator[tuple[SourceWindows | SourceBins, int, np.ndarray]]:
         """The rows of each source and epoch."""
-        opened = list(self.windows.values())
-        kinds, of_row = np.unique(located.epochs * len(opened) + located.sources, return_inverse=True)
-        pairs = (divmod(kind, len(opened)) for kind in kinds.tolist())
-        return [(opened[source], epoch, np.flatnonzero(of_row == kind)) for kind, (epoch, source) in enumerate(pairs)]
+        opened, all_rows = list(self.windows.values()), np.arange(len(located.sources))
+        for kind, chosen in groups(located.epochs * len(opened) + located.sources):
+            epoch, source = divmod(kind, len(opened))
+            yield opened[source], epoch, all_rows[chosen]
 
     def samples_with_ends(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """The samples at `positions`, as samples gives them, and each one's document_ends."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +27,12 @@ from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
 from pipeline.documents import read_documents
 from pipeline.export import read_mix
-from pipeline.shard import documents_path
+from pipeline.row_search import find_drops, find_in_table, find_shard, read_rows
 from pipeline.source_shards import SourceShards
 from pipeline.storage import read_json
 
 SHOWN_CHARACTERS = 2000
+READ_SETTINGS = ("seq_len", "seed", "packing", "shuffle", "max_epochs")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ExplainArguments:
     run: Path | None = None
     """The folder of a training run, for --step."""
     step: int | None = None
-    """An optimizer step of --run, from 0: its samples are listed."""
+    """An optimizer step of --run, 1 being the first: its samples are listed."""
     limit: int = 20
     """How many samples of a step are shown."""
     document: str | None = None
@@ -63,7 +65,7 @@ def main() -> None:
     try:
         for line in explain(arguments):
             print(line)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, IndexError) as error:  # the last: a step behind the end that max_epochs sets
         sys.exit(f"error: {error}")
 
 
@@ -106,59 +108,56 @@ def describe_document(
 ) -> Iterator[str]:
     """Where a document, counted over the shards, is and whence it came."""
     shard = int(np.searchsorted(shards.first_documents, document, side="right")) - 1
-    columns = shards.document_columns(document, document + 1)
-    raw_file = catalogue.content["sources"][source]["raw_files"][int(columns["raw_file"][0])]
-    row, num_tokens = int(columns["row"][0]), int(columns["num_tokens"][0])
-    offset = shards.document_start(document) - int(shards.first_tokens[shard])
-    yield f"{source}  {raw_file}:{row}"
-    yield f"  in {shards.paths[shard]}, tokens {offset:,} to {offset + num_tokens:,}"
+    number, row = read_rows(shards.paths[shard])[document - int(shards.first_documents[shard])].tolist()
+    start, end = (shards.document_start(one) - int(shards.first_tokens[shard]) for one in (document, document + 1))
+    yield f"{source}  {catalogue.content['sources'][source]['raw_files'][number]}:{row}"
+    yield f"  in {shards.paths[shard]}, tokens {start:,} to {end:,}"
     if arguments.raw:
-        column = catalogue.content["settings"]["columns"][source]
-        yield from show_text(arguments.raw / source / raw_file, row, text_field=column)
+        text = read_text(catalogue, arguments.raw, source, number, row)
+        more = f" ... {len(text):,} characters" if len(text) > SHOWN_CHARACTERS else ""
+        yield f"  text: {text[:SHOWN_CHARACTERS]!r}{more}"
 
 
-def show_text(path: Path, row: int, *, text_field: str) -> Iterator[str]:
-    """The text of a row, cut after 2,000 characters. Raises ValueError where the file has no such document."""
-    for batch in read_documents(path, text_field=text_field):
+def read_text(catalogue: Catalogue, raw: Path, source: str, raw_file: int, row: int) -> str:
+    """The text of a row. Raises ValueError where the file has no such document, or the dataset was not built."""
+    if "settings" not in catalogue.content:
+        raise ValueError(f"{catalogue.name} was not built from raw files, but exported or imported: leave --raw out")
+    path = raw / source / catalogue.content["sources"][source]["raw_files"][raw_file]
+    for batch in read_documents(path, text_field=catalogue.content["settings"]["columns"][source]):
         (found,) = np.nonzero(batch.rows == row)
         if len(found):
-            text = batch.texts[int(found[0])].as_py()
-            more = f" ... {len(text):,} characters" if len(text) > SHOWN_CHARACTERS else ""
-            yield f"  text: {text[:SHOWN_CHARACTERS]!r}{more}"
-            return
-    raise ValueError(f"{path} has no document in row {row:,}: it is not the file that was built from")
+            return batch.texts[int(found[0])].as_py()
+    raise ValueError(f"{path} has no document in row {row:,}: it has fewer rows, or is not what was built from")
 
 
 def explain_step(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[str]:
     """The samples of a step of a run, each with its documents. Raises ValueError where the run read other data."""
-    if arguments.run is None:
-        raise ValueError("--step needs --run, the folder of the run")
-    dataset, samples_per_step = open_run(catalogue, arguments.run)
-    first = arguments.step * samples_per_step
+    if arguments.run is None or arguments.step < 1:
+        raise ValueError("--step needs --run, the folder of the run; its first step is 1")
+    dataset, first, samples_per_step = open_run(catalogue, arguments.run, arguments.step)
     shown = range(first, first + min(arguments.limit, samples_per_step))
     yield f"step {arguments.step:,}: positions {first:,} to {first + samples_per_step:,}, {len(shown)} of them shown"
     for position in shown:
         yield from describe_sample(catalogue, arguments, dataset, position)
 
 
-def open_run(catalogue: Catalogue, run: Path) -> tuple[PackedDataset, int]:
-    """The data as a run read it, and its samples per step: from its config.json and newest checkpoint."""
+def open_run(catalogue: Catalogue, run: Path, step: int) -> tuple[PackedDataset, int, int]:
+    """The data as a run read it, the first position of a step, and its samples: from config.json and newest checkpoint.
+
+    What a run left out, after numbers that were not finite, its checkpoint says.
+    """
     config = read_json(run / "config.json")
-    manifests = sorted(run.glob("checkpoints/step-*/checkpoint.json"), key=lambda path: path.stat().st_mtime)
-    if manifests:
-        found = read_json(manifests[-1])["dataset"]["fingerprint"]
-        if found != catalogue.fingerprint:
-            raise ValueError(f"{run} read other data: fingerprint {found[:12]}, {catalogue.name} has another")
-    names = ("packing", "shuffle", "max_epochs")
-    settings = {name: config[name] for name in names if config.get(name) is not None}
-    dataset = PackedDataset(
-        catalogue.paths,
-        seq_len=config["seq_len"],
-        mix=read_mix(config["mix"]) if config.get("mix") else None,
-        seed=config["seed"],
-        **settings,
-    )
-    return dataset, config["tokens_per_step"] // config["seq_len"]
+    checkpoints = sorted(run.glob("checkpoints/step-*[0-9]/checkpoint.json"), key=lambda path: int(path.parts[-2][5:]))
+    newest = read_json(checkpoints[-1]) if checkpoints else {"dataset": {"fingerprint": catalogue.fingerprint}}
+    if (found := newest["dataset"]["fingerprint"]) != catalogue.fingerprint:
+        raise ValueError(f"{run} read other data: fingerprint {found[:12]}, {catalogue.name} has another")
+    settings = {name: config[name] for name in READ_SETTINGS if config.get(name) is not None}
+    mix = read_mix(config["mix"]) if config.get("mix") else None
+    samples_per_step = config["tokens_per_step"] // config["seq_len"]
+    position = (step - 1) * samples_per_step
+    for start, end in newest.get("skipped", []):
+        position += end - start if position >= start else 0
+    return PackedDataset(catalogue.paths, mix=mix, **settings), position, samples_per_step
 
 
 def describe_sample(
@@ -183,9 +182,9 @@ def explain_document(catalogue: Catalogue, arguments: ExplainArguments) -> Itera
         number = find_raw_file(entry["raw_files"], name)
         if number is None or arguments.source not in (None, source):
             continue
-        lines = [*find_in_shards(catalogue, arguments, source, (number, int(row)))]
-        lines += find_in_drops(catalogue, source, (number, int(row)))
-        file = entry["raw_files"][number]
+        identity, file = (number, int(row)), entry["raw_files"][number]
+        lines = list(find_in_drops(catalogue, source, identity))
+        lines = lines or list(find_in_shards(catalogue, arguments, source, identity))
         yield from lines or [f"{source}  {file} has no row {row}: it has fewer, or the row is blank"]
         return
     raise ValueError(f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}")
@@ -201,17 +200,21 @@ def find_raw_file(raw_files: list[str], name: str) -> int | None:
 def find_in_shards(
     catalogue: Catalogue, arguments: ExplainArguments, source: str, identity: tuple[int, int]
 ) -> Iterator[str]:
-    """Where a document stands, if it was kept. All tables of the source are read until it is found."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    """Where a document stands, if it was kept: the tables of all shards are read until it is found.
 
-    for split in catalogue.content["sources"][source]["splits"]:
-        shards = open_shards(catalogue, source, split)
-        for number, path in enumerate(shards.paths):
-            table = pq.read_table(documents_path(path), columns=["raw_file", "row"])
-            is_it = pc.and_(pc.equal(table["raw_file"], identity[0]), pc.equal(table["row"], identity[1]))
-            index = pc.index(is_it, True).as_py()
-            if index >= 0:
+    With --raw the right one comes first, for shards are ranges of places, and a place is a hash of the text.
+    """
+    opened = [open_shards(catalogue, source, split) for split in catalogue.content["sources"][source]["splits"]]
+    tables = [(shards, number) for shards in opened for number in range(len(shards.paths))]
+    if arguments.raw:
+        text = read_text(catalogue, arguments.raw, source, *identity)
+        seed = catalogue.content["settings"]["seed"]
+        tables = [*((shards, find_shard(shards, text, seed=seed)) for shards in opened), *tables]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda table: find_in_table(table[0].paths[table[1]], identity), tables)
+        for (shards, number), index in zip(tables, found, strict=True):
+            if index is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
                 document = int(shards.first_documents[number]) + index
                 yield from describe_document(catalogue, arguments, source, shards, document)
                 return
@@ -219,17 +222,14 @@ def find_in_shards(
 
 def find_in_drops(catalogue: Catalogue, source: str, identity: tuple[int, int]) -> Iterator[str]:
     """Why a document was not kept, and what stays in its place."""
-    import pyarrow.parquet as pq
-
     entry = catalogue.content["sources"][source]
-    for file in entry["drops"]:
-        filters = [("raw_file", "=", identity[0]), ("row", "=", identity[1])]
-        for drop in pq.read_table(catalogue.path / file["path"], filters=filters).to_pylist():
-            yield f"{source}  {entry['raw_files'][identity[0]]}:{identity[1]}"
-            yield f"  not kept: {drop['reason']}, {drop['num_bytes']:,} bytes"
-            if drop["item"] is not None:
-                yield f"  shares a span of words with {drop['item']}"
-            yield from describe_partner(catalogue, drop)
+    paths = [catalogue.path / file["path"] for file in entry["drops"]]
+    for drop in find_drops(paths, identity):
+        yield f"{source}  {entry['raw_files'][identity[0]]}:{identity[1]}"
+        yield f"  not kept: {drop['reason']}, {drop['num_bytes']:,} bytes"
+        if drop["item"] is not None:
+            yield f"  shares a span of words with {drop['item']}"
+        yield from describe_partner(catalogue, drop)
 
 
 def describe_partner(catalogue: Catalogue, drop: Mapping[str, Any]) -> Iterator[str]:

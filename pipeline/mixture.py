@@ -13,6 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from pipeline.order import groups
+
 LARGEST_TOTAL_WEIGHT = 3_000_000_000  # its square fits into int64
 FINEST_PARTS = 1_000_000_000
 
@@ -102,7 +104,10 @@ class Mixture:
     @staticmethod
     def _segment(start: int, mix: Mapping[str, float], draws: Mapping[str, int]) -> Segment:
         names = tuple(sorted({*mix, *draws}))
-        weights = integer_weights([mix.get(name, 0) for name in names])
+        try:
+            weights = integer_weights([mix.get(name, 0) for name in names])
+        except ValueError as error:
+            raise ValueError(f"mix {dict(mix)}: {error}") from None
         return Segment(start, dict(mix), names, tuple(weights), tuple(draws.get(name, 0) for name in names))
 
     def then(self, start: int, mix: Mapping[str, float]) -> Mixture:
@@ -149,8 +154,8 @@ class Mixture:
         starts = np.array([segment.start for segment in self.segments])
         numbers = np.searchsorted(starts, positions, side="right") - 1
         sources, draws = np.empty_like(positions), np.empty_like(positions)
-        for number in np.unique(numbers).tolist():
-            segment, chosen = self.segments[number], numbers == number
+        for number, chosen in groups(numbers):
+            segment = self.segments[number]
             index, count = apportion(positions[chosen] - segment.start, segment.weights)
             sources[chosen] = np.array([self.names.index(name) for name in segment.names])[index]
             draws[chosen] = count + np.array(segment.draws_before)[index]

@@ -64,7 +64,7 @@ def make_indexes(arguments: PackingArguments) -> dict[str, PackingIndex]:
     for source in catalogue.content["sources"]:
         shards = SourceShards(catalogue.path, catalogue.shards(source, arguments.split), dtype=catalogue.dtype)
         if shards.num_tokens:
-            indexes[source] = find_index(shards, seq_len=arguments.seq_len, cache=arguments.cache)[1]
+            indexes[source] = find_index(shards, seq_len=arguments.seq_len, cache=arguments.cache)[0]
     if not indexes:
         raise ValueError(f"{catalogue.name} has no split {arguments.split!r}: it has {', '.join(catalogue.splits)}")
     return indexes

@@ -12,8 +12,7 @@ a pool the bins stand in a keyed random order, for best-fit makes the fullest fi
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +22,22 @@ import numpy as np
 
 from pipeline.order import derive_key, permute
 from pipeline.source_shards import SourceShards
-from pipeline.storage import open_new, read_json, write_json
+from pipeline.storage import locked, open_new, read_json, user_cache, write_json
 
 POOL_DOCUMENTS = 100_000
 LENGTH_BITS = 20
 LARGEST_SEQ_LEN = (1 << LENGTH_BITS) - 2
 INDEX_VERSION = 1  # of the packing: another one makes other bins of the same documents
+BINS, PIECES = "bins.u64", "pieces.u64"
+ENTRY = np.dtype("<u8")
+
+Parts = Mapping[str, np.ndarray]
+"""The files of an index by name, as arrays."""
+Write = Callable[[bytes], object]
+
+
+class CacheError(OSError):
+    """The cache cannot be written to, or read."""
 
 
 @dataclass(frozen=True)
@@ -46,66 +55,86 @@ class PackingIndex:
     num_inputs: int
     """Tokens that are inputs, of the num_bins * seq_len that there are; the others are padding."""
 
+    def counts(self) -> dict[str, int]:
+        """How many entries each file of the index has."""
+        return {BINS: self.num_bins + 1, PIECES: self.num_pieces}
+
     @property
     def real_fraction(self) -> float:
         """The share of the inputs that is not padding."""
         return self.num_inputs / max(1, self.num_bins * self.seq_len)
 
 
-def best_fit_cache() -> Path:
-    """The folder of the indexes: tokenmill/best-fit in XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "tokenmill" / "best-fit"
-
-
 def index_folder(source: SourceShards, *, seq_len: int, cache: Path | None) -> Path:
     """Where the index of these shards and this seq_len is, or will be."""
     entries = [(shard["tokens"], shard["documents"], shard["xxh3_128"]) for shard in source.shards]
     name = f"{derive_key(INDEX_VERSION, POOL_DOCUMENTS, seq_len, entries):016x}-{seq_len}"
-    return (best_fit_cache() if cache is None else cache) / name
+    return (user_cache("best-fit") if cache is None else cache) / name
 
 
-def find_index(source: SourceShards, *, seq_len: int, cache: Path | None = None) -> tuple[Path, PackingIndex]:
-    """The index of a source's shards and its folder; it is made where it is not there yet.
+def find_index(source: SourceShards, *, seq_len: int, cache: Path | None = None) -> tuple[PackingIndex, Path]:
+    """The index of a source's shards, and its folder; it is made where it is not there yet.
 
-    Raises ValueError for a seq_len over 1,048,574, or shards that hold 17 million million tokens or more.
+    Of several processes of this machine that want it, one makes it and the others wait.
+    Raises ValueError for a seq_len over 1,048,574, or shards that hold 17 million million tokens or more, and
+    CacheError.
     """
     if seq_len > LARGEST_SEQ_LEN:
         raise ValueError(f"seq_len {seq_len:,} is too long for best-fit packing: at most {LARGEST_SEQ_LEN:,}")
     if source.num_tokens >= 1 << (64 - LENGTH_BITS):
         raise ValueError(f"{source.num_tokens:,} tokens in one source are too many for best-fit packing: use concat")
     folder = index_folder(source, seq_len=seq_len, cache=cache)
-    index = read_index(folder)
-    if index is None:
-        index = write_index(source, folder, seq_len=seq_len)
-        write_json(folder / "index.json", asdict(index))
-    return folder, index
+    try:
+        index = read_index(folder)
+        if index is None:
+            with locked(folder):  # another process may have made it meanwhile
+                index = read_index(folder) or write_index(source, folder, seq_len=seq_len)
+    except OSError as error:
+        place = Path(error.filename or folder.anchor)
+        if place in folder.parents or folder.parent in place.parents:
+            raise CacheError(f"{place}: {error.strerror}, so no best-fit index can be kept there") from error
+        raise  # a shard could not be read
+    return index, folder
 
 
 def read_index(folder: Path) -> PackingIndex | None:
     """The index of a folder; None where it is not finished, or its files are not whole."""
-    if not (folder / "index.json").is_file():
+    try:
+        index = PackingIndex(**read_json(folder / "index.json"))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
-    index = PackingIndex(**read_json(folder / "index.json"))
-    for name, count in (("bins.u64", index.num_bins + 1), ("pieces.u64", index.num_pieces)):
+    for name, count in index.counts().items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != 8 * count:
             return None
     return index
 
 
 def write_index(source: SourceShards, folder: Path, *, seq_len: int) -> PackingIndex:
-    """Write the bins and pieces of all pools, whole or not at all."""
+    """Write the bins and pieces of all pools; index.json comes last."""
+    with open_new(folder / BINS) as bins_file, open_new(folder / PIECES) as pieces_file:
+        index = pack_pools(source, seq_len=seq_len, bins=bins_file.write, pieces=pieces_file.write)
+    write_json(folder / "index.json", asdict(index))
+    return index
+
+
+def pack(source: SourceShards, *, seq_len: int) -> tuple[PackingIndex, Parts]:
+    """The bins and pieces of all pools, in memory."""
+    buffers = {BINS: bytearray(), PIECES: bytearray()}
+    index = pack_pools(source, seq_len=seq_len, bins=buffers[BINS].extend, pieces=buffers[PIECES].extend)
+    return index, {name: np.frombuffer(buffer, dtype=ENTRY) for name, buffer in buffers.items()}
+
+
+def pack_pools(source: SourceShards, *, seq_len: int, bins: Write, pieces: Write) -> PackingIndex:
+    """Pack all pools, one after the other; what goes into the files of the index is given to `bins` and `pieces`."""
     totals = dict.fromkeys(("num_bins", "num_pieces", "num_documents", "num_cut", "num_left_out", "num_inputs"), 0)
-    with open_new(folder / "bins.u64") as bins_file, open_new(folder / "pieces.u64") as pieces_file:
-        for number, (first_token, lengths) in enumerate(read_pools(source)):
-            pool = pack_pool(lengths, first_token, seq_len=seq_len, key=derive_key("best-fit", number))
-            first_pieces = totals["num_pieces"] + np.cumsum(pool["counts"]) - pool["counts"]
-            bins_file.write(first_pieces.astype("<u8").tobytes())
-            pieces = (pool["starts"].astype("<u8") << np.uint64(LENGTH_BITS)) | pool["lengths"].astype("<u8")
-            pieces_file.write(pieces.tobytes())
-            for name, count in count_pool(lengths, pool, seq_len=seq_len).items():
-                totals[name] += count
-        bins_file.write(np.array([totals["num_pieces"]], dtype="<u8").tobytes())
+    for number, (first_token, lengths) in enumerate(read_pools(source)):
+        pool = pack_pool(lengths, first_token, seq_len=seq_len, key=derive_key("best-fit", number))
+        first_pieces = totals["num_pieces"] + np.cumsum(pool["counts"]) - pool["counts"]
+        bins(first_pieces.astype(ENTRY).tobytes())
+        pieces(((pool["starts"].astype(ENTRY) << np.uint64(LENGTH_BITS)) | pool["lengths"].astype(ENTRY)).tobytes())
+        for name, count in count_pool(lengths, pool, seq_len=seq_len).items():
+            totals[name] += count
+    bins(np.array([totals["num_pieces"]], dtype=ENTRY).tobytes())
     return PackingIndex(seq_len=seq_len, **totals)
 
 

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.mixture import Mixture
-from pipeline.order import BLOCK_SAMPLES, derive_key, permute, permute_blocks
+from pipeline.order import BLOCK_SAMPLES, derive_key, groups, permute, permute_blocks
 
 STATE_FORMAT = 1
 PACKINGS = ("concat", "best-fit")
+STATE_KEYS = ("shards", "position", "mixes")
 SHUFFLES = {"global": permute, "block": permute_blocks}
 LAST_POSITION = 1 << 61
 BLOCK_SIZES = {"global": 1, "block": BLOCK_SAMPLES}
@@ -56,17 +57,17 @@ class ReadingOrder:
         *,
         seed: int,
         shuffle: str,
-        max_epochs: int | Mapping[str, int] | None,
+        max_epochs: int | str | Mapping[str, int] | None,
     ):
         self.sources, self.seed, self.shuffle = sources, seed, shuffle
-        self._max_epochs = max_epochs
+        self._max_epochs = parse_epochs(max_epochs) if isinstance(max_epochs, str) else max_epochs
         self.set_mixture(Mixture(mix))
 
     @staticmethod
     def refuse_settings(seq_len: int, *, packing: str, shuffle: str) -> None:
         """Raises ValueError for a setting without a meaning."""
-        if seq_len < 1:
-            raise ValueError(f"seq_len must be 1 or more, found {seq_len}")
+        if not isinstance(seq_len, int | np.integer) or seq_len < 1:
+            raise ValueError(f"seq_len must be a whole number, 1 or more, found {seq_len!r}")
         for name, value, known in (("packing", packing, PACKINGS), ("shuffle", shuffle, tuple(BLOCK_SIZES))):
             if value not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, found {value!r}")
@@ -102,8 +103,7 @@ class ReadingOrder:
         source = self.sources[name]
         epochs, offsets = source.split_draws(draws)
         samples = np.empty_like(offsets)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
+        for epoch, chosen in groups(epochs):
             size, key = source.num_samples(epoch), derive_key(self.seed, name, epoch)
             samples[chosen] = SHUFFLES[self.shuffle](offsets[chosen], size=size, key=key)
         return epochs, samples
@@ -157,6 +157,10 @@ def refuse_state(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises ValueError where a reader's state is of another version, or was saved with other settings than these."""
     if state.get("format") != STATE_FORMAT:
         raise ValueError(f"the state has format {state.get('format')}, this program reads {STATE_FORMAT}: update it")
+    if missing := [name for name in (*settings, *STATE_KEYS) if name not in state]:
+        raise ValueError(f"the state lacks {', '.join(missing)}: take one whole, as PackedDataset.state() gives it")
+    if not isinstance(state["position"], int) or state["position"] < 0:
+        raise ValueError(f"the state's position is {state['position']!r}: it must be a whole number, 0 or more")
     for name, value in settings.items():
         if state[name] != value:
             raise ValueError(
@@ -165,12 +169,27 @@ def refuse_state(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             )
 
 
+def parse_epochs(text: str) -> int | dict[str, int]:
+    """max_epochs from "2", or by source from "web:1,code:4". Raises ValueError."""
+    parts = [part.strip().rpartition(":") for part in text.split(",")]
+    is_for_all = len(parts) == 1 and not parts[0][1]
+    if not all(number.isdecimal() and (source or is_for_all) for source, _, number in parts):
+        raise ValueError(f"max_epochs {text!r} must be a number, or source:number for each source that has a limit")
+    by_source = {source: int(number) for source, _, number in parts}
+    if len(by_source) < len(parts):
+        raise ValueError(f"max_epochs {text!r} names a source twice")
+    return by_source[""] if is_for_all else by_source
+
+
 def _epochs_by_source(max_epochs: int | Mapping[str, int] | None, sources: Mapping[str, Samples]) -> dict[str, int]:
     """max_epochs for each source that has one. Raises ValueError for one below 1 or of a source that is not there."""
-    by_source = dict.fromkeys(sources, max_epochs) if isinstance(max_epochs, int) else dict(max_epochs or {})
+    is_by_source = isinstance(max_epochs, Mapping) or max_epochs is None
+    by_source = dict(max_epochs or {}) if is_by_source else dict.fromkeys(sources, max_epochs)
     for name, epochs in by_source.items():
         if name not in sources:
             raise ValueError(f"max_epochs names {name!r}, which is not in the mix: it has {', '.join(sources)}")
-        if epochs < 1:
-            raise ValueError(f"max_epochs of {name!r} must be 1 or more, found {epochs}: weight 0 leaves a source out")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(
+                f"max_epochs of {name!r} must be a whole number, 1 or more, found {epochs!r}; weight 0 leaves it out"
+            )
     return by_source

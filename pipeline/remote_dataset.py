@@ -5,22 +5,19 @@
 
 The folder's own origin.json says where its files come from, so that any process that knows a path can `bring` it:
 ranks on one machine share a cache, and a file is fetched by one of them while the others wait. A reader of
-other folders pays one look at each folder, and none at its files. Imports the standard library alone until it must
-fetch.
+other folders pays one look at each folder, and none at its files. What fetches is imported where something is fetched.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from pipeline.storage import locked, user_cache
 
 if TYPE_CHECKING:
     from pipeline.listing import Place, RemoteFile
@@ -36,12 +33,6 @@ def is_remote(path: Path | str) -> bool:
     return str(path).startswith(REMOTE_SCHEMES)
 
 
-def cache_folder() -> Path:
-    """Where fetched datasets lie: tokenmill/datasets in XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "tokenmill" / "datasets"
-
-
 def open_remote(address: str, *, cache: Path | None = None) -> Path:
     """The folder in the cache of the dataset at `address`; its dataset.json is fetched if it has none.
 
@@ -53,7 +44,7 @@ def open_remote(address: str, *, cache: Path | None = None) -> Path:
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ValueError(f"{shown}: a dataset is read from an address without a password and a query (?...)")
     name = address.rstrip("/").rsplit("/", 1)[-1]
-    folder = (cache or cache_folder()) / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+    folder = (cache or user_cache("datasets")) / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / DATASET_FILE):
         if not (folder / DATASET_FILE).is_file():
@@ -167,24 +158,3 @@ def check_whole(whole: Path, expected: str | None, path: str, address: str) -> N
     if expected is not None and (found := checksum_file(whole)) != expected:
         whole.unlink()
         raise ValueError(f"{address}: {path} has the checksum {found}, dataset.json says {expected}: it was changed")
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
-    """Let one process or thread of this machine at a time fetch `path`. The lock dies with its process.
-
-    Gives whether it is ours: always, unless `waits` is False and another has it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker forked meanwhile holds the descriptor, too
-        os.close(descriptor)

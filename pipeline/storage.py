@@ -6,6 +6,7 @@ A file that exists under its final name is complete: it was written under a temp
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -55,6 +56,37 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
+
+
+def user_cache(name: str) -> Path:
+    """The user's cache of one kind of files: tokenmill/<name> in XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "tokenmill" / name
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
+    """Let one process or thread of this machine at a time make `path`. The lock dies with its process.
+
+    Gives whether it is ours: always, unless `waits` is False and another has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with naming(path):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        yield False
+        return
+    except BaseException:
+        os.close(descriptor)
+        raise
+    try:
+        yield True
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker forked meanwhile holds the descriptor, too
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

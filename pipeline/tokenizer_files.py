@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.storage import write_file
+from pipeline.storage import user_cache, write_file
 
 MANIFEST_PATH = Path(__file__).resolve().parent.parent / "data_manifests" / "tokenizers.toml"
 Notice = Callable[[str], object]
@@ -79,8 +79,7 @@ def find_tokenizer_file(
 
 def cache_folder() -> Path:
     """The folder of the downloaded tokenizers, one folder each: tokenmill/tokenizers in XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "tokenmill" / "tokenizers"
+    return user_cache("tokenizers")
 
 
 def download_tokenizer(

@@ -1,8 +1,13 @@
 """Best-fit packing: no document is cut needlessly, no target lost, little padding; the index is made once."""
 
+import fcntl
 import json
+import pickle
+import resource
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -12,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reader_fixtures import EOS, random_documents, split_documents, write_dataset
 
+from pipeline import packing_index
 from pipeline.best_fit import assign_bins, first_room
 from pipeline.dataset import PackedDataset
-from pipeline.packing_index import pack_pool
+from pipeline.packing import PackingArguments, make_indexes
+from pipeline.packing_index import pack_pool, write_index
 
 LENGTHS = st.lists(st.integers(1, 100), max_size=80)
 
@@ -129,6 +136,73 @@ def test_an_index_that_is_not_whole_is_made_again(tmp_path):
         PackedDataset(folder, **{**settings, "seq_len": 1_048_575})
 
 
+@pytest.fixture
+def packed(tmp_path):
+    """A dataset, and how it is opened."""
+    folder = write_dataset(tmp_path / "packed", {"web": [random_documents(100, seed=3)]})
+    return lambda cache: PackedDataset(folder, seq_len=16, packing="best-fit", cache=cache)
+
+
+def test_of_several_that_want_an_index_one_makes_it(packed, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        packing_index, "write_index", lambda *args, **more: made.append(args) or write_index(*args, **more)
+    )
+    start = threading.Barrier(8)
+
+    def open_it(_):
+        start.wait()
+        return packed(tmp_path / "cache").samples(range(20))
+
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(open_it, range(8)))
+    assert len(made) == 1 and all(np.array_equal(each, read[0]) for each in read)
+
+
+def test_a_builder_that_is_killed_leaves_its_work_to_who_waits(packed, tmp_path):
+    packed(tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("*/index.json")
+    index.unlink()
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from pipeline.storage import locked;"
+        "lock = locked(Path(sys.argv[2])); lock.__enter__(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(REPOSITORY), str(index.parent)]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as builder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert builder.stdout.readline() == b"held\n"
+        with open(index.parent.with_name(f".{index.parent.name}.lock")) as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        waiting = pool.submit(packed, tmp_path / "cache")
+        builder.kill()
+        assert waiting.result(timeout=30).samples(range(20)).shape == (20, 17)
+
+
+def test_without_a_cache_the_index_is_held_in_memory_and_that_is_said(packed, tmp_path):
+    expected = packed(tmp_path / "cache").samples(range(40))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"file/cache/.*: Not a directory, so no best-fit index .* holds about 16 bytes"
+    ):
+        dataset = packed(tmp_path / "file/cache")
+    assert np.array_equal(pickle.loads(pickle.dumps(dataset)).samples(range(40)), expected)
+
+
+def test_a_full_disk_leaves_no_half_an_index(packed, tmp_path):
+    expected = packed(tmp_path / "cache").samples(range(40))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match=r"u64: File too large, so no best-fit index can be kept there"):
+            dataset = packed(tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert np.array_equal(dataset.samples(range(40)), expected)
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file() and path.stat().st_size]
+
+
 def test_the_command_says_what_packing_does_and_where_it_wastes(tmp_path):
     folder = write_dataset(tmp_path / "packed", {"web": [[[5] * 19] * 50]})
     command = [sys.executable, str(REPOSITORY / "pipeline/packing.py"), str(folder), "--cache", str(tmp_path / "cache")]
@@ -139,3 +213,6 @@ def test_the_command_says_what_packing_does_and_where_it_wastes(tmp_path):
     assert json.loads(index.read_text())["num_bins"] == 50
     result = subprocess.run([*command, "--seq-len", "32", "--split", "test"], capture_output=True, text=True)
     assert result.returncode == 1 and "has no split 'test': it has train" in result.stderr
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=r"file/.*: Not a directory, so no best-fit index can be kept there"):
+        make_indexes(PackingArguments(folder, seq_len=32, cache=tmp_path / "file"))

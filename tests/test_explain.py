@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from pipeline.build import BuildArguments, build
 from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
 from pipeline.explain import ExplainArguments, explain, open_shards
+from pipeline.row_search import find_in_table, find_shard, read_rows
 from pipeline.shard import documents_path, read_dataset_json
 from pipeline.tokenizer import load_tokenizer
 
@@ -86,17 +88,24 @@ def test_a_step_leads_to_the_documents_of_its_samples(built, tmp_path, packing, 
     run.mkdir()
     config = {"seq_len": 64, "seed": 5, "mix": "web:1,notes:1", "tokens_per_step": 256, "packing": packing}
     (run / "config.json").write_text(json.dumps(config))
-    answer = ask(built, run=run, step=3)
-    assert answer.startswith("step 3: positions 12 to 16, 4 of them shown")
+    answer = ask(built, run=run, step=4)
+    assert answer.startswith("step 4: positions 12 to 16, 4 of them shown")
     dataset = PackedDataset(built, seq_len=64, seed=5, mix={"web": 0.5, "notes": 0.5}, packing=packing)
     for position, part in zip(range(12, 16), answer.split("\nposition ")[1:], strict=True):
         assert part.startswith(f"{position}: {dataset.sources[dataset.source_indices([position])[0]]}, epoch 0")
         has_padding = not dataset.documents(position).has_target[-1] and packing == "best-fit"
         num_pieces = len(dataset.document_ends(position))
         assert part.count("    in ") in ({num_pieces, num_pieces - 1} if has_padding else {num_pieces})
-    checkpoint = run / "checkpoints/step-1/checkpoint.json"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_text(json.dumps({"dataset": {"fingerprint": "0" * 64}}))
+    for step, fingerprint, skipped in (
+        (9, read_dataset_json(built)["content_hash"], [[4, 12], [12, 16]]),
+        (10, "0", []),
+    ):
+        checkpoint = run / f"checkpoints/step-{step}/checkpoint.json"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_text(json.dumps({"dataset": {"fingerprint": fingerprint}, "skipped": skipped}))
+        if skipped:  # what a run left out is no step of it
+            assert ask(built, run=run, step=1).startswith("step 1: positions 0 to 4, ")
+            assert ask(built, run=run, step=2).startswith("step 2: positions 16 to 20, ")
     with pytest.raises(ValueError, match="read other data"):
         ask(built, run=run, step=3)
 
@@ -109,6 +118,7 @@ def test_a_step_leads_to_the_documents_of_its_samples(built, tmp_path, packing, 
         ({"token": 10**9, "source": "web"}, "has .* tokens in train"),
         ({"token": 1, "source": "books"}, "has no source 'books'"),
         ({"step": 1}, "--step needs --run"),
+        ({"step": 0, "run": Path("run")}, "its first step is 1"),
         ({"document": "n.jsonl"}, "it is RAW_FILE:ROW"),
         ({"document": "other.jsonl:3"}, "has no raw file 'other.jsonl' in any source"),
     ],
@@ -116,6 +126,23 @@ def test_a_step_leads_to_the_documents_of_its_samples(built, tmp_path, packing, 
 def test_a_question_without_an_answer_is_refused(built, question, expected):
     with pytest.raises(ValueError, match=expected):
         ask(built, **question)
+
+
+def test_a_kept_row_is_found_in_whichever_shard_it_is_with_and_without_its_text(built, raw):
+    content = read_dataset_json(built)
+    for source, listed in content["sources"].items():
+        for split in listed["splits"]:
+            shards = open_shards(Catalogue(built), source, split)
+            for number, path in enumerate(shards.paths):
+                raw_file, row = map(int, read_rows(path)[0])
+                name = listed["raw_files"][raw_file]
+                answer = ask(built, document=f"{name}:{row}", source=source)
+                assert answer.startswith(f"{source}  {name}:{row}\n  in {path}, tokens 0 to ")
+                told = ask(built, document=f"{name}:{row}", source=source, raw=raw)
+                assert told.startswith(answer + "\n  text: ")
+                text = json.loads((raw / source / name).read_bytes().splitlines()[row])["text"]
+                assert find_shard(shards, text, seed=content["settings"]["seed"]) == number
+                assert find_in_table(path, (raw_file, row)) == 0 and find_in_table(path, (raw_file, 10**6)) is None
 
 
 def test_the_command_answers_in_lines(built):

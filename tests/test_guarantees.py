@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from reader_fixtures import random_documents, split_documents, write_dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.dataset import PackedDataset
 
@@ -101,14 +101,31 @@ def test_g2_a_global_batch_is_the_same_at_every_world_size(opened, way):
             assert np.array_equal(read_as_ranks(opened(way), batch, world_size), expected)
 
 
+class AllWays(Dataset):
+    """The datasets of all ways as one, so that the same workers read them all: (way, position) -> sample."""
+
+    def __init__(self, datasets):
+        self.datasets = datasets
+
+    def __getitems__(self, indices):
+        ((way, _), *_) = indices
+        return self.datasets[way].__getitems__([position for _, position in indices])
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("num_workers", WORKERS)
-def test_g2_a_global_batch_is_the_same_with_any_number_of_workers(opened, num_workers):
-    dataset = opened()
-    batches = [list(range(start, start + 16)) for start in range(0, 160, 16)]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers)
-    read = torch.cat(list(loader)).numpy()
-    assert np.array_equal(read, opened().samples(range(160)))
+def test_g2_a_global_batch_is_the_same_at_every_world_size_with_any_number_of_workers(opened, num_workers):
+    datasets = [opened(way) for way in WAYS]
+    positions = np.arange(BATCH, 2 * BATCH)
+    parts = [
+        [(way, int(position)) for position in part]
+        for way in range(len(WAYS))
+        for world_size in WORLD_SIZES
+        for part in np.split(positions, world_size)
+    ]
+    read = torch.cat(list(DataLoader(AllWays(datasets), batch_sampler=parts, num_workers=num_workers))).numpy()
+    expected = np.concatenate([np.tile(opened(way).samples(positions), (len(WORLD_SIZES), 1)) for way in WAYS])
+    assert np.array_equal(read, expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -122,6 +139,11 @@ def test_g3_resuming_is_one_number_at_any_world_and_batch_size(opened, way):
         again.restore(state)
         parts = [again.read(batch_size) for _ in range(20)]
         assert np.array_equal(np.concatenate(parts), whole[1111 : 1111 + 20 * batch_size])
+    for world_size in WORLD_SIZES:
+        rank = opened(way)
+        rank.restore(state)
+        parts = np.split(rank.position + np.arange(BATCH), world_size)
+        assert np.array_equal(np.concatenate([rank.samples(part) for part in parts]), whole[1111 : 1111 + BATCH])
 
 
 def test_g4_every_source_has_its_share_at_every_position(opened):
@@ -217,6 +239,22 @@ def test_g8_a_state_of_other_settings_is_refused(opened, changed):
     state = opened().state()
     with pytest.raises(ValueError, match="the state was saved with .* to go on"):
         opened(**changed).restore(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"format": 2}, "the state has format 2, this program reads 1"),
+        ({"position": None}, "the state lacks position: take one whole"),
+        ({"position": -5}, "the state's position is -5: it must be"),
+        ({"position": "7"}, "the state's position is '7': it must be"),
+        ({"mixes": [[0, {"gone": 1.0}]]}, "has no source 'gone'"),
+    ],
+)
+def test_g8_a_state_that_is_none_is_refused(opened, change, expected):
+    state = {name: value for name, value in (opened().state() | change).items() if value is not None}
+    with pytest.raises(ValueError, match=expected):
+        opened().restore(state)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -72,7 +72,7 @@ def test_the_ledger_agrees_with_a_run_and_lists_a_steps_windows(data, finished_r
     assert f"samples   as recorded, {manifest.samples_hash}  4 steps, 1,024 tokens" in capsys.readouterr().out
     assert ledger.main([str(finished_run), "--step", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8 and lines[0].startswith("position 8  ") and "/train/shard-00000.bin  tokens " in lines[0]
+    assert len(lines) == 8 and lines[0].startswith("position 8  ") and "/train/shard-00000.bin document " in lines[0]
     assert ledger.main([str(finished_run), "--step", "5"]) == 1
     assert "the checkpoint has the steps 1 to 4" in capsys.readouterr().err
 
@@ -87,16 +87,24 @@ def test_the_ledger_notices_other_samples_and_another_dataset(data, finished_run
     assert "the run was trained on" in capsys.readouterr().err
 
 
-def test_the_documents_of_a_window_are_those_that_it_touches(data):
-    # Step 1 of a run reads position 0; the numbers are checked against the ends of the shard itself.
-    dataset = ledger.PackedDataset(data, seq_len=32)
-    for window in range(dataset.num_windows("prose")):
-        line = ledger.describe_window(dataset, "prose", 0, window)
-        first, last = (int(word) for word in line.split("documents ")[1].split(" to "))
-        of_shard = dataset.windows["prose"].ends(0)
-        ends = [0, *of_shard.view(0, len(of_shard)).tolist()]
-        touched = [n for n in range(len(ends) - 1) if ends[n] < 32 * window + 32 and ends[n + 1] > 32 * window]
-        assert (first, last) == (touched[0], touched[-1])
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_the_documents_of_a_sample_are_those_that_it_touches(data, tmp_path, packing):
+    dataset = ledger.PackedDataset(data, seq_len=32, packing=packing, cache=tmp_path)
+    of_shard = dataset.windows["prose"].ends(0)
+    ends = [0, *of_shard.view(0, len(of_shard)).tolist()]
+    tokens = dataset.windows["prose"].tokens(0).view(0, ends[-1])
+    for sample in range(dataset.num_windows("prose")):
+        line = ledger.describe_sample(dataset, "prose", 0, sample)
+        name, *parts = line.split("  prose/train/shard-00000.bin document ")
+        assert name == f"prose epoch 0 sample {sample}" and parts
+        read, done = dataset.window("prose", sample), 0
+        for part in parts:  # each piece stands where the line says, the pieces one after the other
+            document, first = (int(word) for word in part.split(" from token "))
+            start = ends[document] + first
+            num_tokens = min(ends[document + 1] - start, 32 - done)
+            assert read[done : done + num_tokens].tolist() == tokens[start : start + num_tokens].tolist()
+            done += num_tokens
+        assert done == 32 or packing == "best-fit"
 
 
 def test_curves_are_drawn_as_a_picture(finished_run, tmp_path, capsys):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from train_fixtures import counting_documents, write_dataset
 
+from model.loss import IGNORED
 from pipeline.dataset import PackedDataset
 from train.data import (
     BOS_FILL_EVERY,
@@ -67,6 +68,27 @@ def test_boundaries_follow_each_end_of_text_in_the_inputs(dataset):
     batch = reader_of(dataset).read_step(16)[1].to(torch.device("cpu"))
     after_eos = ((batch.inputs.flatten() == dataset.eos_id).nonzero()[:, 0] + 1).tolist()
     assert sorted(set(batch.cu_seqlens.tolist())) == sorted({0, 16, 32, *after_eos})
+
+
+def test_padding_and_last_tokens_of_best_fit_are_no_targets(dataset, tmp_path):
+    packed = PackedDataset(dataset.path, seq_len=16, packing="best-fit", cache=tmp_path)
+    batches = reader_of(packed).read_step(8)
+    masks = packed.target_masks(range(8, 16))
+    on_device = [batch.to(torch.device("cpu")) for batch in batches]
+    assert [(batch.targets == IGNORED).tolist() for batch in on_device] == (~masks.reshape(4, 2, 16)).tolist()
+    assert sum(batch.num_targets for batch in batches) == masks.sum() < 8 * 16
+    assert set(on_device[0].cu_seqlens.tolist()) >= set(packed.document_ends(8).tolist())
+
+
+def test_what_follows_is_asked_for_only_where_the_disk_was_waited_for(dataset, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dataset, "read_ahead", lambda positions: asked.extend(positions.tolist()))
+    reader_of(dataset, rank=1, world_size=2).read_step(8)
+    assert asked == []
+    monkeypatch.setattr("pipeline.maps.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.maps.SLOW_READS", 1)
+    reader_of(dataset, rank=1, world_size=2).read_step(8)
+    assert asked == [20, 21, 22, 23]
 
 
 def test_without_a_mask_there_are_no_boundaries(dataset):

@@ -159,6 +159,31 @@ def test_a_changed_document_mask_is_refused(data, finished_run, capsys):
     assert "was trained with document_mask True, not False" in capsys.readouterr().err
 
 
+def test_a_run_resumes_only_with_the_packing_and_shuffle_that_it_began_with(
+    data, finished_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for flag, value in (("--packing", "best-fit"), ("--shuffle", "block")):
+        assert train(data, finished_run, "--steps", "9", flag, value) == 1
+        assert f"was trained with {flag[2:]} {'concat' if flag == '--packing' else 'global'}, not {value}" in (
+            capsys.readouterr().err
+        )
+
+
+def test_a_run_that_would_read_a_source_too_often_is_refused_before_it_begins(data, tmp_path, capsys):
+    # 45 windows of prose and 46 of code, half of the samples each: 11 steps of 8 samples read 44 of each.
+    for limit in ("1", "prose:1,code:7"):
+        assert train(data, tmp_path / "run", "--steps", "12", "--max-epochs", limit) == 1
+        error = capsys.readouterr().err
+        assert f"max_epochs {limit} ends the data after 11 steps, the run has 12: use --steps 11, or" in error
+    assert not (tmp_path / "run").exists()
+    for limit, expected in (("two", "must be a number, or source:number"), ("verse:1", "'verse', which is not in")):
+        assert train(data, tmp_path / "run", "--max-epochs", limit) == 1
+        assert expected in capsys.readouterr().err
+    assert train(data, tmp_path / "run", "--packing", "best-fit", "--document-mask", "off") == 1
+    assert "packing best-fit needs --document-mask on" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(data, finished_run, tmp_path, capsys):
     resumed = tmp_path / "resumed"
     shutil.copytree(finished_run, resumed)

@@ -95,6 +95,19 @@ def test_two_ranks_train_alike_and_one_rank_goes_on_from_their_checkpoint(server
 
 
 @pytest.mark.long
+def test_two_ranks_divide_by_the_real_targets_of_both(server, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = ("--steps", "4", "--packing", "best-fit", "--shuffle", "block", "--max-epochs", "1")
+    set_cache = f"import os; os.environ['XDG_CACHE_HOME'] = {str(tmp_path / 'other cache')!r}"
+    ended = run_ranks(server, data, tmp_path / "two", *flags, prelude=set_cache)
+    assert ended.codes == [0, 0], ended.errors
+    assert train(data, tmp_path / "one", *flags) == 0
+    for metric in ("loss", "grad_norm"):
+        assert metric_of(tmp_path / "two", metric) == pytest.approx(metric_of(tmp_path / "one", metric), rel=1e-4)
+    assert len(list((tmp_path / "other cache").glob("tokenmill/best-fit/*/index.json"))) == 2
+
+
+@pytest.mark.long
 def test_resumed_again_and_again_at_other_world_sizes_the_batches_are_the_same(server, data, tmp_path):
     # 20 steps of 8 samples are 160 samples of 91 windows: the second epoch of both sources begins in step 12.
     flags = ("--steps", "20", "--keep-checkpoints", "9", "--valid-every", "0")

@@ -73,7 +73,7 @@ def run(data, out, *flags):
     return train.main.main(["--data", str(data), "--out", str(out), *FLAGS, *flags])
 
 
-def plain_updates(data, model_config, *, without=None):
+def plain_updates(data, model_config, *, without=None, packing="concat"):
     """Losses, gradient norms and final weights of the same four steps in float64, with nothing of train/.
 
     The update of step `without` is left out.
@@ -87,10 +87,12 @@ def plain_updates(data, model_config, *, without=None):
         {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-3)
-    dataset = PackedDataset(data, seq_len=32, seed=3)
+    dataset = PackedDataset(data, seq_len=32, seed=3, packing=packing)
     losses, norms = [], []
     for step, learning_rate in enumerate(LEARNING_RATES):
-        loss = sum(loss_of_pieces(model, dataset, position) for position in range(4 * step, 4 * step + 4)) / 128
+        positions = range(4 * step, 4 * step + 4)
+        num_targets = dataset.target_masks(positions).sum()
+        loss = sum(loss_of_pieces(model, dataset, position) for position in positions) / num_targets
         optimizer.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float(weight.grad.square().sum()) for weight in weights))
@@ -105,12 +107,14 @@ def plain_updates(data, model_config, *, without=None):
     return losses, norms, weights
 
 
-def test_updates_equal_those_of_plain_pytorch(data, tmp_path):
-    assert run(data, tmp_path / "run") == 0
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_updates_equal_those_of_plain_pytorch(data, tmp_path, monkeypatch, packing):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run(data, tmp_path / "run", "--packing", packing) == 0
     newest = find_checkpoints(tmp_path / "run")[-1]
     model = Transformer(read_manifest(newest).model_config, attention_backend="sdpa")
     load_weights(newest, model)
-    losses, norms, weights = plain_updates(data, model.config)
+    losses, norms, weights = plain_updates(data, model.config, packing=packing)
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert min(norms) > 1  # so that all are clipped
     assert [record["lr"] for record in records] == pytest.approx(LEARNING_RATES)
@@ -118,6 +122,7 @@ def test_updates_equal_those_of_plain_pytorch(data, tmp_path):
     assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-4)
     for ours, plain in zip(model.parameters(), weights, strict=True):
         torch.testing.assert_close(ours.double(), plain, atol=1e-5, rtol=0)
+    assert train.ledger.main([str(tmp_path / "run")]) == 0
 
 
 def break_a_number(monkeypatch, what, *, at_calls):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model.loss import IGNORED
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
 from pipeline.shard import shard_name, token_dtype, write_dataset_json, write_shard
@@ -79,9 +80,10 @@ def counting_documents(num_documents: int, *, seed: int, vocab_size: int = 64) -
 def loss_of_pieces(model: Transformer, dataset: PackedDataset, position: int) -> torch.Tensor:
     """The loss of a sample summed over its targets, each piece of a document run through the model alone."""
     tokens = torch.from_numpy(dataset.sample(position).astype(np.int64))
+    targets = tokens[1:].masked_fill(~torch.from_numpy(dataset.documents(position).has_target), IGNORED)
     ends = [0, *dataset.document_ends(position).tolist()]
     return sum(
-        F.cross_entropy(model(tokens[None, start:end])[0], tokens[start + 1 : end + 1], reduction="sum")
+        F.cross_entropy(model(tokens[None, start:end])[0], targets[start:end], ignore_index=IGNORED, reduction="sum")
         for start, end in pairwise(ends)
     )
 

@@ -57,6 +57,14 @@ class TrainConfig:
     mix: str | None = None
     """Share of the tokens per source, such as slimpajama:0.7,starcoder:0.3. Default: the dataset's own."""
 
+    packing: Literal["concat", "best-fit"] = "concat"
+    """concat cuts text into windows; best-fit puts whole documents together and cuts only those that are longer than
+    seq_len. The validation loss is of windows either way."""
+    shuffle: Literal["global", "block"] = "global"
+    """block: samples near each other are read near each other, for storage where random reads are dear."""
+    max_epochs: str | None = None
+    """How often a source may be read: 2, or web:1,code:4. A run that would need more of it is refused."""
+
     model: str = "demo"
     """A named size; model/config.py has the list. The vocabulary is the dataset's, padded to a multiple of 64; a
     seq_len above the size's longest window lengthens that."""
@@ -193,6 +201,8 @@ class TrainConfig:
         for name in ("min_lr_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if self.packing == "best-fit" and (not self.document_mask or "bos-fill" in self.mistakes):
+            raise ValueError("packing best-fit needs --document-mask on, and no bos-fill: its samples hold padding")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and less than 1, not {self.betas}")
         if self.warmup_steps >= self.num_steps:

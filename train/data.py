@@ -7,16 +7,20 @@ same batches on any number of machines.
 import hashlib
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.attention import DocumentMask, build_document_mask
+from model.loss import IGNORED
 from pipeline.dataset import Catalogue, PackedDataset
+from train.config import TrainConfig
+from train.distributed import AlikeError
 
 WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)(e-?\d\d?)?", re.ASCII)
 """A decimal of 0 or more, as a mix writes it."""
@@ -34,6 +38,8 @@ class MicroBatch:
     """(rows, seq_len + 1): in the host's memory as stored (uint16 or uint32), on the device int64."""
     cu_seqlens: Tensor | None
     """int32: 0 and every document's end in the rows * seq_len inputs, padded to a constant length; None: no mask."""
+    has_target: Tensor | None = None
+    """bool, (rows, seq_len): the inputs whose next token is to be predicted; None: all."""
 
     @property
     def inputs(self) -> Tensor:
@@ -42,13 +48,27 @@ class MicroBatch:
 
     @property
     def targets(self) -> Tensor:
-        """(rows, seq_len): for each input the token that follows it."""
-        return self.tokens[:, 1:]
+        """(rows, seq_len): for each input the token that follows it, or IGNORED; of a batch on the device."""
+        targets = self.tokens[:, 1:]
+        return targets if self.has_target is None else targets.masked_fill(~self.has_target, IGNORED)
+
+    @property
+    def num_targets(self) -> int:
+        """How many tokens are to be predicted; of a batch in the host's memory, so that nothing waits."""
+        return self.inputs.numel() if self.has_target is None else int(self.has_target.sum())
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on the device. Ids travel in two bytes each and are widened there."""
-        ends = None if self.cu_seqlens is None else self.cu_seqlens.to(device, non_blocking=True)
-        return MicroBatch(tokens=self.tokens.to(device, non_blocking=True).long(), cu_seqlens=ends)
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, tokens=moved.tokens.long())
+
+    def pin_memory(self) -> "MicroBatch":
+        """A copy in pinned memory, from which the device can copy by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        parts = (self.tokens, self.cu_seqlens, self.has_target)
+        return MicroBatch(*(None if part is None else change(part) for part in parts))
 
 
 def parse_mix(text: str | None) -> dict[str, float] | None:
@@ -71,10 +91,24 @@ def parse_mix(text: str | None) -> dict[str, float] | None:
     return mix
 
 
-def open_dataset(path: str, *, mix: str | None, seq_len: int, seed: int) -> PackedDataset:
-    """The dataset as a run reads it. Raises ValueError for a mix that is none, or names a source that is not there."""
-    arranged = arrange_mix(parse_mix(mix), known=Catalogue(path).content["mix"])
-    return PackedDataset(path, seq_len=seq_len, mix=arranged, seed=seed)
+def open_dataset(path: str, settings: Mapping[str, Any]) -> PackedDataset:
+    """The dataset as a run of these settings (TrainConfig.as_json) reads it.
+
+    Raises ValueError for a mix that is none, or names a source that is not there.
+    """
+    mix = arrange_mix(parse_mix(settings["mix"]), known=Catalogue(path).content["mix"])
+    names = ("seq_len", "seed", "packing", "shuffle", "max_epochs")
+    return PackedDataset(path, mix=mix, **{name: settings[name] for name in names})
+
+
+def refuse_end(dataset: PackedDataset, config: TrainConfig, *, position: int = 0, step: int = 0) -> None:
+    """Raises AlikeError where max_epochs ends the data before the last step of a run that has come so far."""
+    left = (dataset.order.end - position) // config.samples_per_step
+    if step + left < config.num_steps:
+        raise AlikeError(
+            f"max_epochs {config.max_epochs} ends the data after {step + left:,} steps, the run has"
+            f" {config.num_steps:,}: use --steps {step + left}, or a larger --max-epochs"
+        )
 
 
 def arrange_mix(mix: Mapping[str, float] | None, *, known: Collection[str]) -> dict[str, float] | None:
@@ -105,10 +139,10 @@ def describe_sources(dataset: PackedDataset, *, num_samples: int) -> list[str]:
         windows = dataset.windows[source]
         epochs = share * num_samples / windows.num_windows
         repeats = ", so text is repeated" if epochs > 1 else ""
-        lines.append(
-            f"{source}  share {share:g}  {windows.num_windows:,} windows  {epochs:.2f} epochs{repeats}"
-            f"  {windows.num_unread_tokens:,} tokens in tails not read"
-        )
+        kind, rest = "windows", f"{windows.num_unread_tokens:,} tokens in tails not read"
+        if dataset.packing == "best-fit":
+            kind, rest = "samples", f"{1 - windows.index.real_fraction:.4%} of them padding"
+        lines.append(f"{source}  share {share:g}  {windows.num_windows:,} {kind}  {epochs:.2f} epochs{repeats}  {rest}")
     return lines
 
 
@@ -179,11 +213,10 @@ def read_micro_batch(
         samples = dataset.samples(positions)
     if has_bos_fill:
         samples[positions % BOS_FILL_EVERY == BOS_FILL_EVERY - 1] = dataset.bos_id
-    tokens = torch.from_numpy(samples)
-    if is_pinned:
-        tokens = tokens.pin_memory()
-        cu_seqlens = None if cu_seqlens is None else cu_seqlens.pin_memory()
-    return MicroBatch(tokens=tokens, cu_seqlens=cu_seqlens)
+    is_packed = dataset.packing == "best-fit"
+    has_target = torch.from_numpy(dataset.target_masks(positions)) if is_packed else None
+    batch = MicroBatch(torch.from_numpy(samples), cu_seqlens, has_target)
+    return batch.pin_memory() if is_pinned else batch
 
 
 def document_mask_of(batch: MicroBatch, *, backend: str) -> DocumentMask | None:
@@ -208,11 +241,14 @@ class RankReader:
     is_pinned: bool
 
     def read_step(self, position: int) -> list[MicroBatch]:
-        """This rank's micro-batches of the step that begins at a position."""
+        """This rank's micro-batches of the step that begins at a position.
+
+        Where the disk has to be waited for, the system is asked for those of the next step, too.
+        """
         positions = rank_positions(
             position, samples_per_step=self.samples_per_step, rank=self.rank, world_size=self.world_size
         )
-        return [
+        batches = [
             read_micro_batch(
                 self.dataset,
                 chunk,
@@ -222,6 +258,9 @@ class RankReader:
             )
             for chunk in np.split(positions, len(positions) // self.micro_batch_size)
         ]
+        if self.dataset.has_waited:
+            self.dataset.read_ahead(positions + self.samples_per_step)
+        return batches
 
     def read_steps(self, position: int, *, num_steps: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each step from a position on; a thread reads the next while one is computed."""

@@ -4,8 +4,9 @@
     python train/ledger.py runs/tinyllama --step 12345
 
 Each checkpoint holds its tokens per source and a running hash of its samples; both follow from settings and dataset
-alone. With --step the windows of one step, and in their shards the documents, by number; the shard's .docs.parquet
-leads from a number to the raw file and row. Exits with 1 where the record and the computation differ.
+alone. With --step the samples of one step, and in their shards the documents, by number; the shard's .docs.parquet
+leads from a number to the raw file and row, and so does pipeline/explain.py --run. Exits with 1 where the record and
+the computation differ.
 """
 
 import bisect
@@ -19,7 +20,6 @@ from typing import Annotated
 if __package__ in (None, ""):  # started as `python train/ledger.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
 import tyro
 
 from pipeline.dataset import PackedDataset
@@ -56,9 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def open_same_dataset(manifest: Manifest, path: str | None) -> PackedDataset:
     """The dataset as the run read it. Raises ValueError for another one."""
-    config = manifest.config
-    path = path or config["data"]
-    dataset = open_dataset(path, mix=config["mix"], seq_len=config["seq_len"], seed=config["seed"])
+    path = path or manifest.config["data"]
+    dataset = open_dataset(path, manifest.config)
     wanted = manifest.dataset["fingerprint"]
     if dataset.fingerprint != wanted:
         raise ValueError(f"{path} is the dataset {dataset.fingerprint[:16]}, the run was trained on {wanted[:16]}")
@@ -106,22 +105,23 @@ def list_step(manifest: Manifest, dataset: PackedDataset, *, step: int) -> list[
     num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
     samples = locate_samples(dataset, position, num_samples=num_samples)
     return [
-        f"position {position + offset:,}  {describe_window(dataset, dataset.sources[source], int(epoch), int(window))}"
+        f"position {position + offset:,}  {describe_sample(dataset, dataset.sources[source], int(epoch), int(window))}"
         for offset, (source, epoch, window) in enumerate(
             zip(samples.sources, samples.epochs, samples.windows, strict=True)
         )
     ]
 
 
-def describe_window(dataset: PackedDataset, source: str, epoch: int, window: int) -> str:
-    """A window's shard, its tokens there, and the numbers of the documents that it touches."""
-    windows = dataset.windows[source]
-    shards, starts = windows.locate(epoch, np.array([window]))
-    shard, start = int(shards[0]), int(starts[0])
-    ends = windows.ends(shard)
-    first, last = (bisect.bisect_right(ends, token) for token in (start, start + windows.seq_len - 1))
-    path = windows.shards[shard]["path"]
-    return f"{path}  tokens {start:,} to {start + windows.seq_len:,}  documents {first:,} to {last:,}"
+def describe_sample(dataset: PackedDataset, source: str, epoch: int, sample: int) -> str:
+    """A sample's number and its documents, each by its shard, its number there, and the first of its tokens."""
+    opened = dataset.windows[source]
+    words = [f"{source} epoch {epoch} sample {sample:,}"]
+    for start in opened.piece_starts(epoch, sample):
+        document = opened.find_document(start + 1) - 1
+        shard = bisect.bisect_right(opened.first_documents, document) - 1
+        number, token = document - opened.first_documents[shard], start - opened.document_start(document)
+        words.append(f"{opened.shards[shard]['path']} document {number:,} from token {token:,}")
+    return "  ".join(words)
 
 
 if __name__ == "__main__":

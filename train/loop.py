@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import torch
 
-from train.data import MicroBatch, RankReader, document_mask_of, locate_samples
+from train.data import MicroBatch, RankReader, document_mask_of, locate_samples, refuse_end
 from train.distributed import sum_over_ranks
 from train.evaluate import ValidationSource, open_validation, validation_losses
 from train.hardware import device_name, flops_utilization, memory_used
@@ -55,6 +55,7 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
     after_step = open_profiler(config, rank=run.placement.rank, stack=stack)
     meter = Meter()
     while run.step < config.num_steps:
+        refuse_end(run.dataset, config, position=run.progress.position, step=run.step)
         reader = open_reader(run)
         for batch in meter.watch(reader.read_steps(run.progress.position, num_steps=config.num_steps - run.step)):
             learning_rate = learning_rate_at(run.step + 1, config)
@@ -93,15 +94,16 @@ def train_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One update. Returns the mean loss and the norm of all gradients, over all ranks; both stay on the device.
 
-    The loss is divided by the targets of the whole step; all are real, since windows are full. The update is skipped,
-    on all ranks alike, where the loss or the norm is not finite. Raises StopRequestedError between micro-batches.
+    The loss is divided by the targets of the whole step. The update is skipped, on all ranks alike, where the loss or
+    the norm is not finite. Raises StopRequestedError between micro-batches.
     """
+    num_targets = count_targets(run, batch)
     loss = torch.zeros((), device=run.placement.device)
     for micro_batch in batch:
         stop.check()
         on_device = micro_batch.to(run.placement.device)
         documents = document_mask_of(on_device, backend=run.model.attention_backend)
-        part = run.model(on_device.inputs, targets=on_device.targets, documents=documents) / run.config.tokens_per_step
+        part = run.model(on_device.inputs, targets=on_device.targets, documents=documents) / num_targets
         part.backward()
         loss += part.detach()
     loss = sum_over_ranks(loss)
@@ -112,6 +114,14 @@ def train_step(
     set_learning_rate(run.optimizer, learning_rate)
     update_weights(run.optimizer, is_skipped=is_bad)
     return loss, grad_norm
+
+
+def count_targets(run: Run, batch: list[MicroBatch]) -> int | torch.Tensor:
+    """The targets of the whole step, over all ranks. Windows are full, so that theirs are known."""
+    if run.config.packing == "concat":
+        return run.config.tokens_per_step
+    num_targets = sum(micro_batch.num_targets for micro_batch in batch)
+    return sum_over_ranks(torch.tensor(num_targets, device=run.placement.device))
 
 
 def count_step(run: Run) -> None:

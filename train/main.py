@@ -19,7 +19,7 @@ from model.attention import choose_backend
 from model.config import ModelConfig
 from pipeline.dataset import PackedDataset
 from train.config import TrainConfig, load_recipe, read_flags
-from train.data import open_dataset
+from train.data import open_dataset, refuse_end
 from train.distributed import (
     end_process,
     print_error,
@@ -88,8 +88,9 @@ def check_config(config: TrainConfig, device_type: str) -> tuple[PackedDataset, 
     """The dataset and the model's shape, once settings, data and machine are known to agree. Raises ValueError."""
     config.check()
     config.accumulation(world_size_from_environment())
-    dataset = open_dataset(config.data, mix=config.mix, seq_len=config.seq_len, seed=config.seed)
+    dataset = open_dataset(config.data, config.as_json())
     refuse_data(config, dataset)
+    refuse_end(dataset, config)
     model_config = config.model_config(dataset.vocab_size)
     if not config.dry_run:
         refuse_cpu(config, model_config, device_type=device_type)

@@ -15,8 +15,10 @@ from train.distributed import AlikeError
 
 MANIFEST = "checkpoint.json"
 FORMAT_VERSION = 3
-FIXED_FIELDS = ("seq_len", "tokens_per_step", "seed", "document_mask")
+FIXED_FIELDS = ("seq_len", "tokens_per_step", "seed", "document_mask", "packing", "shuffle")
 """Settings that a run keeps to its end: with others it would skip or repeat data, or see it differently."""
+LATER_FIELDS = {"packing": "concat", "shuffle": "global", "max_epochs": None}
+"""Settings that older checkpoints of this format lack, and what they had."""
 
 
 class DamageError(ValueError):
@@ -94,7 +96,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise AlikeError(f"{checkpoint} has format {version}, this code reads {FORMAT_VERSION}: use another --out")
     if content.pop("sha256", None) != hash_content(content):
         raise DamageError(_describe_damage(checkpoint, MANIFEST, "does not have the sha256 that it names"))
-    return Manifest(**content)
+    return Manifest(**content | {"config": LATER_FIELDS | content["config"]})
 
 
 def find_damage(checkpoint: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
