@@ -90,7 +90,7 @@ MOMENTS = ["start", *STAGES, "finish"]
 @pytest.mark.parametrize(
     ("seed", "stages"),
     [
-        (0, ["ingest", "drops", "pack"]),
+        pytest.param(0, ["ingest", "drops", "pack"], marks=pytest.mark.long),
         *(pytest.param(seed, MOMENTS, marks=pytest.mark.long) for seed in range(1, 5)),
     ],
 )

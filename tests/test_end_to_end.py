@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -23,6 +24,7 @@ def script(name, flags):
     return [sys.executable, str(REPOSITORY / name), *flags.split()]
 
 
+@pytest.mark.long
 def test_raw_files_become_shards_become_a_model_that_writes(tmp_path):
     build = script("pipeline/build.py", "--mix slimpajama:0.7,starcoder:0.3 --sample-mb 1 --out data/packed")
     said = run(build, tmp_path)

@@ -75,7 +75,8 @@ def test_documents_and_tokens_are_foretold(raw_kinds, tmp_path, sample_model, ru
         assert numbers(outcome.out, name)[1] == pytest.approx(kept["tokens"], rel=allowed)
 
 
-@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.long), 400_000])
+@pytest.mark.parametrize("budget", [None, 400_000])
+@pytest.mark.long
 def test_of_raw_files_elsewhere_it_fetches_a_sample_and_foretells_the_same(
     raw_kinds, tmp_path, sample_model, run_build, monkeypatch, budget
 ):

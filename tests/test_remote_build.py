@@ -225,7 +225,7 @@ def test_a_bucket_that_refuses_or_changes_is_one_line(run_build, bucket, sample_
     assert "train/rows.parquet may not be read with these credentials" in outcome.error
     assert "Signature" not in outcome.error
     check_secret(AWS_SECRET, outcome, tmp_path / "out")
-    bucket.find = lambda path: b"another content"
+    bucket.faults, bucket.find = [], lambda path: b"another content"
     outcome = run_build(command)
     assert outcome.code == 1 and "\n" not in outcome.error
     assert "it has changed since it was listed" in outcome.error

@@ -23,7 +23,7 @@ def copy_in_order(folder, target, *, backwards):
 @pytest.mark.parametrize(
     ("hash_seed", "more"),
     [
-        ("0", "--workers 1 --work {}/work"),
+        pytest.param("0", "--workers 1 --work {}/work", marks=pytest.mark.long),
         pytest.param("1", "--workers 5", marks=pytest.mark.long),
         ("random", "--workers 2"),
     ],

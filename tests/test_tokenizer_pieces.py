@@ -70,11 +70,11 @@ def test_the_ids_of_pieces_are_those_of_the_whole(tokenizer, texts):
 
 
 def test_prose_and_code_are_cut_everywhere(tokenizer, shared_data):
-    text = (shared_data / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:20_000]
+    text = (shared_data / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:8_000]
     text += "def f(x):\n\treturn {'a': x[1:]}  # !!!\n\n" * 50 + "中文，字符。日本語、テスト。" * 50
     data, offsets = buffers([text])
     stretches = list(tokenizer.encode_stretches(data, offsets))
-    assert len(stretches) > 3000
+    assert len(stretches) > 1500
     assert np.concatenate([stretch.ids for stretch in stretches]).tolist() == tokenizer._reference.encode_text(text)
     assert [stretch.is_end for stretch in stretches] == [False] * (len(stretches) - 1) + [True]
 
