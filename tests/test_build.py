@@ -256,8 +256,9 @@ def test_an_unfinished_build_goes_on_and_repeats_only_what_is_missing(
     run_build(flags(raw, tmp_path / "whole", sample_model, "--workers 1"))
     out = tmp_path / "out"
     dedup = [
-        *(f"dedup_stages.run_{stage}" for stage in ("copies", "dedup")),
+        "dedup_stages.run_copies",
         *(f"near_stages.run_{stage}" for stage in ("marks", "band", "estimate", "judge", "resolve")),
+        "dedup_stages.run_dedup",
     ]
     for stage in ("stages.run_ingest", *dedup, "stages.run_drops", "stages.run_pack"):
         with monkeypatch.context() as patch:
