@@ -12,6 +12,7 @@ after their sets of shingles were made, a comparison (per some edges).
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.candidates import BandTask, read_packed
-from pipeline.compare import EDGES_AT_ONCE, list_ranks, read_sets
+from pipeline.compare import EDGES_AT_ONCE, HASH, read_sets
+from pipeline.copies import find_marked, mark_ranks
 from pipeline.estimate import EDGE, estimate_pairs, read_pairs
-from pipeline.pair_kernels import keep_first_of_equal, list_witnesses
+from pipeline.pair_kernels import keep_first_of_equal, list_witnesses, measure_rest
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, read_near_edges
 from pipeline.storage import open_new, write_array
@@ -149,20 +151,18 @@ class RestTask:
 
 def run_rest(task: RestTask) -> dict[str, int]:
     """Write the edges; returns how many are near."""
-    witnesses = read_witnesses(task.paths)
+    doubted = np.zeros(task.resolve.num_documents // 8 + 1, np.uint8)
+    for path in task.paths:
+        mark_ranks(np.load(path)["later"], doubted)
     num_near = 0
     with open_new(task.path) as file:
         for edges in read_near_edges(task.resolve):
-            own = edges[np.isin(edges["later"], witnesses["later"])]
+            own = edges[find_marked(doubted, edges["later"])]
             file.write(own.tobytes())
             num_near += len(own)
-        file.write(witnesses.tobytes())
+        for path in task.paths:
+            file.write(np.load(path).tobytes())
     return {"near": num_near}
-
-
-def read_witnesses(paths: Sequence[str]) -> np.ndarray:
-    """The EDGE records of all documents in doubt and their witnesses, by the former."""
-    return np.concatenate([np.empty(0, EDGE), *map(np.load, paths)])
 
 
 @dataclass(frozen=True)
@@ -197,25 +197,35 @@ class CompareRestTask:
 def run_compare_rest(task: CompareRestTask) -> dict[str, int]:
     """Write the edges that are not near; returns how many."""
     records = open_records(Path(task.rest_path), EDGE)
-    edges, witnesses = np.array(records[task.first : task.last]), np.array(records[task.num_near :])
+    edges = np.array(records[task.first : task.last])
     for start in range(0, len(edges), EDGES_AT_ONCE):
         part = edges[start : start + EDGES_AT_ONCE]
-        own = witnesses[np.isin(witnesses["later"], part["later"])]
-        sets = read_sets(list_ranks(np.concatenate([part, own])), task.sets)
-        for edge in part:
-            others = [sets[int(rank)] for rank in own["earlier"][own["later"] == edge["later"]]]
-            edge["similarity"] = compare_rest(sets[int(edge["later"])], sets[int(edge["earlier"])], others)
+        witnesses = read_witnesses(records, task.num_near, int(part["later"].min()), int(part["later"].max()))
+        own = [np.searchsorted(witnesses["later"], part["later"], side).tolist() for side in ("left", "right")]
+        wanted = [
+            [*pair, *witnesses["earlier"][first:last].tolist()]
+            for pair, first, last in zip(part[["later", "earlier"]].tolist(), *own, strict=True)
+        ]
+        for edge, (one, other, *others) in zip(part, read_sets(wanted, task.sets), strict=True):
+            edge["similarity"] = compare_rest(one, other, others)
     apart = edges[edges["similarity"] < task.least]
     write_array(task.path, apart)
     return {"apart": len(apart)}
 
 
+def read_witnesses(records: np.ndarray, num_near: int, first_rank: int, last_rank: int) -> np.ndarray:
+    """The edges to witnesses, behind the near ones of a RestTask, of documents of the ranks first to last."""
+
+    places = range(num_near, len(records))
+    first, last = (
+        num_near + bisect.bisect_left(places, rank, key=lambda place: int(records[place]["later"]))
+        for rank in (first_rank, last_rank + 1)
+    )
+    return np.ascontiguousarray(records[first:last])
+
+
 def compare_rest(one: np.ndarray, other: np.ndarray, witnesses: Sequence[np.ndarray]) -> float:
-    """The Jaccard similarity of two sets of shingles without those that enough witnesses have; 1 if nothing is left."""
-    shared = np.intersect1d(one, other, assume_unique=True)
-    counts = np.zeros(len(shared), np.int64)
-    for witness in witnesses:
-        counts += np.isin(shared, witness, assume_unique=True)
-    num_left = int((counts < FEWEST_WITNESSES).sum())
-    num_all = len(one) + len(other) - 2 * len(shared) + num_left
-    return num_left / num_all if num_all else 1.0
+    """The Jaccard similarity of two sets of shingles without those that enough witnesses have."""
+    starts = np.cumsum([0, *map(len, witnesses)], dtype=np.int64)
+    joined = np.concatenate([np.empty(0, HASH), *witnesses]).astype(HASH, copy=False)
+    return measure_rest(one, other, joined, starts, FEWEST_WITNESSES)

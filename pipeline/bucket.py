@@ -62,7 +62,7 @@ class BucketPlace:
         except Exception as error:
             if type(error).__name__ == "NoCredentialsError" and self.scheme == "s3":
                 self.files = open_bucket(self.scheme, is_public=True)
-                raise PassingError("no credentials: asked as anybody may", wait_seconds=0) from None
+                raise PassingError("no credentials: asked as anybody may") from None
             if isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS:
                 raise PassingError(f"the bucket cannot be read ({type(error).__name__}: {error})") from None
             raise

@@ -28,6 +28,7 @@ SET = np.dtype([("rank", "<u4"), ("start", "<u8"), ("count", "<u8")])  # start: 
 HASH = np.dtype("<u4")
 EDGES_PER_TASK = 1 << 18
 EDGES_AT_ONCE = 1 << 12
+SHINGLES_AT_ONCE = 1 << 24  # in memory: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -192,20 +193,33 @@ def run_compare(task: CompareTask) -> None:
     edges = np.array(open_records(Path(task.open_path), EDGE)[task.first : task.last])
     for first in range(0, len(edges), EDGES_AT_ONCE):
         part = edges[first : first + EDGES_AT_ONCE]
-        sets = read_sets(list_ranks(part), task.sets)
-        for edge in part:
-            edge["similarity"] = measure_overlap(sets[int(edge["later"])], sets[int(edge["earlier"])])
+        wanted = np.stack([part["later"], part["earlier"]], axis=1).tolist()
+        for edge, (later, earlier) in zip(part, read_sets(wanted, task.sets), strict=True):
+            edge["similarity"] = measure_overlap(later, earlier)
     write_array(task.path, edges)
 
 
-def read_sets(ranks: np.ndarray, files: Sequence[tuple[str, str]]) -> dict[int, np.ndarray]:
-    """Rank -> its shingles, for sorted ranks."""
-    sets = {}
+def read_sets(wanted: Sequence[Sequence[int]], files: Sequence[tuple[str, str]]) -> Iterator[list[np.ndarray]]:
+    """The sets of the ranks of each entry, in turn; those of entries before are kept as long as there is room."""
+    places = find_sets(np.unique(np.concatenate([np.array(ranks, np.uint32) for ranks in wanted])), files)
+    held: dict[int, np.ndarray] = {}
+    num_held = 0
+    for ranks in wanted:
+        missing = set(ranks) - held.keys()
+        if num_held + sum(places[rank][2] for rank in missing) > SHINGLES_AT_ONCE:
+            held, num_held, missing = {}, 0, set(ranks)
+        for rank in missing:
+            path, start, count = places[rank]
+            held[rank] = np.fromfile(path, HASH, count, offset=start * HASH.itemsize)
+            num_held += count
+        yield [held[rank] for rank in ranks]
+
+
+def find_sets(ranks: np.ndarray, files: Sequence[tuple[str, str]]) -> dict[int, tuple[str, int, int]]:
+    """Rank -> the file of its set, where it starts there and how many shingles it has; for sorted ranks."""
+    places = {}
     for index_path, sets_path in files:
         index = np.load(index_path, mmap_mode="r")
-        own = index[np.isin(index["rank"], ranks)]
-        with open(sets_path, "rb") as file:
-            for rank, start, count in own.tolist():
-                file.seek(start * HASH.itemsize)
-                sets[rank] = np.fromfile(file, HASH, count)
-    return sets
+        for rank, start, count in index[np.isin(index["rank"], ranks)].tolist():
+            places[rank] = sets_path, start, count
+    return places

@@ -10,6 +10,7 @@ same for any world size, batch size and number of workers. Any position can be a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,16 +65,16 @@ class PackedDataset(Catalogue):
         most_open_files: int = MOST_OPEN_FILES,
         cache: Path | None = None,
     ):
-        ReadingOrder.refuse_settings(seq_len, packing=packing, shuffle=shuffle)
+        ReadingOrder.refuse_settings(mix, seq_len, seed, packing=packing, shuffle=shuffle)
         super().__init__(path)
-        self.seq_len, self.seed, self.split, self.packing, self.shuffle = seq_len, seed, split, packing, shuffle
-        self.cache = cache
+        self.seq_len, self.seed, self.split, self.packing = int(seq_len), int(seed), split, packing
+        self.shuffle, self.cache = shuffle, cache
         self.files = OpenFiles(most=most_open_files, use_maps=use_maps)
         self.windows: dict[str, SourceWindows | SourceBins] = {}
         chosen = self.content["mix"] if mix is None else mix
         self._open_sources(chosen, may_lack=mix is None and split != "train")
         chosen = {source: weight for source, weight in chosen.items() if source in self.windows}
-        self.order = ReadingOrder(self.windows, chosen, seed=seed, shuffle=shuffle, max_epochs=max_epochs)
+        self.order = ReadingOrder(self.windows, chosen, seed=self.seed, shuffle=shuffle, max_epochs=max_epochs)
         self.position = 0
         self.has_waited = False  # whether the last `samples` had to wait for the disk
         self._chunk: tuple[int, Located] | None = None
@@ -176,7 +177,7 @@ class PackedDataset(Catalogue):
         Where the disk had to be waited for, the system is asked for as many after them, while these are used.
         """
         samples = self.samples(range(self.position, self.position + count), out)
-        self.position += count
+        self.position += operator.index(count)
         if self.has_waited:
             self.read_ahead(range(self.position, self.position + count))
         return samples
@@ -278,7 +279,7 @@ class PackedDataset(Catalogue):
             "format": STATE_FORMAT,
             **{name: getattr(self, name) for name in SAME_SETTINGS},
             "shards": self.hash_shards(self.order.mixture.names, self.split),
-            "position": self.position if position is None else position,
+            "position": self.position if position is None else operator.index(position),
             "mixes": self.order.mixture.describe(),
         }
 

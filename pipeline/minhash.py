@@ -62,6 +62,11 @@ def sign_documents(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, n
     return signatures, keys, counts
 
 
+def find_probability(similarity: float) -> float:
+    """The share of pairs of a Jaccard similarity that have a band in common."""
+    return 1 - (1 - similarity**BAND_ROWS) ** NUM_BANDS
+
+
 def list_shingles(data: np.ndarray, start: int, end: int) -> np.ndarray:
     """The set of shingles of one document, data[start:end]: uint32, sorted, each once."""
     return np.unique(list_hashes(data, start, end, build_word_table()))

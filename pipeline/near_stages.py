@@ -17,7 +17,6 @@ from pipeline.boilerplate import (
     RestTask,
     TracesTask,
     WitnessesTask,
-    read_witnesses,
     run_compare_rest,
     run_rest,
     run_traces,
@@ -37,14 +36,20 @@ from pipeline.compare import (
 from pipeline.copies import CopiesTask, MarksTask, run_marks
 from pipeline.estimate import EDGE, plan_estimates, run_estimate, split_ranks
 from pipeline.held_sets import make_held_sets
+from pipeline.minhash import find_probability
 from pipeline.resolve import NEAR, ResolveTask, run_components, run_judge, run_resolve
 from pipeline.sketch_file import RECIPES
 from pipeline.token_file import open_records
 from pipeline.workshop import Dedup
 
+LEAST_FOUND = 0.85  # of the pairs at the threshold; with fewer, that is said
+
 
 def find_near(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:
     """Find documents near to others; the task says where they are written."""
+    if (found := find_probability(work.settings.threshold)) < LEAST_FOUND:
+        what = f"of pairs with a similarity of {work.settings.threshold:g} about {found:.0%} are found"
+        work.shop.console.print(f"note: {what}: the bands of near are made for 0.8 and more")
     copy_marks = mark_copies(work, copies)
     paths = find_pairs(work, copy_marks)
     estimates = plan_estimates(
@@ -81,10 +86,11 @@ def judge_again(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> ResolveT
     if not open_records(resolve.path, NEAR).size:
         return resolve
     witnesses = find_witnesses(work, resolve, copy_marks)
-    if not len(read_witnesses(witnesses)):
+    if not witnesses:
         return resolve
     rest = RestTask("rest", resolve, witnesses, str(work.folder), work.fingerprint)
     (counts,) = work.run("rest", run_rest, [rest], unit="runs", kept="", dropped="").values()
+    sets = tuple((str(index), str(sets)) for index, sets in make_sets(work, rest.path))
     tasks = [
         CompareRestTask(
             name=f"pairs-{number:05d}",
@@ -92,7 +98,7 @@ def judge_again(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> ResolveT
             num_near=counts["near"],
             first=first,
             last=last,
-            sets=tuple((str(index), str(sets)) for index, sets in make_sets(work, rest.path)),
+            sets=sets,
             least=work.settings.threshold - REST_MARGIN,
             folder=str(work.folder),
             fingerprint=work.fingerprint,
@@ -106,7 +112,7 @@ def judge_again(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> ResolveT
 
 
 def find_witnesses(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> tuple[str, ...]:
-    """The files of the documents that went and others that share text with them."""
+    """The files of the documents in doubt and others that share text with them; none where no document has any."""
     recipe = RECIPES[work.settings.method]
     places = {"ranks": work.ranks, "folder": str(work.folder), "fingerprint": work.fingerprint}
     traces = [
@@ -129,8 +135,8 @@ def find_witnesses(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> tuple
         )
         for first, last in split_ranks(paths, work.ranks.num_documents, memory_bytes=work.settings.memory_bytes)
     ]
-    work.run("witnesses", run_witnesses, tasks, unit="ranges", kept="documents", dropped="")
-    return tuple(str(task.path) for task in tasks)
+    results = work.run("witnesses", run_witnesses, tasks, unit="ranges", kept="documents", dropped="")
+    return tuple(str(task.path) for task in tasks if results[task.name]["documents"])
 
 
 def find_components(work: Dedup, copies: Sequence[CopiesTask]) -> ResolveTask:

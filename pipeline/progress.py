@@ -85,7 +85,7 @@ class StageProgress:
         self.done = {source: Done(0, 0) for source in totals}
         self.started = self.last_line = time.monotonic()
         self.live = Progress(
-            TextColumn(f"{stage:8}{{task.description}}"),
+            TextColumn(f"{stage:12}{{task.description}}"),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
@@ -150,4 +150,4 @@ class StageProgress:
         """A plain line for each source, the same columns each time."""
         self.last_line = time.monotonic()
         for source in self.totals:
-            self.console.print(f"{self.stage:8}{source:16}{self.note(source)}  {self.time_left(source)}")
+            self.console.print(f"{self.stage:12}{source:16}{self.note(source)}  {self.time_left(source)}")

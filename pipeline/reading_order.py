@@ -64,10 +64,14 @@ class ReadingOrder:
         self.set_mixture(Mixture(mix))
 
     @staticmethod
-    def refuse_settings(seq_len: int, *, packing: str, shuffle: str) -> None:
+    def refuse_settings(mix: Any, seq_len: int, seed: int, *, packing: str, shuffle: str) -> None:
         """Raises ValueError for a setting without a meaning."""
         if not isinstance(seq_len, int | np.integer) or seq_len < 1:
             raise ValueError(f"seq_len must be a whole number, 1 or more, found {seq_len!r}")
+        if not isinstance(seed, int | np.integer):
+            raise ValueError(f"seed must be a whole number, found {seed!r}")
+        if mix is not None and not (isinstance(mix, Mapping) and mix):
+            raise ValueError(f"mix must name sources and their weights, {{source: weight}}, found {mix!r}")
         for name, value, known in (("packing", packing, PACKINGS), ("shuffle", shuffle, tuple(BLOCK_SIZES))):
             if value not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, found {value!r}")
@@ -111,6 +115,8 @@ class ReadingOrder:
     def _refuse_outside(self, first: int, last: int) -> None:
         if first < 0:
             raise IndexError(f"positions count from 0, found {first}")
+        if last >= self.end and not self.max_epochs:
+            raise IndexError(f"position {last:,} is beyond any that can be read")
         if last >= self.end:
             name = next(name for name in self.max_epochs if self._is_used_up(name, self.end + 1, self.max_epochs))
             raise IndexError(
@@ -188,8 +194,8 @@ def _epochs_by_source(max_epochs: int | Mapping[str, int] | None, sources: Mappi
     for name, epochs in by_source.items():
         if name not in sources:
             raise ValueError(f"max_epochs names {name!r}, which is not in the mix: it has {', '.join(sources)}")
-        if not isinstance(epochs, int) or epochs < 1:
+        if not isinstance(epochs, int | np.integer) or epochs < 1:
             raise ValueError(
                 f"max_epochs of {name!r} must be a whole number, 1 or more, found {epochs!r}; weight 0 leaves it out"
             )
-    return by_source
+    return {name: int(epochs) for name, epochs in by_source.items()}

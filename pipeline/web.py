@@ -82,18 +82,18 @@ class Patience:
                 self.meet(error, in_a_row, what=what)
 
     def meet(self, error: PassingError, in_a_row: int, *, what: str) -> None:
-        """Wait after a failure, or give up."""
+        """Wait after a failure, or give up; longer each time, whatever a server asks for: some always say 0."""
         asked = error.wait_seconds
         if in_a_row >= self.most_failures or (asked is not None and asked > MOST_ASKED_SECONDS):
             more = f" (and asks for {asked:,.0f} s of quiet)" if asked else ""
             raise OSError(f"{what}: {error}{more}; given up after {in_a_row} attempts. Try again later")
-        seconds = min(FIRST_WAIT_SECONDS * 2 ** (in_a_row - 1), LONGEST_WAIT_SECONDS)
-        if max(asked or 0, seconds) >= TOLD_SECONDS:
-            self.notice(f"{what}: {error}; trying again in {seconds if asked is None else asked:.0f} s")
+        seconds = max(asked or 0.0, min(FIRST_WAIT_SECONDS * 2 ** (in_a_row - 1), LONGEST_WAIT_SECONDS))
+        if seconds >= TOLD_SECONDS:
+            self.notice(f"{what}: {error}; trying again in {seconds:.0f} s")
         with self.lock:
             self.num_failures += 1
             if asked is not None:
-                self.quiet_until = max(self.quiet_until, time.monotonic() + asked)
+                self.quiet_until = max(self.quiet_until, time.monotonic() + seconds)
                 return
             self.waited_seconds += seconds
         self.wait(seconds)

@@ -213,5 +213,5 @@ class Dedup:
             return ALL_SOURCES, Done(kept=result.get(kept, 0), dropped=result.get(dropped, 0))
 
         totals = {ALL_SOURCES: (len(tasks), len(tasks))}
-        name = f"{stage} again" if self.is_second else stage
+        name = f"{stage} 2" if self.is_second else stage
         return self.shop.run(name, function, tasks, unit=unit, describe=describe, totals=totals)
