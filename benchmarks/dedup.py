@@ -74,7 +74,7 @@ KEPT_VALUES = 0.998  # of a planted duplicate's signature
 REDPAJAMA = 931_361_530  # documents
 KEEPING = BuildSettings(
     dedup="near", dedup_threshold=0.8, dedup_priority=("random",), keep_signatures=True, against=(), min_chars=1,
-    strip_markers=False, valid_fraction=0.0, shard_tokens=1, seed=0,
+    strip_markers=False, decontaminate=None, valid_fraction=0.0, shard_tokens=1, seed=0,
 )  # fmt: skip
 
 

@@ -111,3 +111,14 @@ def test_ingest_makes_no_python_call_per_document(tmp_path, sample_model):
         assert record["documents"]["accepted"] == num_documents
         num_calls.append(profile.total_calls)
     assert num_calls[2] < num_calls[1] + 100
+
+
+@pytest.mark.long
+def test_the_stages_of_dedup_run_over_synthetic_documents(tmp_path, monkeypatch):
+    from benchmarks.dedup import BenchmarkFlags, measure_stages
+
+    monkeypatch.setattr("benchmarks.dedup.TASK_DOCUMENTS", 5000)
+    figures = measure_stages(20_000, BenchmarkFlags(folder=tmp_path, against=True))
+    assert figures["documents"] == 20_000
+    assert figures["dropped"] > 5000
+    assert not list(tmp_path.iterdir())
