@@ -66,6 +66,8 @@ def keep_spans(
     if not (own / CONTENTS).is_file():
         write_spans(files, own)
     counts = read_json(own / CONTENTS)["counts"]
+    if not counts["spans"]:
+        raise ValueError(f"--decontaminate {' '.join(map(str, paths))}: no text in these files has {SPAN_WORDS} words")
     notice(
         f"decontaminate: {counts['spans']:,} spans of {SPAN_WORDS} words from {counts['items']:,} items in "
         f"{len(files):,} files; {counts['without_span']:,} of these items have no text so long, and are not looked for"
