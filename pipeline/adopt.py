@@ -1,66 +1,50 @@
 """Another program's token files as a dataset, without a copy: links to the ids, and our indexes beside them.
 
-    Megatron    X.bin with X.idx: dtype and documents by the index
-    datatrove   X.ds with X.ds.index: documents by the index; without it, they end with the end-of-text id
-    OLMo        X.npy, raw ids without a header: documents end with the end-of-text id
-
-Each file is read once: its checksum, its largest id, and the ids by which documents are told apart.
+Each file is read once: its checksum, its largest id, and the ids by which documents are told apart. token_sets.py
+knows the files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.finish import describe_split, hash_content
+from pipeline.folders import RESERVED_NAMES
 from pipeline.kernels import HASH_SEEDS, hash_documents
+from pipeline.manifest import check_source_name
 from pipeline.prepare import copy_tokenizer
 from pipeline.shard import (
-    MEGATRON_DTYPE_CODES,
-    MEGATRON_HEADER,
-    MEGATRON_MAGIC,
     Shard,
     documents_path,
     index_path,
     megatron_index,
     megatron_path,
     shard_name,
-    token_dtype,
     write_dataset_json,
     write_documents,
 )
 from pipeline.storage import checksum_file, write_file
+from pipeline.token_sets import TokenSet, find_files, open_token_set
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
-SUFFIXES = (".idx", ".ds", ".npy")
-NUMPY_MAGIC = b"\x93NUMPY"
-DTYPES = {code: np.dtype(name).newbyteorder("<") for name, code in MEGATRON_DTYPE_CODES.items()}
 
-
-@dataclass(frozen=True)
-class TokenSet:
-    """One file of ids of another program."""
-
-    path: Path
-    dtype: np.dtype
-    ends: np.ndarray | None
-    """Where documents end, int64; None: where the end-of-text id stands."""
-    num_empty: int = 0
-    """Documents without a token, which a dataset cannot hold."""
-
-
-def adopt(path: Path, out: Path, *, tokenizer_name: str, source: str | None) -> str:
-    """Write the dataset; returns a line that says what is in it.
+def adopt(path: Path, out: Path, *, tokenizer_name: str, source: str | None, dtype: str | None) -> str:
+    """Write the dataset; returns a line that says what is in it. `dtype`: of files that do not say theirs.
 
     Raises FileNotFoundError where there are no such files, ValueError where one cannot be what it is taken for.
     """
+    name = source or name_source(path)
+    check_source_name(name)
+    if name in RESERVED_NAMES:
+        raise ValueError(f"a dataset has a {name} of its own: give the source another name, with --source")
     tokenizer = load_tokenizer(tokenizer_name)
-    sets = [open_token_set(file, tokenizer) for file in find_files(path)]
-    name = source or re.sub(r"[^a-z0-9_-]+", "-", (path if path.is_dir() else path.parent).resolve().name.lower())
+    sets = [open_token_set(file, tokenizer, dtype=dtype) for file in find_files(path)]
+    refuse_mixed_dtypes(sets)
     adopted = [adopt_file(out, one, tokenizer, source=name, number=number) for number, one in enumerate(sets)]
     split = describe_split([asdict(shard) for shard, _ in adopted])
     raw_files = [str(one.path.resolve()) for one in sets]
@@ -82,76 +66,23 @@ def adopt(path: Path, out: Path, *, tokenizer_name: str, source: str | None) -> 
     )
 
 
-def find_files(path: Path) -> list[Path]:
-    """The token files at a path, in the order of their names: X.bin for an X.idx. Raises FileNotFoundError."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: --import takes a file or a folder")
-    found = sorted(path.rglob("*")) if path.is_dir() else [path.with_suffix(".idx") if path.suffix == ".bin" else path]
-    files = [file.with_suffix(".bin") if file.suffix == ".idx" else file for file in found if file.suffix in SUFFIXES]
-    if not files:
-        raise FileNotFoundError(f"{path} has no .idx with a .bin, no .ds and no .npy")
-    return files
+def name_source(path: Path) -> str:
+    """A source's name from the folder of a path. Raises ValueError for a folder without a letter or digit of a name."""
+    folder = (path if path.is_dir() else path.parent).resolve().name
+    name = re.sub(r"[^a-z0-9_-]+", "-", folder.lower()).strip("-_")
+    if not name:
+        raise ValueError(f"the folder's name {folder!r} makes no name of a source: give one, as --source web")
+    return name
 
 
-def open_token_set(path: Path, tokenizer: Tokenizer) -> TokenSet:
-    """What a file says of itself, or its index does. Raises ValueError where they do not fit together."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: its .idx is there")
-    if path.suffix == ".bin":
-        return open_megatron(path)
-    with open(path, "rb") as file:
-        if file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
-            raise ValueError(
-                f"{path} was written by numpy.save: it begins with a header, which OLMo-core would read as ids. "
-                "Write the ids alone, with ndarray.tofile"
-            )
-    dtype = token_dtype(tokenizer.vocab_size)
-    check_whole(path, dtype)
-    index = path.with_name(path.name + ".index")
-    if path.suffix == ".ds" and index.is_file():
-        ends = np.fromfile(index, dtype="<u8").astype(np.int64)
-        return drop_empty(path, dtype, ends, expected=path.stat().st_size // dtype.itemsize)
-    return TokenSet(path, dtype, None)
-
-
-def open_megatron(path: Path) -> TokenSet:
-    """A .bin by its .idx. Raises ValueError for another version or dtype, or sequences that do not lie end to end."""
-    index = path.with_suffix(".idx")
-    data = index.read_bytes()
-    if len(data) < MEGATRON_HEADER.size or not data.startswith(MEGATRON_MAGIC):
-        raise ValueError(f"{index} is not a Megatron index: it does not begin with {MEGATRON_MAGIC!r}")
-    _, version, code, num_sequences, num_indices = MEGATRON_HEADER.unpack_from(data)
-    if version != 1 or code not in DTYPES:
+def refuse_mixed_dtypes(sets: Sequence[TokenSet]) -> None:
+    """Raises ValueError where files are of two dtypes, for a dataset has one."""
+    other = next((one for one in sets if one.dtype != sets[0].dtype), None)
+    if other is not None:
         raise ValueError(
-            f"{index} has version {version} and dtype code {code}; ids are read by version 1 and code 8 (uint16) or "
-            "4 (int32)"
+            f"{sets[0].path} has {sets[0].dtype.name} ids, {other.path} {other.dtype.name}: a dataset has one dtype. "
+            "Import them one by one, or write one of them anew"
         )
-    if len(data) < MEGATRON_HEADER.size + 12 * num_sequences + 8 * num_indices:
-        raise ValueError(f"{index} has {len(data):,} bytes, too few for {num_sequences:,} sequences: it was cut")
-    lengths = np.frombuffer(data, "<i4", num_sequences, MEGATRON_HEADER.size).astype(np.int64)
-    starts = np.frombuffer(data, "<i8", num_sequences, MEGATRON_HEADER.size + 4 * num_sequences)
-    indices = np.frombuffer(data, "<i8", num_indices, MEGATRON_HEADER.size + 12 * num_sequences)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    if not np.array_equal(starts, ends[:-1] * DTYPES[code].itemsize):
-        raise ValueError(f"{index}: its sequences do not lie end to end from the start of {path.name}: copy them so")
-    check_whole(path, DTYPES[code])
-    return drop_empty(path, DTYPES[code], ends[indices[1:]], expected=path.stat().st_size // DTYPES[code].itemsize)
-
-
-def check_whole(path: Path, dtype: np.dtype) -> None:
-    """Raises ValueError where a file is empty or ends within an id."""
-    num_bytes = path.stat().st_size
-    if num_bytes == 0 or num_bytes % dtype.itemsize:
-        raise ValueError(f"{path} has {num_bytes:,} bytes, which are no {dtype.name} ids: it was cut, or is not ids")
-
-
-def drop_empty(path: Path, dtype: np.dtype, ends: np.ndarray, *, expected: int) -> TokenSet:
-    """A token set by its document ends. Raises ValueError where they do not end where the file does."""
-    lengths = np.diff(ends, prepend=0)
-    if not len(ends) or ends[-1] != expected or (lengths < 0).any():
-        found = ends[-1] if len(ends) else 0
-        raise ValueError(f"{path} has {expected:,} ids, its index ends at {found:,}: one of them was cut or changed")
-    return TokenSet(path, dtype, ends[lengths > 0], num_empty=int((lengths == 0).sum()))
 
 
 def adopt_file(out: Path, one: TokenSet, tokenizer: Tokenizer, *, source: str, number: int) -> tuple[Shard, str]:
@@ -164,7 +95,7 @@ def adopt_file(out: Path, one: TokenSet, tokenizer: Tokenizer, *, source: str, n
     if largest >= tokenizer.vocab_size:
         raise ValueError(
             f"{one.path} has an id {largest:,}; {tokenizer.name} has {tokenizer.vocab_size:,} ids: another tokenizer "
-            "made it, or its ids are of another dtype"
+            f"made it, or its ids are not {one.dtype.name} (--dtype says what files do not)"
         )
     ends = find_ends(ids, tokenizer.eos_id) if one.ends is None else one.ends
     name = shard_name(source, "train", number)

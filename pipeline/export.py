@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 if __package__ in (None, ""):  # started as `python pipeline/export.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -85,6 +85,8 @@ class ExportArguments:
     """With --import: the tokenizer that made the ids, by name or path."""
     source: str | None = None
     """With --import: what the source is called. Default: the folder's name."""
+    dtype: Literal["uint16", "uint32"] | None = None
+    """With --import: the ids of files that do not say it. Default: uint16 where the tokenizer's ids fit."""
 
 
 def main() -> None:
@@ -122,7 +124,10 @@ def _fill(arguments: ExportArguments, out: Path) -> str:
             raise ValueError("--import makes a dataset: it takes neither a dataset nor --to")
         if arguments.tokenizer is None:
             raise ValueError("--import needs --tokenizer: ids mean nothing without it")
-        return adopt(arguments.import_from, out, tokenizer_name=arguments.tokenizer, source=arguments.source)
+        return adopt(
+            arguments.import_from, out,
+            tokenizer_name=arguments.tokenizer, source=arguments.source, dtype=arguments.dtype,
+        )  # fmt: skip
     if arguments.dataset is None:
         raise ValueError("no dataset is named: python pipeline/export.py data/packed --to megatron --out data/megatron")
     if arguments.to not in TARGETS:
