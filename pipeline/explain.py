@@ -25,6 +25,7 @@ import tyro
 
 from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
+from pipeline.document_batch import ROW_BITS
 from pipeline.documents import read_documents
 from pipeline.export import read_mix
 from pipeline.row_search import find_drops, find_in_table, find_shard, read_rows
@@ -33,6 +34,9 @@ from pipeline.storage import read_json
 
 SHOWN_CHARACTERS = 2000
 READ_SETTINGS = ("seq_len", "seed", "packing", "shuffle", "max_epochs")
+COUNTED_SETTINGS = ("seq_len", "tokens_per_step")
+MOST_DIGITS = 20  # of a row or file, before Python refuses to read it as a number
+MOST_POSITIONS = 1 << 62  # a position is an int64
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class ExplainArguments:
     dataset: Annotated[Path, tyro.conf.Positional]
     """The dataset's folder."""
     source: str | None = None
-    """The source of --token, or of --document where several have a file of that name."""
+    """The source of --token; with --document, the only one that is asked."""
     token: int | None = None
     """A token of --source, counted over all shards of the split."""
     split: str = "train"
@@ -144,11 +148,10 @@ def explain_step(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[
 def open_run(catalogue: Catalogue, run: Path, step: int) -> tuple[PackedDataset, int, int]:
     """The data as a run read it, the first position of a step, and its samples: from config.json and newest checkpoint.
 
-    What a run left out, after numbers that were not finite, its checkpoint says.
+    What a run left out, after numbers that were not finite, its checkpoint says. Raises ValueError for another's data.
     """
-    config = read_json(run / "config.json")
-    checkpoints = sorted(run.glob("checkpoints/step-*[0-9]/checkpoint.json"), key=lambda path: int(path.parts[-2][5:]))
-    newest = read_json(checkpoints[-1]) if checkpoints else {"dataset": {"fingerprint": catalogue.fingerprint}}
+    config = read_config(run)
+    newest = read_newest_checkpoint(run) or {"dataset": {"fingerprint": catalogue.fingerprint}}
     if (found := newest["dataset"]["fingerprint"]) != catalogue.fingerprint:
         raise ValueError(f"{run} read other data: fingerprint {found[:12]}, {catalogue.name} has another")
     settings = {name: config[name] for name in READ_SETTINGS if config.get(name) is not None}
@@ -157,7 +160,34 @@ def open_run(catalogue: Catalogue, run: Path, step: int) -> tuple[PackedDataset,
     position = (step - 1) * samples_per_step
     for start, end in newest.get("skipped", []):
         position += end - start if position >= start else 0
+    if position + samples_per_step > MOST_POSITIONS:
+        raise ValueError(f"--step {step:,}: no run has so many steps")
     return PackedDataset(catalogue.paths, mix=mix, **settings), position, samples_per_step
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run. Raises ValueError where they do not say what a step is."""
+    path = run / "config.json"
+    config = read_json(path)
+    counts = [config.get(name) if isinstance(config, dict) else None for name in COUNTED_SETTINGS]
+    for name, value in zip(COUNTED_SETTINGS, counts, strict=True):
+        if type(value) is not int or value < 1:
+            raise ValueError(
+                f"{path} has {name} {value!r}, not a whole number from 1: {run} is no training run's folder"
+            )
+    return config
+
+
+def read_newest_checkpoint(run: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint says; None where a run has none. Raises ValueError where it says no dataset."""
+    paths = sorted(run.glob("checkpoints/step-*[0-9]/checkpoint.json"), key=lambda path: int(path.parts[-2][5:]))
+    if not paths:
+        return None
+    newest = read_json(paths[-1])
+    dataset = newest.get("dataset") if isinstance(newest, dict) else None
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("fingerprint"), str):
+        raise ValueError(f"{paths[-1]} has no dataset.fingerprint, the data that was read: it is damaged")
+    return newest
 
 
 def describe_sample(
@@ -174,27 +204,45 @@ def describe_sample(
 
 
 def explain_document(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[str]:
-    """What became of a row. Raises ValueError where no source has such a raw file, or it has no such row."""
+    """What became of a row, in each source that has such a raw file.
+
+    Raises ValueError where none has, or no file could have such a row.
+    """
     name, _, row = (arguments.document or "").rpartition(":")
     if not name or not row.isdecimal():
         raise ValueError(f"--document {arguments.document}: it is RAW_FILE:ROW, such as part-0.jsonl:17")
-    for source, entry in catalogue.content["sources"].items():
-        number = find_raw_file(entry["raw_files"], name)
-        if number is None or arguments.source not in (None, source):
-            continue
-        identity, file = (number, int(row)), entry["raw_files"][number]
-        lines = list(find_in_drops(catalogue, source, identity))
-        lines = lines or list(find_in_shards(catalogue, arguments, source, identity))
-        yield from lines or [f"{source}  {file} has no row {row}: it has fewer, or the row is blank"]
-        return
-    raise ValueError(f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}")
+    if len(row) > MOST_DIGITS or int(row) >> ROW_BITS:
+        raise ValueError(
+            f"--document {arguments.document}: the last row that a file can have is {(1 << ROW_BITS) - 1:,}"
+        )
+    found = {
+        source: number
+        for source, entry in catalogue.content["sources"].items()
+        if (number := find_raw_file(entry["raw_files"], name)) is not None and arguments.source in (None, source)
+    }
+    if not found:
+        raise ValueError(f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}")
+    for source, number in found.items():
+        yield from explain_row(catalogue, arguments, source, (number, int(row)))
+
+
+def explain_row(
+    catalogue: Catalogue, arguments: ExplainArguments, source: str, identity: tuple[int, int]
+) -> Iterator[str]:
+    """What became of a row of one source."""
+    number, row = identity
+    lines = list(find_in_drops(catalogue, source, identity))
+    lines = lines or list(find_in_shards(catalogue, arguments, source, identity))
+    file = catalogue.content["sources"][source]["raw_files"][number]
+    yield from lines or [f"{source}  {file} has no row {row}: it has fewer, or the row is blank"]
 
 
 def find_raw_file(raw_files: list[str], name: str) -> int | None:
     """The number of a raw file given by name or number."""
     if name in raw_files:
         return raw_files.index(name)
-    return int(name) if name.isdecimal() and int(name) < len(raw_files) else None
+    is_number = name.isdecimal() and len(name) <= MOST_DIGITS and int(name) < len(raw_files)
+    return int(name) if is_number else None
 
 
 def find_in_shards(

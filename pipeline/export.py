@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,9 +37,11 @@ from pipeline.export_views import (
 )
 from pipeline.interleave import interleave
 from pipeline.mix import parse_mix
+from pipeline.remote_dataset import bring
+from pipeline.shard import find_lost_files, list_files
 from pipeline.storage import name_temporary
 
-TARGETS: dict[str, Callable[[View], None]] = {
+TARGETS: dict[str, Callable[[View], str | None]] = {
     "megatron": view_for_megatron,
     "olmo": view_for_olmo,
     "datatrove": view_for_datatrove,
@@ -51,6 +54,16 @@ TARGETS: dict[str, Callable[[View], None]] = {
 }
 STREAM_FOLDER = "stream"
 """Where in OUT the interleaved dataset is."""
+TAKEN_BY = {
+    "mix": ("megatron", "mds", "hf"),
+    "seed": ("mds", "hf"),
+    "seq_len": ("mds", "hf"),
+    "tokenizer_name": ("datatrove", "nanotron"),
+}
+"""The formats that a flag means something to; --interleave takes --mix for all."""
+OF_IMPORT = ("tokenizer", "source", "dtype")
+OF_EXPORT = ("dataset", "to", "splits", "copy", "interleave", "tokens", *TAKEN_BY)
+PARALLEL_FETCHES = 8
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,10 @@ class ExportArguments:
     seq_len: int | None = None
     """Tokens per row of mds and hf."""
     mix: str | None = None
-    """Weights per source, as source:weight,source:weight. Default: the dataset's own."""
-    seed: int = 0
-    """The order of the rows of mds and hf."""
+    """Weights per source, as source:weight,source:weight, for megatron, mds, hf or --interleave. Default: the
+    dataset's own."""
+    seed: int | None = None
+    """The order of the rows of mds and hf. Default: 0."""
     tokenizer_name: str | None = None
     """What the other program calls the tokenizer, for datatrove and nanotron."""
     interleave: bool = False
@@ -119,9 +133,8 @@ def export(arguments: ExportArguments) -> str:
 
 def _fill(arguments: ExportArguments, out: Path) -> str:
     """Do what is asked for in a folder that will be OUT."""
+    refuse_ignored_flags(arguments)
     if arguments.import_from is not None:
-        if arguments.dataset is not None or arguments.to is not None:
-            raise ValueError("--import makes a dataset: it takes neither a dataset nor --to")
         if arguments.tokenizer is None:
             raise ValueError("--import needs --tokenizer: ids mean nothing without it")
         return adopt(
@@ -133,28 +146,65 @@ def _fill(arguments: ExportArguments, out: Path) -> str:
     if arguments.to not in TARGETS:
         raise ValueError(f"--to {arguments.to}: it is one of {', '.join(TARGETS)}")
     view = choose_view(arguments, out)
-    TARGETS[arguments.to](view)
+    if said := TARGETS[arguments.to](view):
+        return f"{arguments.out}: {said} for {arguments.to}"
     num_tokens = sum(shard["tokens"] for *_, shard in view.shards())
     return f"{arguments.out}: {num_tokens:,} tokens of {', '.join(view.splits)} for {arguments.to}"
+
+
+def refuse_ignored_flags(arguments: ExportArguments) -> None:
+    """Raises ValueError for a flag that changes nothing here: whoever gave it expects that it does."""
+    is_import = arguments.import_from is not None
+    for name in OF_EXPORT if is_import else OF_IMPORT:
+        value = getattr(arguments, name)
+        if value is not None and value is not False:
+            flag = "a dataset" if name == "dataset" else f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"--import makes a dataset: it does not take {flag}" if is_import else f"{flag} is for --import alone"
+            )
+    for name, takers in TAKEN_BY.items():
+        is_taken = arguments.to in takers or (name == "mix" and arguments.interleave)
+        if arguments.to in TARGETS and not is_taken and getattr(arguments, name) is not None:
+            more = ", or for --interleave" if name == "mix" else ""
+            raise ValueError(
+                f"--{name.replace('_', '-')} changes nothing of {arguments.to}: it is for {', '.join(takers)}{more}"
+            )
 
 
 def choose_view(arguments: ExportArguments, out: Path) -> View:
     """What to export: the dataset, or the stream made of it."""
     catalogue = Catalogue(arguments.dataset)
     mix = read_mix(arguments.mix) if arguments.mix else dict(catalogue.content["mix"])
+    for source in mix:
+        catalogue.shards(source, "train")  # raises where there is no such source
     splits = tuple(arguments.splits.split(",")) if arguments.splits else catalogue.splits
     if missing := set(splits) - set(catalogue.splits):
         raise ValueError(f"{catalogue.name} has no split {', '.join(missing)}: it has {', '.join(catalogue.splits)}")
     if arguments.tokens is not None and not arguments.interleave:
         raise ValueError("--tokens is the length of the stream of --interleave: give both")
+    bring_whole(catalogue, splits)
     if arguments.interleave:
         stream = out / STREAM_FOLDER
         catalogue = interleave(catalogue, stream, mix=mix, splits=splits, num_tokens=arguments.tokens)
         mix = dict(catalogue.content["mix"])
     return View(
         catalogue, splits, out, home=arguments.out.absolute(), is_copied=arguments.copy,
-        tokenizer_name=arguments.tokenizer_name, seq_len=arguments.seq_len, mix=mix, seed=arguments.seed,
+        tokenizer_name=arguments.tokenizer_name, seq_len=arguments.seq_len, mix=mix, seed=arguments.seed or 0,
     )  # fmt: skip
+
+
+def bring_whole(catalogue: Catalogue, splits: Sequence[str]) -> None:
+    """Fetch what is still elsewhere of some splits. Raises ValueError where a file is gone or of another size."""
+    sources = {
+        name: {"drops": [], "splits": {split: source["splits"][split] for split in splits if split in source["splits"]}}
+        for name, source in catalogue.content["sources"].items()
+    }
+    exported = {"tokenizer": catalogue.tokenizer, "sources": sources}
+    with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
+        list(pool.map(bring, [path for path, _ in list_files(catalogue.path, exported)]))
+    if lost := find_lost_files(catalogue.path, exported):
+        more = f", and {len(lost) - 1:,} more files" if len(lost) > 1 else ""
+        raise ValueError(f"{catalogue.name} is not whole: {lost[0]}{more}. Copy it again, or rebuild with --replace")
 
 
 def read_mix(text: str) -> dict[str, float]:

@@ -91,8 +91,8 @@ def write_chunk(path: Path, ends: np.ndarray, ids: np.ndarray) -> dict:
     return {"chunk_bytes": int(ids.nbytes), "chunk_size": len(ends), "dim": len(ids), "filename": path.name}
 
 
-def copy_for_mds(view: View) -> None:
-    """Shards of at most 64 MB of rows, fixed in length."""
+def copy_for_mds(view: View) -> str:
+    """Shards of at most 64 MB of rows, fixed in length. Returns what was written."""
     seq_len = need_seq_len(view)
     encoding = f"ndarray:{view.catalogue.dtype.name}:{seq_len}"
     row_bytes = seq_len * view.catalogue.dtype.itemsize
@@ -111,10 +111,11 @@ def copy_for_mds(view: View) -> None:
             raw = {"basename": name, "bytes": sum(map(len, data)), "hashes": {}}
             shards.append({**settings, "raw_data": raw, "samples": len(rows), "zip_data": None})
         write_json(view.out / split / "index.json", {"version": 2, "shards": shards})
+    return describe_rows(view)
 
 
-def copy_for_hf(view: View) -> None:
-    """Parquet files that `datasets` loads by the folder's name."""
+def copy_for_hf(view: View) -> str:
+    """Parquet files that `datasets` loads by the folder's name. Returns what was written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -128,6 +129,19 @@ def copy_for_hf(view: View) -> None:
             column = pa.LargeListArray.from_arrays(offsets, pa.array(rows.reshape(-1), values))
             with open_new(view.out / f"data/{split}-{number:05d}-of-{num_files:05d}.parquet") as file:
                 pq.write_table(pa.table({"input_ids": column.cast(pa.list_(values))}), file, compression="zstd")
+    return describe_rows(view)
+
+
+def describe_rows(view: View) -> str:
+    """How many rows and tokens the splits gave, and how many rows were left when the first source ended."""
+    said = []
+    for split in view.splits:
+        dataset = open_rows(view, split)
+        num_rows = len(dataset)
+        num_left = sum(dataset.num_windows(name) for name in dataset.sources) - num_rows
+        left = f" ({num_left:,} rows left out: there the mix's first source ends)" if num_left else ""
+        said.append(f"{num_rows:,} rows, {num_rows * need_seq_len(view):,} tokens of {split}{left}")
+    return "; ".join(said)
 
 
 def need_seq_len(view: View) -> int:

@@ -121,11 +121,40 @@ def test_a_step_leads_to_the_documents_of_its_samples(built, tmp_path, packing, 
         ({"step": 0, "run": Path("run")}, "its first step is 1"),
         ({"document": "n.jsonl"}, "it is RAW_FILE:ROW"),
         ({"document": "other.jsonl:3"}, "has no raw file 'other.jsonl' in any source"),
+        ({"document": "9" * 5000 + ":3"}, "has no raw file '999"),
+        ({"document": "n.jsonl:99999999999999999999999"}, "the last row that a file can have is 1,099,511,627,775"),
+        ({"document": f"n.jsonl:{1 << 40}"}, "the last row that a file can have is 1,099,511,627,775"),
     ],
 )
 def test_a_question_without_an_answer_is_refused(built, question, expected):
     with pytest.raises(ValueError, match=expected):
         ask(built, **question)
+
+
+@pytest.mark.parametrize(
+    ("config", "checkpoint", "step", "expected"),
+    [
+        ({}, None, 1, "config.json has seq_len None, not a whole number from 1"),
+        ([], None, 1, "config.json has seq_len None"),
+        ({"seq_len": 64}, None, 1, "config.json has tokens_per_step None"),
+        ({"seq_len": 0, "tokens_per_step": 64}, None, 1, "config.json has seq_len 0"),
+        ({"seq_len": 64, "tokens_per_step": 256}, {}, 1, "checkpoint.json has no dataset.fingerprint"),
+        ({"seq_len": 64, "tokens_per_step": 256}, None, 99999999999999999999, "no run has so many steps"),
+    ],
+)
+def test_a_run_that_cannot_be_understood_is_refused(built, tmp_path, config, checkpoint, step, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if checkpoint is not None:
+        (tmp_path / "checkpoints/step-1").mkdir(parents=True)
+        (tmp_path / "checkpoints/step-1/checkpoint.json").write_text(json.dumps(checkpoint))
+    with pytest.raises(ValueError, match=expected):
+        ask(built, run=tmp_path, step=step)
+
+
+def test_a_raw_file_of_several_sources_is_answered_for_each(built):
+    answer = ask(built, document="0:2")
+    assert [line for line in answer.splitlines() if not line.startswith(" ")] == ["web  a.jsonl:2", "notes  n.jsonl:2"]
+    assert ask(built, document="0:2", source="notes").startswith("notes  n.jsonl:2")
 
 
 def test_a_kept_row_is_found_in_whichever_shard_it_is_with_and_without_its_text(built, raw):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
+from loopback import Server
 from reader_fixtures import EOS, random_documents, split_documents, write_dataset
 
 from pipeline.dataset import PackedDataset
 from pipeline.export import TARGETS, ExportArguments, export
+from pipeline.remote_dataset import open_remote
 from pipeline.shard import index_path, megatron_path, read_dataset_json
 from pipeline.source_shards import SourceShards
 
@@ -190,12 +193,61 @@ def test_copies_instead_of_links_for_storage_without_links(run):
         ({"to": "olmo", "tokens": 5}, "--tokens is the length of the stream"),
         ({"to": "olmo", "dataset": None}, "no dataset is named"),
         ({"to": "olmo", "interleave": True, "mix": "books:1"}, "has no source 'books'"),
+        ({"to": "megatron", "mix": "web:1,nope:1"}, "has no source 'nope': it has web, code"),
+        (
+            {"to": "nanogpt", "mix": "web:1"},
+            "--mix changes nothing of nanogpt: it is for megatron, mds, hf, or for --in",
+        ),
+        ({"to": "olmo", "seed": 0}, "--seed changes nothing of olmo: it is for mds, hf"),
+        ({"to": "llmc", "seq_len": 8}, "--seq-len changes nothing of llmc: it is for mds, hf"),
+        ({"to": "hf", "tokenizer_name": "gpt2"}, "--tokenizer-name changes nothing of hf"),
+        ({"to": "olmo", "dtype": "uint16"}, "--dtype is for --import alone"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(run, tmp_path, settings, expected):
     with pytest.raises(ValueError, match=expected):
         run(**settings)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("settings", "left"), [({}, r" \((\d+) rows left out: .* ends\)"), ({"mix": "web:1"}, "()")])
+@pytest.mark.parametrize("to", ["mds", "hf"])
+def test_the_summary_counts_the_rows_that_were_written(packed, tmp_path, to, settings, left):
+    out = tmp_path / "out"
+    said = export(ExportArguments(dataset=packed, to=to, out=out, seq_len=16, splits="train", **settings))
+    mix = {"web": 1.0} if settings else None
+    dataset = PackedDataset(packed, seq_len=15, mix=mix, max_epochs=1)
+    found = re.fullmatch(rf"{out}: (\S+) rows, (\S+) tokens of train{left} for {to}", said)
+    assert found and [int(number.replace(",", "")) for number in found.groups()[:2]] == [
+        len(dataset),
+        len(dataset) * 16,
+    ]
+    of_all = dataset.num_windows("web") + dataset.num_windows("code")
+    assert len(dataset) + int(found[3] or 0) == of_all
+
+
+NEEDED = {"mds": {"seq_len": 8}, "hf": {"seq_len": 8}, "nanotron": {"tokenizer_name": "x"}}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("suffix", [".bin", ".bin.index", ".idx"])
+def test_a_dataset_that_was_cut_is_not_exported(tmp_path, to, suffix):
+    folder = write_dataset(tmp_path / "packed", {"web": [[[5] * 40] * 3]})
+    path = folder / f"web/train/shard-00000{suffix}"
+    size = path.stat().st_size
+    os.truncate(path, size - 2)
+    with pytest.raises(ValueError, match=rf"shard-00000{suffix} has {size - 2} bytes, not {size}\. Copy it again"):
+        export(ExportArguments(dataset=folder, to=to, out=tmp_path / "out", **NEEDED.get(to, {})))
+
+
+def test_what_a_dataset_elsewhere_has_not_sent_yet_is_fetched_first(packed, tmp_path):
+    files = {f"packed/{path.relative_to(packed)}": path.read_bytes() for path in packed.rglob("*") if path.is_file()}
+    with Server(files) as server:
+        folder = open_remote(f"{server.url}/packed", cache=tmp_path / "cache")
+        assert not list(folder.rglob("*.bin"))
+        export(ExportArguments(dataset=folder, to="nanogpt", out=tmp_path / "out", splits="train"))
+    expected = [token for documents in documents_of(packed).values() for document in documents for token in document]
+    assert np.fromfile(tmp_path / "out/train.bin", np.uint16).tolist() == expected
 
 
 def test_an_export_never_touches_a_folder_that_is_there(run):
@@ -207,7 +259,7 @@ def test_an_export_never_touches_a_folder_that_is_there(run):
 @pytest.mark.parametrize("target", TARGETS)
 def test_ids_of_four_bytes_are_exported_or_refused(target, tmp_path):
     folder = write_dataset(tmp_path / "packed", {"web": [[[70_000, 5] * 40] * 3]}, vocab_size=100_000)
-    arguments = ExportArguments(dataset=folder, to=target, out=tmp_path / "out", seq_len=8, tokenizer_name="x")
+    arguments = ExportArguments(dataset=folder, to=target, out=tmp_path / "out", **NEEDED.get(target, {}))
     if target in ("nanogpt", "llmc"):
         with pytest.raises(ValueError, match="reads uint16 ids only"):
             export(arguments)
