@@ -51,6 +51,7 @@ def adopt(path: Path, out: Path, *, tokenizer_name: str, source: str | None, dty
     listed = {name: {"title": name, "raw_files": raw_files, "splits": {"train": split}, "drops": []}}
     rules = {rule for _, rule in adopted}
     content = {
+        "made_by": "import",
         "tokenizer": copy_tokenizer(tokenizer, out),
         "dtype": sets[0].dtype.name,
         "document_rule": rules.pop() if len(rules) == 1 else "none",

@@ -80,7 +80,7 @@ class Catalogue:
 
     @property
     def document_rule(self) -> str:
-        """What frames each document: "bos+eos" or "eos"."""
+        """What frames each document: "bos+eos", "eos", or "none" where some imported ones have no end-of-text id."""
         return self.content["document_rule"]
 
     @property

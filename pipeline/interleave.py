@@ -151,5 +151,5 @@ def write_stream(
     splits = {split: describe_split(of_split) for split, of_split in shards.items()}
     listed = {STREAM: {"title": STREAM, "raw_files": raw_files, "splits": splits, "drops": []}}
     same = {name: catalogue.content[name] for name in ("tokenizer", "dtype", "document_rule")}
-    identity = {"content_hash": hash_content(listed), "mix": {STREAM: 1.0}}
+    identity = {"made_by": "interleave", "content_hash": hash_content(listed), "mix": {STREAM: 1.0}}
     write_dataset_json(out, {**same, **identity, "sources": listed})

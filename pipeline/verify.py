@@ -5,7 +5,8 @@
 
 With --raw the raw files are read once more and their documents encoded with the reference engine, id for id. Exit
 code 0 where all is as claimed, else 1 with a line for each thing that is wrong, and where. A later check relies on the
-earlier ones, so it waits until they find nothing.
+earlier ones, so it waits until they find nothing. Of a dataset that was imported or interleaved the files alone are
+checked: it says nothing of raw files.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import tyro
 
 from pipeline.contamination import keep_spans
 from pipeline.shard import SPLITS, read_dataset_json
+from pipeline.verify_adopted import verify_adopted
 from pipeline.verify_claims import verify_claims, verify_shape
 from pipeline.verify_copies import verify_copies
 from pipeline.verify_drops import verify_drops
@@ -67,6 +69,7 @@ def main() -> None:
     try:
         check_arguments(arguments)
         content = read_dataset_json(arguments.dataset)
+        refuse_raw_files_of_adopted(arguments, content)
         for problem in itertools.islice(find_problems(arguments, content), MOST_PROBLEMS):
             print(f"WRONG  {problem}", flush=True)
             num_problems += 1
@@ -89,8 +92,20 @@ def check_arguments(arguments: VerifyArguments) -> None:
         raise ValueError("--decontaminate: spans are looked for in the raw files: give --raw, their folder")
 
 
+def refuse_raw_files_of_adopted(arguments: VerifyArguments, content: Mapping[str, Any]) -> None:
+    """Raise ValueError where raw files are given for a dataset that was not built from any."""
+    given = [f"--{name}" for name in ("raw", "against", "decontaminate") if getattr(arguments, name)]
+    if "made_by" in content and given:
+        raise ValueError(
+            f"{arguments.dataset} was not built from raw files (made_by {content['made_by']}): leave {given[0]} out"
+        )
+
+
 def find_problems(arguments: VerifyArguments, content: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong, one text each, with the raw files only where the dataset itself is all right."""
+    if "made_by" in content:
+        yield from verify_adopted(arguments.dataset, content)
+        return
     held, num_problems = open_reachable(arguments.against, content), 0
     for problem in verify_dataset(arguments.dataset, content, notice=print_notice):
         num_problems += 1
@@ -138,6 +153,8 @@ def summarise(arguments: VerifyArguments, content: Mapping[str, Any]) -> str:
         f"{arguments.dataset}: all right: {num_shards:,} shards, {totals['documents']:,} documents, "
         f"{totals['tokens']:,} tokens"
     )
+    if "made_by" in content:
+        return f"{checked} (made by {content['made_by']}: nothing is said of raw files)"
     if arguments.raw is None:
         return f"{checked} (not compared with the raw files: --raw)"
     share = "all" if arguments.fraction is None else f"{arguments.fraction:.4g}"

@@ -28,6 +28,7 @@ from pipeline.shard import (
 from pipeline.span_kernels import SPAN_WORDS
 from pipeline.storage import TEMPORARY_SUFFIX
 from pipeline.verify_held import verify_held_claims
+from pipeline.verify_source import verify_sums
 from pipeline.verify_tokenizer import verify_tokenizer
 
 TOKENIZER_CONFIG = "tokenizer_config.json"  # beside a tokenizer.json: the names of its control ids
@@ -180,6 +181,8 @@ def verify_claims(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
         yield from verify_counts(name, source)
         yield from verify_share(name, source, content["settings"]["tokens"])
         yield from verify_paths(name, source)
+        if source["raw_files"] != sorted(set(source["raw_files"]), key=str.encode):
+            yield f"{name}: raw_files are not in the order of their paths, or one is there twice"
     yield from verify_files(folder, content)
 
 
@@ -244,10 +247,7 @@ def verify_counts(name: str, source: Mapping[str, Any]) -> Iterator[str]:
         in_splits = sum(split[what] for split in source["splits"].values())
         if in_splits != counts["kept"][what]:
             yield f"{name}: {counts['kept'][what]:,} {what} kept, but its splits hold {in_splits:,}"
-    for split_name, split in source["splits"].items():
-        for what in ("documents", "tokens", "bytes"):
-            if split[what] != sum(shard[what] for shard in split["shards"]):
-                yield f"{name} {split_name}: {what} is not the sum over its shards"
+    yield from verify_sums(name, source)
 
 
 def verify_share(name: str, source: Mapping[str, Any], shares: Mapping[str, int] | None) -> Iterator[str]:
@@ -277,8 +277,6 @@ def verify_paths(name: str, source: Mapping[str, Any]) -> Iterator[str]:
     for file in source["drops"]:
         if PurePosixPath(file["path"]).parent != PurePosixPath(name, "drops"):
             yield f"{name}: {file['path']} is not in {name}/drops"
-    if source["raw_files"] != sorted(set(source["raw_files"]), key=str.encode):
-        yield f"{name}: raw_files are not in the order of their paths, or one is there twice"
 
 
 def verify_files(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -87,6 +87,14 @@ def held_sources(content: Mapping[str, Any]) -> list[ClaimedSource]:
         for label, dataset in content.get("against", {}).items()
         for name, raw_files in dataset["raw_files"].items()
     ]
+
+
+def verify_sums(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    """That what the splits of a source hold is the sum over their shards."""
+    for split_name, split in entry["splits"].items():
+        for what in ("documents", "tokens", "bytes"):
+            if split[what] != sum(shard[what] for shard in split["shards"]):
+                yield f"{name} {split_name}: {what} is not the sum over its shards"
 
 
 def find_stray_row(source: ClaimedSource, raw_files: np.ndarray, rows: np.ndarray) -> str | None:

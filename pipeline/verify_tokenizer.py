@@ -15,14 +15,14 @@ from pipeline.tokenizer_files import read_named_tokenizers
 
 
 def verify_tokenizer(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
-    """That the tokenizer's file is the one named, and says of itself what dataset.json says."""
-    claims, settings = content["tokenizer"], content["settings"]
-    if token_dtype(claims["vocab_size"]).name != content["dtype"]:
-        yield f"dataset.json: dtype {content['dtype']} for a vocabulary of {claims['vocab_size']:,}"
-    if content["document_rule"] != settings["document_rule"]:
-        yield f"dataset.json: document_rule is {content['document_rule']}, in settings {settings['document_rule']}"
+    """That the tokenizer's file is the one named, is as dataset.json says, and as settings say where there are some."""
+    claims, settings = content["tokenizer"], content.get("settings")
     if content["document_rule"] == "bos+eos" and claims["bos_id"] is None:
         yield "dataset.json: document_rule is bos+eos, but tokenizer.bos_id is null"
+    if settings is not None and token_dtype(claims["vocab_size"]).name != content["dtype"]:
+        yield f"dataset.json: dtype {content['dtype']} for a vocabulary of {claims['vocab_size']:,}"
+    if settings is not None and content["document_rule"] != settings["document_rule"]:
+        yield f"dataset.json: document_rule is {content['document_rule']}, in settings {settings['document_rule']}"
     path = folder / claims["file"]
     if PurePosixPath(claims["file"]) != PurePosixPath(TOKENIZER_FOLDER, path.name):
         yield f"dataset.json: tokenizer.file is {claims['file']}, not a file of {TOKENIZER_FOLDER}/"
@@ -37,12 +37,20 @@ def verify_tokenizer(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     yield from verify_tokenizer_name(tokenizer, claims)
-    is_sample = claims["name"] == SAMPLE_TOKENIZER and settings["tokenizer"] == identify_tokenizer(None)
-    if settings["tokenizer"] != identify_tokenizer(tokenizer) and not is_sample:
-        yield f"dataset.json: settings.tokenizer is {settings['tokenizer']!r}, which is not that of {path}"
+    if settings is not None:
+        yield from verify_chosen_tokenizer(tokenizer, claims, settings)
     for what in ("family", "vocab_size", "bos_id", "eos_id"):
         if claims[what] != getattr(tokenizer, what):
             yield f"dataset.json: tokenizer.{what} is {claims[what]}, but {path} has {getattr(tokenizer, what)}"
+
+
+def verify_chosen_tokenizer(
+    tokenizer: Tokenizer, claims: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """That the tokenizer is the one that the build's settings ask for."""
+    is_sample = claims["name"] == SAMPLE_TOKENIZER and settings["tokenizer"] == identify_tokenizer(None)
+    if settings["tokenizer"] != identify_tokenizer(tokenizer) and not is_sample:
+        yield f"dataset.json: settings.tokenizer is {settings['tokenizer']!r}, which is not that of {tokenizer.path}"
 
 
 def verify_tokenizer_name(tokenizer: Tokenizer, claims: Mapping[str, Any]) -> Iterator[str]:
