@@ -24,7 +24,7 @@ from pipeline.candidates import BandTask, read_packed
 from pipeline.compare import EDGES_AT_ONCE, HASH, read_sets
 from pipeline.copies import find_marked, mark_ranks
 from pipeline.estimate import EDGE, estimate_pairs, read_pairs
-from pipeline.pair_kernels import keep_first_of_equal, list_witnesses, measure_rest
+from pipeline.pair_kernels import list_witnesses, measure_rest
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, read_near_edges
 from pipeline.storage import open_new, write_array
@@ -111,11 +111,7 @@ class WitnessesTask:
 
 def run_witnesses(task: WitnessesTask) -> dict[str, int]:
     """Write the witnesses of documents that have enough; returns how many documents these are."""
-    parts = [read_pairs(path, task.first_rank, task.last_rank) for path in task.paths]
-    pairs = np.concatenate([np.empty(0, np.uint64), *parts])
-    pairs.sort()
-    pairs = pairs[: keep_first_of_equal(pairs)]
-    edges = estimate_pairs(pairs, task.ranks)
+    edges = estimate_pairs(read_pairs(task.paths, task.first_rank, task.last_rank), task.ranks)
     edges = edges[edges["similarity"] < MOST_ALIKE]
     _, first, counts = np.unique(edges["later"], return_index=True, return_counts=True)
     place = np.arange(len(edges)) - np.repeat(first, counts)

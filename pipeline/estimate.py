@@ -91,21 +91,23 @@ def split_ranks(paths: Sequence[Path], num_documents: int, *, memory_bytes: int)
 
 def run_estimate(task: EstimateTask) -> dict[str, int]:
     """Write the edges; returns how many pairs there were, and how many edges are left."""
-    parts = [read_pairs(path, task.first_rank, task.last_rank) for path in task.paths]
-    pairs = np.concatenate([np.empty(0, np.uint64), *parts])
-    pairs.sort()
-    pairs = pairs[: keep_first_of_equal(pairs)]
+    pairs = read_pairs(task.paths, task.first_rank, task.last_rank)
     edges = estimate_pairs(pairs, task.ranks)
     near = edges[edges["similarity"] >= task.threshold - MARGIN]
     write_array(task.path, near)
     return {"pairs": len(pairs), "edges": len(near)}
 
 
-def read_pairs(path: str, first_rank: int, last_rank: int) -> np.ndarray:
-    """The pairs of a file whose later rank is in [first_rank, last_rank): uint64, sorted."""
-    pairs = np.load(path, mmap_mode="r")
-    first, last = np.searchsorted(pairs, np.array([first_rank, last_rank], np.uint64) << np.uint64(PAIR_BITS))
-    return np.array(pairs[first:last])
+def read_pairs(paths: Sequence[str], first_rank: int, last_rank: int) -> np.ndarray:
+    """The pairs of all files whose later rank is in [first_rank, last_rank): uint64, sorted, each once."""
+    edges, parts = np.array([first_rank, last_rank], np.uint64) << np.uint64(PAIR_BITS), [np.empty(0, np.uint64)]
+    for path in paths:
+        pairs = np.load(path, mmap_mode="r")
+        first, last = np.searchsorted(pairs, edges)
+        parts.append(np.array(pairs[first:last]))
+    joined = np.concatenate(parts)
+    joined.sort()
+    return joined[: keep_first_of_equal(joined)]
 
 
 def estimate_pairs(pairs: np.ndarray, ranks: RankMap) -> np.ndarray:
