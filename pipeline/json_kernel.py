@@ -5,7 +5,7 @@ last counts, half of a surrogate pair is a string (but no text), and nesting bey
 the two on generated lines. A line feed ends a line wherever it stands, since JSON strings hold none: so one pass over
 the bytes finds lines, texts and faults, and a line's fate does not depend on its neighbours.
 
-Positions count in the block, places in the memory for texts. Strings are copied eight bytes at a time up to a quote, a
+Positions count in the block, places in the memory for texts. Strings are copied 64 bytes at a time up to a quote, a
 backslash or a control character; strings that are not wanted too, behind the texts, where the next one overwrites them.
 Bytes above 0x7F are copied as they stand, so the caller checks that the block is UTF-8.
 """
@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import compiled, count_trailing_zeros, load_word, store_word
+from pipeline.compiled import VECTOR_BYTES, compiled, copy_vector, count_trailing_zeros, mark_below, mark_equal
 
 DOCUMENT, BAD_JSON, BAD_OBJECT, TEXT_MISSING, TEXT_NULL, TEXT_TYPE, BAD_SURROGATE, BLANK = range(8)  # a line's fate
-SLACK_BYTES = 8  # what is written behind the end of a text before the next one overwrites it
+SLACK_BYTES = VECTOR_BYTES  # what is written behind the end of a text before the next one overwrites it
 MOST_DEPTH = 1000
+COUNTED_BYTES = 128  # at a time; at most 255, which a byte can count to
 NO_JSON = -1
 OTHER, TEXT, SUBSET = range(3)  # what a key of a line's object may be
 
@@ -32,36 +33,20 @@ ESCAPED[list(b'"\\/bfnrt')] = list(b'"\\/\b\f\n\r\t')
 HEX_VALUE = np.full(256, -1, np.int64)
 HEX_VALUE[list(b"0123456789abcdefABCDEF")] = [int(digit, 16) for digit in "0123456789abcdefABCDEF"]
 
-ONES, TOP_BITS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
-QUOTES, BACKSLASHES, SPACES = ONES * np.uint64(QUOTE), ONES * np.uint64(BACKSLASH), ONES * np.uint64(0x20)
-
-
-@compiled
-def count_plain(word):
-    """How many of a word's eight bytes come before the first quote, backslash or control character.
-
-    `x - ONES & ~x & TOP_BITS` has a bit for each zero byte of x, and wrong ones only above a right one.
-    """
-    quotes, backslashes = word ^ QUOTES, word ^ BACKSLASHES
-    found = (word - SPACES) & ~word
-    found |= (quotes - ONES) & ~quotes
-    found |= (backslashes - ONES) & ~backslashes
-    found &= TOP_BITS
-    return np.int64(count_trailing_zeros(found) >> np.uint64(3)) if found else np.int64(8)
-
 
 @compiled
 def copy_string(data, position, end, text, place):
     """Write the string whose inside begins at `position`. Returns what is behind both, and whether it is Unicode."""
     is_unicode = True
     while True:
-        while position + 8 <= end:
-            word = load_word(data, position)
-            store_word(text, place, word)
-            num_plain = count_plain(word)
+        while position + VECTOR_BYTES <= end:
+            special = mark_equal(data, position, np.uint8(QUOTE)) | mark_equal(data, position, np.uint8(BACKSLASH))
+            special |= mark_below(data, position, np.uint8(0x20))
+            copy_vector(data, position, text, place)
+            num_plain = np.int64(count_trailing_zeros(special)) if special else np.int64(VECTOR_BYTES)
             position += num_plain
             place += num_plain
-            if num_plain < 8:
+            if special:
                 break
         if position >= end:
             return NO_JSON, place, is_unicode
@@ -75,7 +60,7 @@ def copy_string(data, position, end, text, place):
                 return NO_JSON, place, is_unicode
         elif byte < 0x20:
             return NO_JSON, place, is_unicode
-        else:  # of the last eight bytes of the block
+        else:  # of the last bytes of the block
             text[place] = byte
             position += 1
             place += 1
@@ -283,9 +268,14 @@ def read_line(data, start, end, names, text, place, closers):
 @compiled
 def count_lines(data):
     """How many lines a block has; the last may lack its line feed."""
-    num_feeds = 0
-    for byte in data:
-        num_feeds += byte == LINE_FEED
+    num_feeds, num_steps = 0, len(data) // COUNTED_BYTES
+    for step in range(num_steps):
+        feeds = np.uint8(0)  # added up in bytes, and so in vectors of them: three times as fast as in whole numbers
+        for place in range(COUNTED_BYTES):
+            feeds = np.uint8(feeds + np.uint8(data[step * COUNTED_BYTES + place] == LINE_FEED))
+        num_feeds += feeds
+    for position in range(num_steps * COUNTED_BYTES, len(data)):
+        num_feeds += data[position] == LINE_FEED
     return num_feeds + (len(data) > 0 and data[len(data) - 1] != LINE_FEED)
 
 
