@@ -298,8 +298,7 @@ def write_task(
     documents["place"] = find_places(documents["content_hash"], seed=0)
     documents["row"] = np.arange(len(documents))
     with TokenFile(place, dtypes=[np.dtype("<u2")], recipe=RECIPES["near"]) as token_file:
-        token_file.reserve([0])
-        token_file.add(documents, np.zeros(len(documents), np.uint8), sketches)
+        token_file.add(documents, np.zeros(len(documents), np.uint8), [np.empty(0, "<u2")], sketches)
         token_file.num_rows = len(documents)
     task = IngestTask(place.name, "random", (TaskFile(number, "random", "train", None),), 1, settings, str(place), "")
     return task, asdict(token_file.record())

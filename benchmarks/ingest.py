@@ -48,6 +48,7 @@ PARTS = {
     "hash": ("hash_documents",),
     "tokenise": ("encode_documents", "encode_and_frame"),
     "frame": ("frame_documents",),
+    "sign for near": ("sketch_texts",),
     "sort and write": ("_write_run",),
 }
 

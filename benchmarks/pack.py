@@ -117,11 +117,10 @@ def make_task(folder: Path, number: int) -> tuple[IngestTask, dict[str, Any]]:
     documents["place"] = find_places(documents["content_hash"], seed=0)
     documents["row"], documents["num_tokens"][:, 0] = np.arange(len(lengths)), lengths
     with TokenFile(place, dtypes=[DTYPE], recipe=RECIPES["none"]) as token_file:
-        (ids,) = token_file.reserve([int(lengths.sum())])
-        ids[:] = rng.integers(0, 50_000, len(ids), dtype=DTYPE)
+        ids = rng.integers(0, 50_000, int(lengths.sum()), dtype=DTYPE)
         none = np.empty((len(lengths), 0), np.uint8)
         sketches = Sketches(none, none.astype(np.uint64), np.zeros(len(lengths), bool))
-        token_file.add(documents, np.zeros(len(lengths), np.uint8), sketches)
+        token_file.add(documents, np.zeros(len(lengths), np.uint8), [ids], sketches)
         token_file.num_rows = len(lengths)
     file = TaskFile(number, "random", "train", None, WHOLE)
     return IngestTask(place.name, "random", (file,), 1, settings, str(place), ""), asdict(token_file.record())

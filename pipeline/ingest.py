@@ -23,7 +23,8 @@ from pipeline.contamination import find_contaminated
 from pipeline.document_batch import BAD_NAMES, DocumentBatch, text_buffers
 from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
-from pipeline.framing import encode_framed
+from pipeline.framing import encode_framed, most_framed_ids
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.markers import strip_markers
 from pipeline.order import derive_key, scramble
@@ -113,6 +114,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
 
     Raises ValueError naming the raw file where one cannot be read; OSError where the disk refuses.
     """
+    keep_freed_memory()
     final = Path(task.folder)
     temporary = name_temporary(final)
     temporary.mkdir(parents=True)
@@ -257,14 +259,12 @@ def ingest_batch(wanted: WantedDocuments, settings: IngestSettings, token_file: 
     documents["place"] = find_places(hashes, seed=settings.seed)
     documents["content_hash"], documents["row"], documents["raw_file"] = hashes, wanted.rows, wanted.raw_files
     documents["num_bytes"] = np.diff(offsets)
-    encoded = [encode_texts(data, offsets, encode) for encode in settings.encode]
-    for number, (_, lengths) in enumerate(encoded):
-        documents["num_tokens"][:, number] = lengths
-    rooms = token_file.reserve([len(ids) for ids, _ in encoded])
-    for (ids, _), room in zip(encoded, rooms, strict=True):
-        room[:] = ids
+    ids = []
+    for number, room in enumerate(token_file.reserve(most_framed_ids(offsets))):
+        framed, documents["num_tokens"][:, number] = encode_texts(data, offsets, settings.encode[number], room)
+        ids.append(framed)
     splits = choose_splits(hashes, wanted.splits, settings.valid_fraction)
-    token_file.add(documents, splits, sketch_texts(wanted.texts, method=settings.dedup))
+    token_file.add(documents, splits, ids, sketch_texts(wanted.texts, method=settings.dedup))
 
 
 def find_places(hashes: np.ndarray, *, seed: int) -> np.ndarray:
@@ -272,10 +272,12 @@ def find_places(hashes: np.ndarray, *, seed: int) -> np.ndarray:
     return scramble(hashes[:, 0] ^ np.uint64(derive_key("place", seed)))
 
 
-def encode_texts(data: np.ndarray, offsets: np.ndarray, settings: EncodeSettings) -> tuple[np.ndarray, np.ndarray]:
-    """The framed ids of some documents, in the dataset's dtype, and how many each has."""
+def encode_texts(
+    data: np.ndarray, offsets: np.ndarray, settings: EncodeSettings, room: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The framed ids of some documents, in `room` if they fit, and how many each has."""
     tokenizer = open_tokenizer(settings.tokenizer, settings.sha256, settings.engine)
-    return encode_framed(tokenizer, data, offsets, document_rule=settings.document_rule, dtype=np.dtype(settings.dtype))
+    return encode_framed(tokenizer, data, offsets, document_rule=settings.document_rule, room=room)
 
 
 @functools.cache  # one of each tokenizer per process: its caches make it fast

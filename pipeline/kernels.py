@@ -88,12 +88,14 @@ def hash_documents(data, offsets, seeds):
 
 @njit(cache=True, nogil=True)
 def frame_documents(ids, offsets, bos, eos, out):
-    """Copy documents of ids into `out`, with `bos` before (none if it is negative) and `eos` after each.
+    """Copy documents of ids (uint32) into `out`, with `bos` before (none if it is negative) and `eos` after each.
 
-    Returns the index of the first document that holds `bos` or `eos` itself, or -1. Such a document must not be kept.
+    Returns the index of the first document that holds `bos` or `eos` itself, or -1, and the largest id. Such a document
+    must not be kept, nor an id that does not fit into `out`.
     """
     place = 0
     first_bad = -1
+    largest = np.uint32(0)
     for document in range(len(offsets) - 1):
         start, end = offsets[document], offsets[document + 1]
         if bos >= 0:
@@ -103,13 +105,14 @@ def frame_documents(ids, offsets, bos, eos, out):
         for position in range(end - start):  # no branch inside: compiled to vector instructions
             token = ids[start + position]
             holds_control |= (token == eos) | (token == bos)
+            largest = max(largest, token)
             out[place + position] = token
         if holds_control and first_bad < 0:
             first_bad = document
         place += end - start
         out[place] = eos
         place += 1
-    return first_bad
+    return first_bad, largest
 
 
 @njit(cache=True, nogil=True)

@@ -37,11 +37,12 @@ class SentencePieceEngine:
         return decode_batch(self._piece_texts, ids, id_offsets)
 
     def encode_and_frame(
-        self, data: np.ndarray, offsets: np.ndarray, *, bos_id: int, eos_id: int
+        self, data: np.ndarray, offsets: np.ndarray, *, bos_id: int, eos_id: int, room: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all documents back to back, with bos and eos (unless negative) around each, and their ends, int64.
 
-        The ids are uint16, or uint32 where the vocabulary exceeds 65,536. Raises ValueError for what is not UTF-8, with
+        The ids are uint16, or uint32 where the vocabulary exceeds 65,536; they lie in `room` if that is large enough
+        and of this dtype, whatever the number of ids. Raises ValueError for what is not UTF-8, with
         the document's number in the batch.
         """
         first, last = int(offsets[0]), int(offsets[-1])
@@ -56,6 +57,7 @@ class SentencePieceEngine:
         if longest > USUAL_CHUNK:
             memory = Memory(*memory[:3], *allocate_room(longest))
         most = self._ids_per_byte * (last - first + num_documents) + 2 * num_documents + SPARE_IDS
-        out, ends = np.empty(most, self._dtype), np.empty(num_documents, np.int64)
+        fits = room is not None and room.dtype == self._dtype and len(room) >= most
+        out, ends = room if fits else np.empty(most, self._dtype), np.empty(num_documents, np.int64)
         encode_documents(self._join_tables, memory, data, offsets, cuts, bos_id, eos_id, out, ends)
         return out[: ends[-1] if num_documents else 0], ends

@@ -122,15 +122,16 @@ class TokenFile:
             for file in self._files:
                 file.close()
 
-    def reserve(self, num_tokens: list[int]) -> list[np.ndarray]:
-        """Room for the ids of some documents, per tokenizer: to be filled before they are added."""
-        if not self._run.has_room(num_tokens):
+    def reserve(self, most_ids: int) -> list[np.ndarray]:
+        """Room for so many ids of each tokenizer, where those of the documents that are added next are best put."""
+        if not self._run.has_room(most_ids):
             self._write_run()
-        return self._run.reserve(num_tokens)
+        return self._run.reserve(most_ids)
 
-    def add(self, documents: np.ndarray, splits: np.ndarray, sketches: Sketches) -> None:
-        """Take in the documents whose ids fill what was reserved last: a DOCUMENT record and a split each."""
-        self._run.add(documents, splits, sketches)
+    def add(self, documents: np.ndarray, splits: np.ndarray, ids: list[np.ndarray], sketches: Sketches) -> None:
+        """Take in documents: a DOCUMENT record and a split each, and per tokenizer their ids back to back, which are
+        copied unless they stand at the start of what was reserved last."""
+        self._run.add(documents, splits, ids, sketches)
         self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
         if self._run.num_documents >= RUN_DOCUMENTS:
             self._write_run()
@@ -211,26 +212,28 @@ class Run:
         self.short_keys = [self.sketches[0].keys]
         self.num_documents = self.num_short = 0
 
-    def has_room(self, num_tokens: list[int]) -> bool:
-        """Whether so many ids fit beside what is there; into an empty run anything does."""
-        sizes = zip(self.filled, num_tokens, self.ids, strict=True)
-        return not self.num_documents or all(filled + more <= len(ids) for filled, more, ids in sizes)
+    def has_room(self, most_ids: int) -> bool:
+        """Whether so many ids of each tokenizer fit beside what is there; into an empty run anything does."""
+        is_enough = all(start + most_ids <= len(ids) for start, ids in zip(self.filled, self.ids, strict=True))
+        return not self.num_documents or is_enough
 
-    def reserve(self, num_tokens: list[int]) -> list[np.ndarray]:
-        """Room for ids behind those that are there."""
-        self._starts, rooms = list(self.filled), []
-        for number, more in enumerate(num_tokens):
+    def reserve(self, most_ids: int) -> list[np.ndarray]:
+        """Room for so many ids of each tokenizer behind those that are there."""
+        for number, start in enumerate(self.filled):
+            if start + most_ids > len(self.ids[number]):  # an empty run, and a document larger than any
+                self.ids[number] = np.empty(start + most_ids, self.ids[number].dtype)
+        return [ids[start : start + most_ids] for ids, start in zip(self.ids, self.filled, strict=True)]
+
+    def add(self, documents: np.ndarray, splits: np.ndarray, ids: list[np.ndarray], sketches: Sketches) -> None:
+        """Take in documents and their ids."""
+        for number, more in enumerate(ids):
             start = self.filled[number]
-            if start + more > len(self.ids[number]):  # an empty run, and a document larger than any
-                self.ids[number] = np.empty(start + more, self.ids[number].dtype)
-            rooms.append(self.ids[number][start : start + more])
-            self.filled[number] += more
-        return rooms
-
-    def add(self, documents: np.ndarray, splits: np.ndarray, sketches: Sketches) -> None:
-        """Note the documents whose ids fill the room reserved last."""
-        for number, start in enumerate(self._starts):
             documents["token_start"][:, number] = start + starts_of(documents["num_tokens"][:, number])
+            self.filled[number] += len(more)
+            if self.filled[number] > len(self.ids[number]):  # a tokenizer that makes more ids than texts have bytes
+                self.ids[number] = np.concatenate([self.ids[number][:start], more])
+            elif not np.may_share_memory(more, self.ids[number]):
+                self.ids[number][start : self.filled[number]] = more
         self.documents.append(documents)
         self.splits.append(splits)
         self.sketches.append(sketches)

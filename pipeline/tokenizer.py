@@ -81,11 +81,12 @@ class Tokenizer:
         return hasattr(self._engine, "encode_and_frame")
 
     def encode_and_frame(
-        self, data: np.ndarray, offsets: np.ndarray, *, bos_id: int, eos_id: int
+        self, data: np.ndarray, offsets: np.ndarray, *, bos_id: int, eos_id: int, room: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The documents' ids back to back with bos and eos (unless negative) around each, in the dtype of a dataset of
-        this vocabulary, and where each document ends, int64. The same buffers as encode_documents takes."""
-        return self._engine.encode_and_frame(data, offsets, bos_id=bos_id, eos_id=eos_id)
+        this vocabulary, and where each document ends, int64. The same buffers as encode_documents takes. The ids lie in
+        `room` where that is certain to be enough."""
+        return self._engine.encode_and_frame(data, offsets, bos_id=bos_id, eos_id=eos_id, room=room)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, no bos or eos. Raises ValueError for a lone surrogate, which is not text."""

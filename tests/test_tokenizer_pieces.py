@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import tokenizer_pieces
-from pipeline.framing import encode_framed
+from pipeline.framing import encode_framed, most_framed_ids
 from pipeline.tokenizer import load_tokenizer
 from pipeline.tokenizer_pieces import SentencePieceCuts, find_gpt2_cut
 
@@ -123,7 +123,9 @@ def test_framed_pieces_are_framed_once(tokenizer, texts, rule):
     if tokenizer.bos_id is None:
         rule = "eos"
     data, offsets = buffers(texts)
-    ids, lengths = encode_framed(tokenizer, data, offsets, document_rule=rule, dtype=np.dtype("<u2"))
+    ids, lengths = encode_framed(
+        tokenizer, data, offsets, document_rule=rule, room=np.empty(most_framed_ids(offsets), "<u2")
+    )
     bos = [tokenizer.bos_id] if rule == "bos+eos" else []
     expected = [[*bos, *tokenizer._reference.encode_text(text), tokenizer.eos_id] for text in texts]
     assert ids.tolist() == [id_ for document in expected for id_ in document]
@@ -149,16 +151,16 @@ class FakeTokenizer:
 def test_a_control_id_in_any_piece_is_refused(pieces):
     fake = FakeTokenizer(*((ids, 0, ids is pieces[-1]) for ids in pieces))
     with pytest.raises(ValueError, match=r"fake\.model: the text 'abc' makes a control id"):
-        encode_framed(fake, *buffers(["abc"]), document_rule="bos+eos", dtype=np.dtype("<u2"))
+        encode_framed(fake, *buffers(["abc"]), document_rule="bos+eos", room=np.empty(70, "<u2"))
 
 
 def test_an_id_beyond_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="an id beyond its vocabulary: 100"):
-        encode_framed(FakeTokenizer(([100], 0, True)), *buffers(["a"]), document_rule="eos", dtype=np.dtype("<u2"))
+        encode_framed(FakeTokenizer(([100], 0, True)), *buffers(["a"]), document_rule="eos", room=np.empty(70, "<u2"))
 
 
 def test_more_ids_than_bytes_find_room():
     fake = FakeTokenizer((list(range(3, 90)), 0, False), (list(range(3, 99)), 0, True), ([7] * 50, 1, True))
-    ids, lengths = encode_framed(fake, *buffers(["a", "b"]), document_rule="bos+eos", dtype=np.dtype("<u2"))
+    ids, lengths = encode_framed(fake, *buffers(["a", "b"]), document_rule="bos+eos", room=np.empty(8, "<u2"))
     assert ids.tolist() == [1, *range(3, 90), *range(3, 99), 2, 1, *[7] * 50, 2]
     assert lengths.tolist() == [185, 52]
