@@ -234,6 +234,17 @@ def write_dataset_json(folder: Path, content: Mapping[str, Any]) -> None:
     write_json(folder / DATASET_FILE, {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **content})
 
 
+def describe_missing(folder: Path) -> str:
+    """What to say of a folder that is no dataset: which ones are in it, or how one is made."""
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{DATASET_FILE}"))
+    if inside:
+        return f"{folder} is no dataset itself (no {DATASET_FILE}); name one of those in it: {', '.join(inside)}"
+    return (
+        f"{folder} holds no finished dataset (no {DATASET_FILE}). Build one: "
+        f"python pipeline/build.py --mix slimpajama:0.7,starcoder:0.3 --out {folder}"
+    )
+
+
 def read_dataset_json(folder: Path | str) -> dict[str, Any]:
     """What a finished dataset says about itself.
 
@@ -241,10 +252,7 @@ def read_dataset_json(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder) / DATASET_FILE
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no finished dataset (no {DATASET_FILE}). Build one: "
-            f"python pipeline/build.py --mix slimpajama:0.7,starcoder:0.3 --out {folder}"
-        )
+        raise FileNotFoundError(describe_missing(Path(folder)))
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise ValueError(f"{path} is not a tokenmill dataset: its format is not {FORMAT_NAME!r}")

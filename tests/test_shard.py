@@ -96,6 +96,14 @@ def test_a_folder_without_dataset_json_is_no_dataset(tmp_path):
         read_dataset_json(tmp_path)
 
 
+def test_a_folder_with_a_dataset_for_each_tokenizer_names_them(tmp_path):
+    for name in ("llama2", "gpt2"):
+        (tmp_path / name).mkdir()
+        write_dataset_json(tmp_path / name, {key: {} for key in REQUIRED_KEYS})
+    with pytest.raises(FileNotFoundError, match=r"no dataset itself .*: \S+/gpt2, \S+/llama2$"):
+        read_dataset_json(tmp_path)
+
+
 def test_a_dataset_of_another_format_version_is_refused(tmp_path):
     write_dataset_json(tmp_path, {key: {} for key in REQUIRED_KEYS})
     assert read_dataset_json(tmp_path)["sources"] == {}
