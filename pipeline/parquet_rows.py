@@ -13,12 +13,13 @@ from pipeline.document_batch import DocumentBatch, split_good_from_bad
 from pipeline.file_parts import WHOLE, Part, split_weighted
 from pipeline.json_lines import LineFields
 from pipeline.subsets import find_subsets
-from pipeline.unpacked_sizes import LARGE_BYTES, find_largest_page
+from pipeline.unpacked_sizes import find_largest_page
 
 FOOTER_BYTES = 64 << 10
 FOOTER_END = struct.Struct("<I4s")  # the footer's length and the magic: https://parquet.apache.org/docs/file-format/
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 20
+MOST_BYTES_AT_ONCE = 128 << 20  # as text, as columns and as ids: they stand in memory several times
 MOST_ROWS_AT_ONCE = 64  # many rows can be one text of a dictionary page, which has a MB
 LARGE_GROUP_BYTES = 128 << 20
 LARGE_ROW_BYTES = 16 << 10
@@ -88,8 +89,8 @@ def decode_texts(rows: pa.RecordBatch, text_field: str) -> pa.RecordBatch:
 
 
 def rows_at_once(group: pq.RowGroupMetaData, largest_page: int) -> int:
-    """How many rows of a row group to read together: a page can be one text that many rows repeat."""
-    most_rows = min(MOST_ROWS_AT_ONCE, LARGE_BYTES // max(1, largest_page))
+    """How many rows of a row group to read together: a page can be one text, or one that many rows repeat."""
+    most_rows = min(MOST_ROWS_AT_ONCE, MOST_BYTES_AT_ONCE // max(1, largest_page))
     mean_row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))  # of all columns, without compression
     if group.total_byte_size <= LARGE_GROUP_BYTES:
         return max(1, min(most_rows, BATCH_BYTES // mean_row_bytes))

@@ -84,7 +84,7 @@ def test_a_page_header_that_is_none_is_left_to_the_reader():
 def test_a_text_that_many_rows_repeat_is_read_a_few_times_at_once(tmp_path):
     pq.write_table(pa.table({"text": ["a"] * 1000}), tmp_path / "a.parquet")
     group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
-    assert [rows_at_once(group, page) for page in (100, 32 << 20, 300 << 20)] == [64, 8, 1]
+    assert [rows_at_once(group, page) for page in (100, 32 << 20, 300 << 20)] == [64, 4, 1]
 
 
 @pytest.mark.parametrize("as_file", [True, False], ids=["file", "stream"])
