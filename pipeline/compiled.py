@@ -1,4 +1,4 @@
-"""How our loops are compiled by numba, and three machine instructions that it has no name for. Knows no loop itself.
+"""How our loops are compiled by numba, and five machine instructions that it has no name for. Knows no loop itself.
 
 Compiled code is kept on disk, beside its file or in the user's cache folder. numba does not notice there that something
 in another file changed: whoever changes an instruction here touches the files that use it, too.
@@ -44,14 +44,38 @@ def load_word(_: Any, data: Any, position: Any) -> Any:  # noqa: ANN401 - numba'
 
 
 @intrinsic
-def store_word(_: Any, out: Any, position: Any, word: Any) -> Any:  # noqa: ANN401 - numba's
-    """Write a uint64 over the 8 bytes from out[position], at any alignment. Whoever calls makes sure of the room."""
+def store_word(_: Any, out: Any, position: Any, skipped: Any, word: Any) -> Any:  # noqa: ANN401 - numba's
+    """Write a uint64 `skipped` words of 8 bytes after out[position], at any alignment. Whoever calls makes sure of the
+    room."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
-        builder.store(arguments[2], _point_at(context, builder, signature, arguments), align=1)
+        place = builder.gep(_point_at(context, builder, signature, arguments), [arguments[2]])
+        builder.store(arguments[3], place, align=1)
         return context.get_dummy_value()
 
-    return types.void(out, position, word), generate
+    return types.void(out, position, skipped, word), generate
+
+
+@intrinsic
+def mark_at_least(_: Any, data: Any, position: Any, least: Any) -> Any:  # noqa: ANN401 - numba's
+    """Which of the 64 bytes from data[position] are `least` or more: a uint64, the first byte's bit the lowest.
+
+    Whoever calls sees to it that they are there.
+    """
+    half = ir.VectorType(ir.IntType(8), 32)  # whole vectors of 64 bytes slow some processors down for a while
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        place = builder.bitcast(_point_at(context, builder, signature, arguments), half.as_pointer())
+        alike = builder.insert_element(ir.Constant(half, ir.Undefined), arguments[2], ir.IntType(32)(0))
+        alike = builder.shuffle_vector(alike, alike, ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32))
+        words = []
+        for number in range(2):
+            part = builder.load(builder.gep(place, [ir.IntType(64)(number)]), align=1)
+            marks = builder.bitcast(builder.icmp_unsigned(">=", part, alike), ir.IntType(32))
+            words.append(builder.zext(marks, ir.IntType(64)))
+        return builder.or_(words[0], builder.shl(words[1], ir.IntType(64)(32)))
+
+    return types.uint64(data, position, types.uint8), generate
 
 
 @intrinsic
@@ -60,5 +84,15 @@ def count_trailing_zeros(_: Any, word: Any) -> Any:  # noqa: ANN401 - numba's
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:  # noqa: ANN401
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(word), generate
+
+
+@intrinsic
+def count_ones(_: Any, word: Any) -> Any:  # noqa: ANN401 - numba's
+    """How many bits of a uint64 are set."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:  # noqa: ANN401
+        return builder.ctpop(arguments[0])
 
     return types.uint64(word), generate

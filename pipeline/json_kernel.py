@@ -57,7 +57,7 @@ def copy_string(data, position, end, text, place):
     while True:
         while position + 8 <= end:
             word = load_word(data, position)
-            store_word(text, place, word)
+            store_word(text, place, np.uint64(0), word)
             num_plain = count_plain(word)
             position += num_plain
             place += num_plain

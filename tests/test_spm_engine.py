@@ -23,6 +23,7 @@ PARTS = (
     *("\u2581", "\u2581 \u2581", "\u00e9", "e\u0301", "\u4e2d", "\u4e2d\u6587", "\u6587\u5b57", "\u0438\u043c\u044f", "\ud55c", "\U0001f468\u200d\U0001f469", "\U0010ffff"),
     *("'", "doesn't", "12", "1000000", "==", "+=", "(it)", "...", "quick", "brown", "x", "quickbrownfoxdogsaaaa" * 2, "aaaa" * 30),
     *("abcdefghijklmn", "abcdefghijklmno", "abcdefghijklmnop", "thethethethethethethethethethe", "thethethethethethethethethethet"),
+    *("the" * 21, "the" * 21 + "t", "\u0438\u043c\u044f" * 5, "\u0438\u043c\u044f" * 10),
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PARTS) | st.text(st.characters(codec="utf-8"), max_size=9), max_size=20).map("".join)
 DOCUMENTS = st.lists(TEXTS, min_size=1, max_size=8)
@@ -155,7 +156,7 @@ def test_what_cannot_be_cut_is_joined_as_sentencepiece_joins(seed):
     chance = np.random.default_rng(seed)
     pieces = {"".join(chance.choice(list("abc"), chance.integers(1, 7))) for _ in range(120)} | set("ab")
     model = build([(piece, -float(chance.integers(0, 40))) for piece in sorted(pieces)], has_prefix=bool(seed % 2))
-    lengths = (33, 63, 64, 65, 200, 4_095, 4_096, 4_097, 20_000)
+    lengths = (*range(28, 36), *range(60, 68), 200, 4_095, 4_096, 4_097, 20_000)
     Pair(model).check(["".join(chance.choice(list("abc"), length)) for length in lengths])
 
 
@@ -193,6 +194,34 @@ def test_what_is_not_utf8_is_refused_with_its_document(pair, bad):
             data = np.frombuffer(b"".join(texts), np.uint8)
             with pytest.raises(ValueError, match="document 2 of the batch is not UTF-8"):
                 pair.engine.encode_documents(data, np.cumsum([0, *map(len, texts)]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    text=st.text("a \x7f\x80\u07ff\u0800\u4e2d\ud7ff\ue000\uffff\U00010000\U0010ffff", min_size=1, max_size=99),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=2),
+    ends=st.lists(st.integers(0, 400), max_size=3),
+)
+def test_what_is_refused_is_what_python_cannot_decode(pair, text, changes, ends):
+    data = bytearray(text.encode())
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    offsets = np.array(sorted({0, len(data), *(end % len(data) for end in ends)}))
+    documents = [bytes(data[start:end]) for start, end in zip(offsets, offsets[1:], strict=False)]
+    bad = [number for number, document in enumerate(documents) if not is_utf8(document)]
+    try:
+        pair.engine.encode_documents(np.frombuffer(data, np.uint8), offsets)
+        assert not bad
+    except ValueError as error:
+        assert str(error) == f"document {bad[0]} of the batch is not UTF-8"
+
+
+def is_utf8(data):
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @pytest.mark.long
