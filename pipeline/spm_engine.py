@@ -16,7 +16,7 @@ NO_ID = -1
 
 
 class SentencePieceEngine:
-    """Exact ids of one SentencePiece BPE model, on one thread; remembers chunks of text in 16 MiB."""
+    """Exact ids of one SentencePiece BPE model, on one thread; remembers chunks of text in 24 MiB."""
 
     def __init__(self, model: Any, *, say_piece: Callable[[Any], bytes]) -> None:  # noqa: ANN401 - a protobuf message
         """say_piece: the bytes that a piece stands for. Raises NotServedError where the model has too many pieces."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.compiled import compiled, count_trailing_zeros, load_word, store_word
-from pipeline.spm_cuts import BLOCK
 
 # numba makes float64 of uint64 and int64 together, so constants have a type.
 N0, N1, N2, N3, N4, N6, N7, N8, N15 = map(np.uint64, (0, 1, 2, 3, 4, 6, 7, 8, 15))
@@ -26,8 +25,10 @@ SYMBOL_BITS, SYMBOL_MASK = np.uint64(21), np.uint64((1 << 21) - 1)
 HASH1, HASH2, HASH3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
 SPACE, SPACE_MARK = np.uint32(0x20), np.uint32(0x2581)
 LOOSE = np.uint32(0x80000000)  # a symbol that is a character of no piece: this and its code point
-TABLE_WORDS, TABLE_SHIFT = 1 << 19, np.uint64(64 - 19)  # 4 MiB for each of the four tables of chunks
-MARGIN = 16  # bytes that are read behind a chunk of up to 31
+# The words of each table of chunks, 24 MiB in all, and the bits of a hash that tell rows apart, by words of its keys.
+TABLE_WORDS = {1: 1 << 19, 2: 1 << 20, 4: 1 << 20, 8: 1 << 19}
+TABLE_SHIFTS = tuple(np.uint64(65 - TABLE_WORDS.get(words, 1).bit_length()) for words in range(9))
+MARGIN = N16  # bytes that are read behind a chunk of up to 31
 SPARE_IDS = 32  # room behind the ids, since entries are written whole
 
 
@@ -203,7 +204,7 @@ def find_row(key):
             second = (second * HASH3) ^ key[at]
         else:
             first = (first * HASH3) ^ key[at]
-    return (((first * HASH1) ^ (second * HASH2)) >> TABLE_SHIFT) & ~np.uint64(4 * len(key) - 1)
+    return (((first * HASH1) ^ (second * HASH2)) >> TABLE_SHIFTS[len(key)]) & ~np.uint64(4 * len(key) - 1)
 
 
 @compiled
@@ -251,13 +252,13 @@ def write_chunk(tables, memory, data, start, end, prefix, out, place):
     word2, word3 = read_word(data, start, end, prefix, N16), read_word(data, start, end, prefix, N24)
     word4, word5 = read_word(data, start, end, prefix, N32), read_word(data, start, end, prefix, N40)
     word6, word7 = read_word(data, start, end, prefix, N48), read_word(data, start, end, prefix, N56)
-    mark = size << N56
+    mark, num_bytes = size << N56, size * np.uint64(out.itemsize)  # of the ids, if there are as many as bytes
     key1, key2, key4 = (word0 | mark,), (word0, word1 | mark), (word0, word1, word2, word3 | mark)
     key8 = (word0, word1, word2, word3, word4, word5, word6, word7 | mark)
     found = recall(memory.short, key1, out, place) if size <= N7 else N0
     found = found or (recall(memory.medium, key2, out, place) if size <= N15 else N0)
-    found = found or (recall(memory.long, key4, out, place) if size <= N31 else N0)
-    if found := found or recall(memory.longest, key8, out, place):
+    found = found or (recall(memory.long, key4, out, place) if size <= N31 and num_bytes >= N16 else N0)
+    if found := found or (recall(memory.longest, key8, out, place) if num_bytes >= N32 else N0):
         return found
     last = join_chunk(tables, data, start, end, prefix, memory, out, place)
     is_kept = size <= N7 and remember(memory.short, key1, out, place, last)
@@ -286,7 +287,7 @@ def encode_documents(tables, memory, data, offsets, cuts, bos, eos, out, ends):
                 word &= (NO_ENTRY << (start & N63)) << N1
             if number == end >> N6:
                 word &= NO_ENTRY >> (N63 - (end & N63))
-            while word and (prefix or block + np.uint64(BLOCK + MARGIN) > np.uint64(len(data))):
+            while word and (prefix or block + N64 + MARGIN > np.uint64(len(data))):
                 stop = block | count_trailing_zeros(word)
                 word &= word - N1
                 place = write_chunk(tables, memory, data, start, stop, prefix, out, place)

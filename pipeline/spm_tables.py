@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,7 +178,7 @@ def find_unknown_id(model: Any) -> int:  # noqa: ANN401
 
 
 def build_memory() -> Memory:
-    """Room for chunks to be remembered: 16 MiB, taken as it is used."""
+    """Room for chunks to be remembered: 24 MiB, taken as it is used."""
     return Memory(*allocate_tables(), *allocate_room(USUAL_CHUNK))
 
 
@@ -186,8 +187,10 @@ def allocate_room(num_bytes: int) -> tuple[np.ndarray, ...]:
     return *(np.empty(num_bytes + 2, np.uint32) for _ in range(4)), np.empty(2 * (num_bytes + 2), np.uint64)
 
 
-def allocate_tables() -> np.ndarray:
+def allocate_tables() -> Iterator[np.ndarray]:
     """Zeros for the four tables, in one piece that begins where a large page of memory does: so they need few."""
-    memory = np.zeros(4 * TABLE_WORDS + LARGE_PAGE_WORDS, np.uint64)
-    first = -memory.ctypes.data // 8 % LARGE_PAGE_WORDS
-    return memory[first : first + 4 * TABLE_WORDS].reshape(4, TABLE_WORDS)
+    memory = np.zeros(sum(TABLE_WORDS.values()) + LARGE_PAGE_WORDS, np.uint64)
+    start = -memory.ctypes.data // 8 % LARGE_PAGE_WORDS
+    for num_words in TABLE_WORDS.values():
+        yield memory[start : start + num_words]
+        start += num_words
