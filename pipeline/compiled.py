@@ -1,31 +1,81 @@
 """How our loops are compiled by numba, and five machine instructions that it has no name for. Knows no loop itself.
 
 Compiled code is kept on disk, beside its file or in the user's cache folder. numba does not notice there that something
-in another file changed: whoever changes an instruction here touches the files that use it, too.
+in another file changed: whoever changes an instruction here touches the files that use it, too. Where nothing can be
+kept, each process compiles anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import ir
-from numba import njit, types
+from numba import types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 
-def compiled(function: Callable) -> Callable:
-    """The function compiled at its first call; it lets other threads run, and makes no arrays.
+class KeptCode(FunctionCache):
+    """numba's cache of one function; but nothing that is wrong with its files stops the program."""
 
-    Without that, numba counts references to arrays, atomically, whenever one is read out of a tuple: three quarters of
-    the SentencePiece kernel's time. Where no folder may be written to, each process compiles anew.
-    """
+    def load_overload(self, sig: Any, target_context: Any) -> Any:  # noqa: ANN401 - numba's
+        """What was compiled before; None where there is nothing, or where it cannot be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001 - unpickling what was cut short or changed may raise anything
+            self.forget()
+            return None
+
+    def forget(self) -> None:
+        """Begin the list of what was compiled anew, if it can be written."""
+        with contextlib.suppress(OSError):
+            self.flush()
+
+    def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ANN401 - numba's
+        """Keep what was compiled, unless the disk is full, or the folder gone or not to be written to any more."""
+        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
+            super().save_overload(sig, data)
+
+
+def njit(*, cache: bool, nogil: bool, inline: str = "never", _nrt: bool = True) -> Callable[[Callable], Callable]:
+    """numba.njit, but where nothing can be kept it compiles all the same."""
+
+    def decorate(function: Callable) -> Callable:
+        dispatcher = numba.njit(nogil=nogil, inline=inline, _nrt=_nrt)(function)
+        if cache and (kept := open_cache(function)):
+            dispatcher._cache = kept  # where cache=True puts a FunctionCache
+        return dispatcher
+
+    return decorate
+
+
+def open_cache(function: Callable) -> KeptCode | None:
+    """Where the compiled code of a function is kept; None where no folder may be written to."""
     try:
-        return njit(cache=True, nogil=True, _nrt=False)(function)
-    except RuntimeError as error:  # numba's, where it finds no folder for its cache
+        return KeptCode(function)
+    except RuntimeError as error:
         if "no locator" not in str(error):
             raise
-        return njit(nogil=True, _nrt=False)(function)
+        return None
+
+
+def explain_cache() -> tuple[str, ...]:
+    """What to tell the user where compiled code cannot be kept, in one line; else nothing."""
+    if open_cache(explain_cache):
+        return ()
+    return (
+        "compiled code cannot be kept, so each process compiles it again, about 20 s: neither the program's "
+        "folder nor the user's cache folder may be written to; let NUMBA_CACHE_DIR name one that may be",
+    )
+
+
+# For loops that make no arrays. Unless told so numba counts references to arrays, atomically, whenever one is read out
+# of a tuple: three quarters of the SentencePiece kernel's time.
+compiled = njit(cache=True, nogil=True, _nrt=False)
 
 
 def _point_at(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401 - llvmlite's

@@ -17,8 +17,8 @@ documents, for what looks for words in a row (span_kernels.py).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from pipeline.compiled import njit
 from pipeline.word_table import ALONE, SKIPPED, TABLE_SIZE, build_word_table
 
 SHINGLE_WORDS = 5

@@ -4,17 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import sentencepiece
 from conftest import REPOSITORY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numba.core import caching
 from spm_models import OPTIONS, TEXT, build, parse, train
 
-from pipeline.compiled import compiled
 from pipeline.tokenizer_sentencepiece import read_sentencepiece
 
 PARTS = (
@@ -261,10 +258,3 @@ def test_nothing_behind_the_end_of_the_data_is_read():
     code = GUARDED.format(root=str(REPOSITORY))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "read to the end"), result.stderr
-
-
-def test_without_a_folder_for_the_cache_a_loop_is_compiled_all_the_same(monkeypatch):
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    with pytest.raises(RuntimeError, match="no locator"):
-        numba.njit(cache=True)(as_batch)
-    assert compiled(lambda left, right: left + right)(1, 2) == 3
