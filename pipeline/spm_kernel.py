@@ -226,19 +226,16 @@ def recall(table, key, out, place):
 @compiled
 def remember(table, key, out, first, last):
     """Make an entry of the ids out[first:last], if they are few enough; whether they are."""
-    ids_per_word = 8 // out.itemsize
-    if last - first >= np.uint64(ids_per_word * len(key)):
+    ids_per_word = np.uint64(8 // out.itemsize)
+    if last - first >= ids_per_word * np.uint64(len(key)):
         return False
     row = find_row(key)
     entry = row if table[row + np.uint64(len(key) - 1)] == N0 else row + np.uint64(2 * len(key))
+    word = N0
     for at in range(len(key)):
-        word = N0
-        for id_ in range(ids_per_word):
-            place = first + np.uint64(at * ids_per_word + id_)
-            if place < last:
-                word |= np.uint64(out[place]) << np.uint64(8 * out.itemsize * id_)
+        word = load_word(out, first + ids_per_word * np.uint64(at))  # what is behind the ids does no harm
         table[entry + np.uint64(at)], table[entry + np.uint64(len(key) + at)] = key[at], word
-    table[entry + np.uint64(2 * len(key) - 1)] |= (last - first) << N48
+    table[entry + np.uint64(2 * len(key) - 1)] = (word & (NO_ENTRY >> N16)) | ((last - first) << N48)
     return True
 
 
