@@ -30,7 +30,6 @@ from rich.table import Table
 from benchmarks.corpus import list_files, read_code, read_prose, take
 from benchmarks.hub_json import build_hub_json
 from pipeline.progress import make_console
-from pipeline.spm_cuts import mark_cuts
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.tokenizer_engines import FastEngine
 
@@ -63,6 +62,8 @@ class EncodeFlags:
     """Name or path."""
     megabytes: float = 50
     """MB of text of each kind, at most."""
+    kinds: tuple[str, ...] = ()
+    """Which kinds of text, such as prose and code; all where none is named."""
     corpus: tuple[Path, ...] = ()
     """Text files to take the prose from, instead of this machine's."""
     json: Path | None = None
@@ -96,6 +97,8 @@ def main() -> None:
         raise SystemExit(f"{tokenizer.path}: not served by our kernel; take a SentencePiece BPE model")
     figures = []
     for kind, texts in list_kinds(flags.corpus):
+        if kind not in (flags.kinds or kind):
+            continue
         chosen = take(texts, num_bytes=flags.megabytes * 1e6)
         if sum(map(len, chosen)) < 100_000:
             console.print(f"{kind}: too little text on this machine; left out")
@@ -218,7 +221,7 @@ def mark(engine: Any, data: np.ndarray, offsets: np.ndarray) -> None:  # noqa: A
     """Find the cuts of a batch, and nothing more."""
     data, offsets = data[:], offsets[:]
     data.flags.writeable = offsets.flags.writeable = False
-    mark_cuts(engine._cut_tables, data, offsets, np.zeros(len(data) // 64 + 1, np.uint64))
+    engine.mark_cuts(data, offsets)
 
 
 def time_reference_decode(tokenizer: Tokenizer, encoded: list[Batch]) -> float:
@@ -245,6 +248,7 @@ def tabulate(figures: list[Figures]) -> Table:
     table = Table(title="MB of text per second of CPU time, one core", caption="x: times the peer's speed")
     names = (
         "text",
+        "MB",
         "bytes/id",
         "cold",
         "warm",
@@ -261,6 +265,7 @@ def tabulate(figures: list[Figures]) -> Table:
     for each in figures:
         table.add_row(
             each.kind,
+            f"{each.text_bytes / 1e6:.1f}",
             f"{each.bytes_per_id:.2f}",
             f"{each.cold:.0f}",
             f"{each.warm:.0f}",

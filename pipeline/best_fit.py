@@ -9,7 +9,8 @@ over 0..seq_len, so a document costs about as much in a full pool as in an empty
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import njit
 
 
 def _bits_by_remainder():

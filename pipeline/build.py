@@ -23,6 +23,7 @@ from rich.console import Console
 
 from pipeline import prepare, stages
 from pipeline.arguments import BuildArguments, check_arguments
+from pipeline.compiled import explain_cache
 from pipeline.contamination import keep_spans
 from pipeline.dedup_stages import dedup
 from pipeline.finish import Built, describe_sources, hash_content
@@ -80,7 +81,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
     if arguments.executor == "ray":
         import_ray()  # before any work
     mix = choose_languages(parse_mix(arguments.mix), arguments.languages)
-    for text in mix.notices:
+    for text in (*mix.notices, *explain_cache()):
         notice(text)
     given = prepare.name_datasets(prepare.name_tokenizers(arguments, mix))
     folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER, tuple(given))

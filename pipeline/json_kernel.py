@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import VECTOR_BYTES, compiled, copy_vector, count_trailing_zeros, mark_below, mark_equal
+from pipeline.compiled import VECTOR_BYTES, compiled, copy_vector, count_trailing_zeros, mark_at_least, mark_equal
 
 DOCUMENT, BAD_JSON, BAD_OBJECT, TEXT_MISSING, TEXT_NULL, TEXT_TYPE, BAD_SURROGATE, BLANK = range(8)  # a line's fate
 SLACK_BYTES = VECTOR_BYTES  # what is written behind the end of a text before the next one overwrites it
@@ -41,7 +41,7 @@ def copy_string(data, position, end, text, place):
     while True:
         while position + VECTOR_BYTES <= end:
             special = mark_equal(data, position, np.uint8(QUOTE)) | mark_equal(data, position, np.uint8(BACKSLASH))
-            special |= mark_below(data, position, np.uint8(0x20))
+            special |= ~mark_at_least(data, position, np.uint8(0x20))
             copy_vector(data, position, text, place)
             num_plain = np.int64(count_trailing_zeros(special)) if special else np.int64(VECTOR_BYTES)
             position += num_plain

@@ -8,7 +8,8 @@ read-only). Content hashes are XXH64 (https://github.com/Cyan4973/xxHash/blob/de
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import njit
 
 # Two 64-bit hashes make the 128 bits by which documents are told apart: one is not enough for 10**9 documents.
 HASH_SEEDS = (np.uint64(0), np.uint64(0x746F6B656E6D696C))

@@ -17,9 +17,8 @@ documents, for what looks for words in a row (span_kernels.py).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from pipeline.compiled import VECTOR_BYTES, compiled, count_trailing_zeros, mark_equal
+from pipeline.compiled import VECTOR_BYTES, compiled, count_trailing_zeros, mark_equal, njit
 from pipeline.word_table import ALONE, SKIPPED, TABLE_SIZE, build_word_table
 
 SHINGLE_WORDS = 5

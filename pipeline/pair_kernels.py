@@ -7,7 +7,8 @@ one uint64, later rank << 32 | earlier rank, so that sorted pairs stand by the d
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import njit
 
 PAIR_BITS = 32
 LARGEST_FULL_GROUP = 8  # of so many documents with one key all pairs are taken; of more, those named below

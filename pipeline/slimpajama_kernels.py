@@ -6,7 +6,8 @@ sha1 (FIPS 180-4) is computed for LANES shingles side by side, each of which is 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import njit
 
 NUM_PERMUTATIONS = 128
 NUM_BANDS, BAND_ROWS = 9, 13

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.compiled import compiled, store_word
 from pipeline.tokenizer_engines import SPACE_MARK
 
-N1, N8, N16 = np.uint64(1), np.uint64(8), np.uint64(16)
+N0, N1, N16 = np.uint64(0), np.uint64(1), np.uint64(16)
 SPARE_BYTES = 16  # room behind the text, since most pieces are written as 16 bytes
 
 
@@ -75,8 +75,8 @@ def decode_documents(texts, ids, id_offsets, out, ends):
             id_ = np.uint64(ids[at])
             start, end = np.uint64(texts.starts[id_]), np.uint64(texts.starts[id_ + N1])
             if end - start <= N16:
-                store_word(out, place, texts.words[id_ + id_])
-                store_word(out, place + N8, texts.words[id_ + id_ + N1])
+                store_word(out, place, N0, texts.words[id_ + id_])
+                store_word(out, place, N1, texts.words[id_ + id_ + N1])
             else:
                 for byte in range(end - start):
                     out[place + np.uint64(byte)] = texts.data[start + np.uint64(byte)]

@@ -6,8 +6,9 @@ hash only says where to look. Others are joined as SentencePiece does, by score;
 its bytes' pieces, or the unknown piece. A space put before a text belongs to the first chunk.
 
 An entry for up to 7 bytes has 2 words: the bytes, with their number in the topmost; and the ids, with their number in
-the topmost 16 bits. One for up to 15 bytes, or for more ids, has 4 words; one for up to 31 bytes, 8. Two entries are a
-row. A new one is its second, so that what came first, and is frequent, stays. So the tables never fill up nor grow.
+the topmost 16 bits. One for up to 15 bytes, or for more ids, has 4 words; one for up to 31, 8; one for up to 63, 16.
+Two entries are a row. A new one is its second, so that what came first, and is frequent, stays. So the tables never
+fill up nor grow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ SYMBOL_BITS, SYMBOL_MASK = np.uint64(21), np.uint64((1 << 21) - 1)
 HASH1, HASH2, HASH3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
 SPACE, SPACE_MARK = np.uint32(0x20), np.uint32(0x2581)
 LOOSE = np.uint32(0x80000000)  # a symbol that is a character of no piece: this and its code point
-SPARE_IDS = 16  # room behind the ids, since entries are written whole
+# The words of each table of chunks, 24 MiB in all, and the bits of a hash that tell rows apart, by words of its keys.
+TABLE_WORDS = {1: 1 << 19, 2: 1 << 20, 4: 1 << 20, 8: 1 << 19}
+TABLE_SHIFTS = tuple(np.uint64(65 - TABLE_WORDS.get(words, 1).bit_length()) for words in range(9))
+MARGIN = N16  # bytes that are read behind a chunk of up to 31
+SPARE_IDS = 32  # room behind the ids, since entries are written whole
 
 
 @compiled
@@ -191,14 +196,21 @@ def read_word(data, start, end, prefix, skipped):
 
 
 @compiled
-def find_row(table, word0, word1, width):
-    """Where in a table the row of two words begins; rows have `width` words."""
-    return (((word0 * HASH1) ^ (word1 * HASH2)) >> (N64 - count_trailing_zeros(np.uint64(len(table))))) & ~(width - N1)
+def find_row(key):
+    """Where the row of a key begins in the table of keys of so many words."""
+    first = second = N0
+    for at in range(len(key)):
+        if at % 2:
+            second = (second * HASH3) ^ key[at]
+        else:
+            first = (first * HASH3) ^ key[at]
+    return (((first * HASH1) ^ (second * HASH2)) >> TABLE_SHIFTS[len(key)]) & ~np.uint64(4 * len(key) - 1)
 
 
 @compiled
-def recall(table, row, key, out, place):
-    """Write the ids of an entry of a row, if one has this key, at out[place]; where they end, or 0."""
+def recall(table, key, out, place):
+    """Write the ids of the entry with this key, if there is one, at out[place]; where they end, or 0."""
+    row = find_row(key)
     for entry in (row, row + np.uint64(2 * len(key))):
         differs = N0
         for at in range(len(key)):
@@ -206,26 +218,24 @@ def recall(table, row, key, out, place):
         if differs == N0:
             for at in range(len(key)):
                 ids = table[entry + np.uint64(len(key) + at)]
-                store_word(out, place + np.uint64(at * (8 // out.itemsize)), ids)
+                store_word(out, place, np.uint64(at), ids)
             return place + (ids >> N48)
     return N0
 
 
 @compiled
-def remember(table, row, key, out, first, last):
-    """Make an entry of a row of the ids out[first:last], if they are few enough; whether they are."""
-    ids_per_word = 8 // out.itemsize
-    if last - first >= np.uint64(ids_per_word * len(key)):
+def remember(table, key, out, first, last):
+    """Make an entry of the ids out[first:last], if they are few enough; whether they are."""
+    ids_per_word = np.uint64(8 // out.itemsize)
+    if last - first >= ids_per_word * np.uint64(len(key)):
         return False
+    row = find_row(key)
     entry = row if table[row + np.uint64(len(key) - 1)] == N0 else row + np.uint64(2 * len(key))
+    word = N0
     for at in range(len(key)):
-        word = N0
-        for id_ in range(ids_per_word):
-            place = first + np.uint64(at * ids_per_word + id_)
-            if place < last:
-                word |= np.uint64(out[place]) << np.uint64(8 * out.itemsize * id_)
+        word = load_word(out, first + ids_per_word * np.uint64(at))  # what is behind the ids does no harm
         table[entry + np.uint64(at)], table[entry + np.uint64(len(key) + at)] = key[at], word
-    table[entry + np.uint64(2 * len(key) - 1)] |= (last - first) << N48
+    table[entry + np.uint64(2 * len(key) - 1)] = (word & (NO_ENTRY >> N16)) | ((last - first) << N48)
     return True
 
 
@@ -233,22 +243,26 @@ def remember(table, row, key, out, first, last):
 def write_chunk(tables, memory, data, start, end, prefix, out, place):
     """Write the ids of any chunk at out[place], remembered or not; where they end. prefix: spaces before it, 0 or 1."""
     size = end - start + prefix
-    if size > N31:
+    if size > N63:
         return join_chunk(tables, data, start, end, prefix, memory, out, place)
     word0, word1 = read_word(data, start, end, prefix, N0), read_word(data, start, end, prefix, N8)
-    word2, word3 = read_word(data, start, end, prefix, N16), read_word(data, start, end, prefix, N24) | (size << N56)
-    key1, key2, key4 = (word0 | (size << N56),), (word0, word1 | (size << N56)), (word0, word1, word2, word3)
-    row1, row2 = find_row(memory.short, key1[0], N0, N4), find_row(memory.medium, word0, key2[1], N8)
-    row4 = find_row(memory.long, word0 ^ word2 * HASH3, word1 ^ word3 * HASH3, N16)
-    found = recall(memory.short, row1, key1, out, place) if size <= N7 else N0
-    found = found or (recall(memory.medium, row2, key2, out, place) if size <= N15 else N0)
-    if found := found or recall(memory.long, row4, key4, out, place):
+    word2, word3 = read_word(data, start, end, prefix, N16), read_word(data, start, end, prefix, N24)
+    word4, word5 = read_word(data, start, end, prefix, N32), read_word(data, start, end, prefix, N40)
+    word6, word7 = read_word(data, start, end, prefix, N48), read_word(data, start, end, prefix, N56)
+    mark, num_bytes = size << N56, size * np.uint64(out.itemsize)  # of the ids, if there are as many as bytes
+    key1, key2, key4 = (word0 | mark,), (word0, word1 | mark), (word0, word1, word2, word3 | mark)
+    key8 = (word0, word1, word2, word3, word4, word5, word6, word7 | mark)
+    found = recall(memory.short, key1, out, place) if size <= N7 else N0
+    found = found or (recall(memory.medium, key2, out, place) if size <= N15 else N0)
+    found = found or (recall(memory.long, key4, out, place) if size <= N31 and num_bytes >= N16 else N0)
+    if found := found or (recall(memory.longest, key8, out, place) if num_bytes >= N32 else N0):
         return found
     last = join_chunk(tables, data, start, end, prefix, memory, out, place)
-    if size <= N7 and remember(memory.short, row1, key1, out, place, last):
-        return last
-    if size > N15 or not remember(memory.medium, row2, key2, out, place, last):
-        remember(memory.long, row4, key4, out, place, last)
+    is_kept = size <= N7 and remember(memory.short, key1, out, place, last)
+    is_kept = is_kept or (size <= N15 and remember(memory.medium, key2, out, place, last))
+    is_kept = is_kept or (size <= N31 and remember(memory.long, key4, out, place, last))
+    if not is_kept:
+        remember(memory.longest, key8, out, place, last)
     return last
 
 
@@ -265,36 +279,50 @@ def encode_documents(tables, memory, data, offsets, cuts, bos, eos, out, ends):
         out[place] = bos  # overwritten if there is none
         place += np.uint64(bos >= 0)
         for number in range(start >> N6, (end >> N6) + N1):
-            word = cuts[number]
+            word, block = cuts[number], number << N6
             if number == start >> N6:
                 word &= (NO_ENTRY << (start & N63)) << N1
             if number == end >> N6:
                 word &= NO_ENTRY >> (N63 - (end & N63))
-            # Some chunks are not looked for here: the first, and those near the end of the data.
-            slow = N16 if prefix or (number << N6) + N64 + N16 > np.uint64(len(data)) else N0
-            while word:
-                stop = (number << N6) | count_trailing_zeros(word)
+            while word and (prefix or block + N64 + MARGIN > np.uint64(len(data))):
+                stop = block | count_trailing_zeros(word)
                 word &= word - N1
-                size = stop - start + slow
+                place = write_chunk(tables, memory, data, start, stop, prefix, out, place)
+                start, prefix = stop, N0
+            while word:
+                stop = block | count_trailing_zeros(word)
+                word &= word - N1
+                size = stop - start
                 if size <= N7:
                     key = load_word(data, start) & ((N1 << (size << N3)) - N1) | (size << N56)
-                    row = find_row(short, key, N0, N4)
-                    is_first = short[row] == key
-                    if is_first | (short[row + N2] == key):
-                        ids = short[row + (N1 if is_first else N3)]
-                        store_word(out, place, ids)
+                    row = find_row((key,))
+                    if short[row] == key:
+                        ids = short[row + N1]
+                        store_word(out, place, N0, ids)
+                        place, start = place + (ids >> N48), stop
+                        continue
+                    if short[row + N2] == key:
+                        ids = short[row + N3]
+                        store_word(out, place, N0, ids)
                         place, start = place + (ids >> N48), stop
                         continue
                 if size <= N15:
                     word0 = load_word(data, start) & (NO_ENTRY >> (N64 - (min(size, N8) << N3)))
                     word1 = load_word(data, start + N8) & ((N1 << ((max(size, N8) - N8) << N3)) - N1) | (size << N56)
-                    found = recall(medium, find_row(medium, word0, word1, N8), (word0, word1), out, place)
+                    found = recall(medium, (word0, word1), out, place)
                     if found:
                         place, start = found, stop
                         continue
-                place = write_chunk(tables, memory, data, start, stop, prefix, out, place)
-                start, prefix = stop, N0
-                slow = N0 if (number << N6) + N64 + N16 <= np.uint64(len(data)) else N16
+                elif size <= N31:
+                    word0, word1 = load_word(data, start), load_word(data, start + N8)
+                    word2 = load_word(data, start + N16) & (NO_ENTRY >> (N64 - ((min(size, N24) - N16) << N3)))
+                    word3 = load_word(data, start + N24) & ((N1 << ((max(size, N24) - N24) << N3)) - N1) | (size << N56)
+                    found = recall(memory.long, (word0, word1, word2, word3), out, place)
+                    if found:
+                        place, start = found, stop
+                        continue
+                place = write_chunk(tables, memory, data, start, stop, N0, out, place)
+                start = stop
         out[place] = eos
         place += np.uint64(eos >= 0)
         ends[document] = place

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.spm_cuts import CutTables, hash_pair
-from pipeline.spm_kernel import HASH1, LOOSE, SYMBOL_BITS
+from pipeline.spm_kernel import HASH1, LOOSE, SYMBOL_BITS, TABLE_WORDS
 from pipeline.tokenizer_engines import SPACE_MARK, NotServedError
 
 MOST_SYMBOLS = 1 << int(SYMBOL_BITS)
 NUM_CODE_POINTS = 0x110000
 BITS_PER_BRIDGE = 64  # so that one pair in 64 is taken for a bridge that is none
-FEWEST_BRIDGE_WORDS = 1 << 11
+FEWEST_BRIDGE_WORDS = 1 << 10
 NO_ENTRY = (1 << 64) - 1
 
-TABLE_WORDS = 1 << 19  # 4 MiB for each of the three tables of chunks
+LARGE_PAGE_WORDS = 1 << 18  # 2 MiB
 USUAL_CHUNK = 1 << 12  # bytes; room for larger ones is made when they are met
 
 
@@ -42,6 +43,7 @@ class Memory(NamedTuple):
     short: np.ndarray  # uint64, a power of 2: rows of two entries of 2 words
     medium: np.ndarray  # of 4 words
     long: np.ndarray  # of 8 words
+    longest: np.ndarray  # of 16 words
     symbols: np.ndarray  # uint32, as many as a chunk has bytes and a few more; so the next three
     pieces: np.ndarray
     before: np.ndarray
@@ -71,7 +73,7 @@ def build_tables(model: Any) -> tuple[CutTables, JoinTables]:  # noqa: ANN401
     bridged = {pair for *_, pair in joins} | {
         piece[at : at + 2] for piece in user_defined for at in range(len(piece) - 1)
     }
-    is_piece = np.zeros(NUM_CODE_POINTS, bool)
+    is_piece = np.zeros(1 << 21, bool)  # what is not UTF-8 may look like any number of 21 bits
     is_piece[[ord(piece) for piece in (*normal, *user_defined) if len(piece) == 1]] = True
     is_piece[ord(" ")] = is_piece[ord(SPACE_MARK)]
     fuses_unknown = not model.trainer_spec.byte_fallback
@@ -95,23 +97,21 @@ def build_tables(model: Any) -> tuple[CutTables, JoinTables]:  # noqa: ANN401
 def build_cut_tables(bridged: set[str], *, is_piece: np.ndarray | None) -> CutTables:
     """What spm_cuts.py knows of pairs of characters."""
     num_words = FEWEST_BRIDGE_WORDS
-    while num_words * 32 < len(bridged) * BITS_PER_BRIDGE:
+    while num_words * 64 < len(bridged) * BITS_PER_BRIDGE:
         num_words *= 2
-    bridges, cuts = np.zeros(num_words, np.uint32), np.zeros(1 << 16, np.uint8)
+    bridges, cuts = np.zeros(num_words, np.uint64), np.zeros(1 << 16, np.uint8)
     if is_piece is None:
         cuts.reshape(256, 256)[:128, :128] = 1
     else:
         cuts.reshape(256, 256)[:128, :128] = is_piece[:128, None] | is_piece[None, :128]
     for pair in bridged:
-        left, right = (
-            (ord(" "), ord(SPACE_MARK)) if character == SPACE_MARK else (ord(character),) for character in pair
-        )
+        left, right = ((" ", SPACE_MARK) if character == SPACE_MARK else (character,) for character in pair)
         for first in left:
             for second in right:
                 word, bit = hash_pair(first, second, num_words)
-                bridges[word] |= np.uint32(1 << bit)
-                if max(first, second) < 128:
-                    cuts[first + 256 * second] = 0
+                bridges[word] |= np.uint64(1 << bit)
+                if max(first, second) < "\x80":
+                    cuts[ord(first) + 256 * ord(second)] = 0
     return CutTables(cuts, bridges, np.empty(0, bool) if is_piece is None else is_piece)
 
 
@@ -178,8 +178,8 @@ def find_unknown_id(model: Any) -> int:  # noqa: ANN401
 
 
 def build_memory() -> Memory:
-    """Room for chunks to be remembered: 12 MiB, taken as it is used."""
-    return Memory(*(allocate_table() for _ in range(3)), *allocate_room(USUAL_CHUNK))
+    """Room for chunks to be remembered: 24 MiB, taken as it is used."""
+    return Memory(*allocate_tables(), *allocate_room(USUAL_CHUNK))
 
 
 def allocate_room(num_bytes: int) -> tuple[np.ndarray, ...]:
@@ -187,8 +187,10 @@ def allocate_room(num_bytes: int) -> tuple[np.ndarray, ...]:
     return *(np.empty(num_bytes + 2, np.uint32) for _ in range(4)), np.empty(2 * (num_bytes + 2), np.uint64)
 
 
-def allocate_table() -> np.ndarray:
-    """Zeros that begin where a line of the processor's cache does."""
-    memory = np.zeros(TABLE_WORDS + 8, np.uint64)
-    first = -memory.ctypes.data // 8 % 8
-    return memory[first : first + TABLE_WORDS]
+def allocate_tables() -> Iterator[np.ndarray]:
+    """Zeros for the four tables, in one piece that begins where a large page of memory does: so they need few."""
+    memory = np.zeros(sum(TABLE_WORDS.values()) + LARGE_PAGE_WORDS, np.uint64)
+    start = -memory.ctypes.data // 8 % LARGE_PAGE_WORDS
+    for num_words in TABLE_WORDS.values():
+        yield memory[start : start + num_words]
+        start += num_words

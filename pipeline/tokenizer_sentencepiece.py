@@ -4,6 +4,7 @@ Every model is served by sentencepiece itself; BPE models that do not normalise 
 served fast, by our own kernel.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,16 +82,25 @@ def _list_refusals(model: Any) -> list[str]:  # noqa: ANN401
         "it marks spaces as suffixes": trainer.treat_whitespace_as_suffix,
         "it has unused pieces": any(piece.type == kind.UNUSED for piece in model.pieces),
         "a control piece is one character": any(len(piece.piece) == 1 for piece in controls),
+        "a score is not a number": any(math.isnan(piece.score) for piece in model.pieces),
     }
     return [reason for reason, is_so in reasons.items() if is_so]
 
 
 def _decode_pieces(model: Any, ids: Sequence[int]) -> bytes:  # noqa: ANN401
+    """A space that begins the text was put there, or, where extra spaces are removed, all that begin it."""
     pieces = [model.pieces[id_] for id_ in ids]
     pieces = [piece for piece in pieces if piece.type != piece.CONTROL]
-    text = b"".join(_bytes_of(piece, unk_surface=model.trainer_spec.unk_surface) for piece in pieces)
-    has_dummy_prefix = model.normalizer_spec.add_dummy_prefix and pieces and pieces[0].piece.startswith(SPACE_MARK)
-    return text[1:] if has_dummy_prefix else text
+    texts = [_bytes_of(piece, unk_surface=model.trainer_spec.unk_surface) for piece in pieces]
+    removes_all = model.normalizer_spec.remove_extra_whitespaces
+    if model.normalizer_spec.add_dummy_prefix or removes_all:
+        for at, piece in enumerate(pieces):
+            if not piece.piece.startswith(SPACE_MARK):
+                break
+            texts[at] = texts[at][1:]
+            if texts[at] or not removes_all:
+                break
+    return b"".join(texts)
 
 
 def _bytes_of(piece: Any, *, unk_surface: str) -> bytes:  # noqa: ANN401

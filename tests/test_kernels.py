@@ -5,7 +5,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.compiled import compiled, copy_vector, mark_below, mark_equal
+from pipeline.compiled import compiled, copy_vector, mark_at_least, mark_equal
 from pipeline.kernels import HASH_SEEDS, frame_documents, hash_documents, scatter_documents
 
 SEEDS = np.array(HASH_SEEDS)
@@ -53,14 +53,14 @@ def test_documents_are_scattered_to_their_targets():
 def test_sixty_four_bytes_are_marked_and_copied_at_once(data, byte, at):
     array, position = np.frombuffer(bytearray(data), np.uint8), len(data) - 64
     out = np.zeros(64 + 9, np.uint8)
-    equal, below = mark_and_copy(array, position, byte, out, at)
+    equal, at_least = mark_and_copy(array, position, byte, out, at)
     window = data[position:]
     assert [bool(equal >> bit & 1) for bit in range(64)] == [found == byte for found in window]
-    assert [bool(below >> bit & 1) for bit in range(64)] == [found < byte for found in window]
+    assert [bool(at_least >> bit & 1) for bit in range(64)] == [found >= byte for found in window]
     assert out.tobytes() == bytes(at) + window + bytes(9 - at)
 
 
 @compiled
 def mark_and_copy(data, position, byte, out, place):
     copy_vector(data, position, out, place)
-    return mark_equal(data, position, byte), mark_below(data, position, byte)
+    return mark_equal(data, position, byte), mark_at_least(data, position, byte)

@@ -4,17 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import sentencepiece
 from conftest import REPOSITORY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numba.core import caching
 from spm_models import OPTIONS, TEXT, build, parse, train
 
-from pipeline.compiled import compiled
 from pipeline.tokenizer_sentencepiece import read_sentencepiece
 
 PARTS = (
@@ -23,6 +20,7 @@ PARTS = (
     *("\u2581", "\u2581 \u2581", "\u00e9", "e\u0301", "\u4e2d", "\u4e2d\u6587", "\u6587\u5b57", "\u0438\u043c\u044f", "\ud55c", "\U0001f468\u200d\U0001f469", "\U0010ffff"),
     *("'", "doesn't", "12", "1000000", "==", "+=", "(it)", "...", "quick", "brown", "x", "quickbrownfoxdogsaaaa" * 2, "aaaa" * 30),
     *("abcdefghijklmn", "abcdefghijklmno", "abcdefghijklmnop", "thethethethethethethethethethe", "thethethethethethethethethethet"),
+    *("the" * 21, "the" * 21 + "t", "\u0438\u043c\u044f" * 5, "\u0438\u043c\u044f" * 10),
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PARTS) | st.text(st.characters(codec="utf-8"), max_size=9), max_size=20).map("".join)
 DOCUMENTS = st.lists(TEXTS, min_size=1, max_size=8)
@@ -155,7 +153,7 @@ def test_what_cannot_be_cut_is_joined_as_sentencepiece_joins(seed):
     chance = np.random.default_rng(seed)
     pieces = {"".join(chance.choice(list("abc"), chance.integers(1, 7))) for _ in range(120)} | set("ab")
     model = build([(piece, -float(chance.integers(0, 40))) for piece in sorted(pieces)], has_prefix=bool(seed % 2))
-    lengths = (33, 63, 64, 65, 200, 4_095, 4_096, 4_097, 20_000)
+    lengths = (*range(28, 36), *range(60, 68), 200, 4_095, 4_096, 4_097, 20_000)
     Pair(model).check(["".join(chance.choice(list("abc"), length)) for length in lengths])
 
 
@@ -195,6 +193,34 @@ def test_what_is_not_utf8_is_refused_with_its_document(pair, bad):
                 pair.engine.encode_documents(data, np.cumsum([0, *map(len, texts)]))
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    text=st.text("a \x7f\x80\u07ff\u0800\u4e2d\ud7ff\ue000\uffff\U00010000\U0010ffff", min_size=1, max_size=99),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=2),
+    ends=st.lists(st.integers(0, 400), max_size=3),
+)
+def test_what_is_refused_is_what_python_cannot_decode(pair, text, changes, ends):
+    data = bytearray(text.encode())
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    offsets = np.array(sorted({0, len(data), *(end % len(data) for end in ends)}))
+    documents = [bytes(data[start:end]) for start, end in zip(offsets, offsets[1:], strict=False)]
+    bad = [number for number, document in enumerate(documents) if not is_utf8(document)]
+    try:
+        pair.engine.encode_documents(np.frombuffer(data, np.uint8), offsets)
+        assert not bad
+    except ValueError as error:
+        assert str(error) == f"document {bad[0]} of the batch is not UTF-8"
+
+
+def is_utf8(data):
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 @pytest.mark.long
 def test_every_code_point_is_read():
     characters = [chr(code_point) for code_point in range(0x110000) if not 0xD800 <= code_point <= 0xDFFF]
@@ -232,10 +258,3 @@ def test_nothing_behind_the_end_of_the_data_is_read():
     code = GUARDED.format(root=str(REPOSITORY))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "read to the end"), result.stderr
-
-
-def test_without_a_folder_for_the_cache_a_loop_is_compiled_all_the_same(monkeypatch):
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    with pytest.raises(RuntimeError, match="no locator"):
-        numba.njit(cache=True)(as_batch)
-    assert compiled(lambda left, right: left + right)(1, 2) == 3

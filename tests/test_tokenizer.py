@@ -212,6 +212,14 @@ def test_our_decoding_of_sentencepiece_is_its_own(sample_path):
         assert tokenizer.decode(ids) == processor.decode(ids)
 
 
+def test_where_extra_spaces_are_removed_decoding_leaves_out_all_that_begin_a_text(sample_path, tmp_path):
+    path = edit_model(sample_path, tmp_path / "edited.model", set_extra_spaces_removed)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    space, the = (processor.piece_to_id(piece) for piece in ("\u2581", "\u2581the"))
+    for ids in ([], [space], [space, space, the, space, the], [the, space, space], [1, space, the]):
+        assert load_tokenizer(path).decode(ids) == processor.decode(ids)
+
+
 def test_documents_of_a_slice_begin_at_its_first_offset(both):
     data, offsets = as_batch(["skipped ", "Hello there", "", "you '\U000323b0's", "cut off"])
     for tokenizer in both:
@@ -283,12 +291,17 @@ def name_a_control_piece_like_a_character(model):
     model.trainer_spec.bos_piece = "\u00a4"
 
 
+def spoil_a_score(model):
+    model.pieces[300].score = float("nan")
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
         (set_extra_spaces_removed, "removes extra spaces"),
         (set_unused, "unused pieces"),
         (name_a_control_piece_like_a_character, "a control piece is one character"),
+        (spoil_a_score, "a score is not a number"),
     ],
 )
 def test_what_the_fast_engine_cannot_do_exactly_goes_to_the_reference(sample_path, tmp_path, edit, reason):
