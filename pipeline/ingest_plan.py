@@ -74,6 +74,7 @@ def choose_settings(
         encode=encode,
         strip_markers=settings.strip_markers and source.name == STARCODER,
         contamination=contamination,
+        rules=source.rules,
     )
 
 
@@ -103,7 +104,8 @@ def fingerprint_task(source: PlannedSource, files: tuple[TaskFile, ...], setting
 def make_task_file(source: PlannedSource, number: int, start: int, end: int | None) -> TaskFile:
     """One raw file, or a part of it, as a task reads it."""
     file = source.files[number]
-    return TaskFile(number, str(source.folder / file.path), file.split, file.subset, Part(start, end))
+    signals = None if file.signals is None else str(source.folder / file.signals)
+    return TaskFile(number, str(source.folder / file.path), file.split, file.subset, Part(start, end), signals=signals)
 
 
 def size_of(file: RawFile, part: Part) -> int:

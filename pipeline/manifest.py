@@ -50,6 +50,9 @@ class Source:
     notes: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()  # where --fetch finds it, best first
     url_template: str | None = None  # of what a line of a list of URLs stands for, with {line}
+    signals_template: str | None = None  # of the quality signals of what a line stands for
+    signal_rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # sets of rules about them, by name
+    not_raw: tuple[str, ...] = ()  # patterns of files beside the raw files
 
     @property
     def has_manifest(self) -> bool:
@@ -64,6 +67,7 @@ class RawFile:
     split: str
     size_bytes: int
     subset: str | None
+    signals: str | None = None  # the path of its documents' quality signals, where rules ask for them
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,16 @@ def read_manifest(path: Path) -> Source:
 def parse_entry(path: Path, key: str, value: Any) -> Any:
     """The value of one manifest key, lists as tuples; raises ValueError where it has the wrong type."""
     match key:
-        case "title" | "licence" | "text_field" | "subset_field" | "url_template":
+        case "title" | "licence" | "text_field" | "subset_field" | "url_template" | "signals_template":
             return checked(path, key, value, is_right=isinstance(value, str), wanted="a string")
         case "subset_from_path":
             return checked(path, key, value, is_right=isinstance(value, bool), wanted="true or false")
         case "subset_paths":
             is_right = isinstance(value, dict) and is_list_of_strings(list(value.values()))
             return checked(path, key, value, is_right=is_right, wanted="a table of strings")
+        case "signal_rules":
+            checked(path, key, value, is_right=isinstance(value, dict), wanted="a table of lists")
+            return {name: parse_entry(path, f"signal_rules.{name}", rules) for name, rules in value.items()}
         case "splits":
             is_right = isinstance(value, dict) and set(value) <= set(SPLITS) and "train" in value
             checked(path, key, value, is_right=is_right, wanted=f"a table with train and no split but {SPLITS}")
@@ -162,9 +169,8 @@ def list_raw_files(source: Source, folder: Path) -> RawFiles:
 
 def choose_raw_files(source: Source, sizes: Mapping[str, int]) -> RawFiles:
     """Which of some files are the source's raw files, with their splits. sizes: in bytes, by path."""
-    wanted = {path for path in sizes if find_named_split(source, path) or is_raw_file_name(path, source)}
-    wanted = wanted or {path for path in sizes if is_table_name(path, source)}
-    paths = sorted(wanted, key=os.fsencode)
+    wanted = {path for path in sizes if is_raw_file(path, source)}
+    paths = sorted(wanted := wanted or {path for path in sizes if is_table_name(path, source)}, key=os.fsencode)
     splits = assign_splits(source, paths)
     files = [
         RawFile(path, split, sizes[path], find_subset(path, source)) for path, split in zip(paths, splits, strict=True)
@@ -219,6 +225,12 @@ def stat_through_links(path: Path) -> os.stat_result:
         return path.stat()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: a link to a file that is not there; remove it or fetch the file") from None
+
+
+def is_raw_file(path: str, source: Source) -> bool:
+    """Whether a file is read: a pattern of the manifest names it, or its ending says so."""
+    is_beside = any(compile_pattern(pattern).fullmatch(path) for pattern in source.not_raw)
+    return not is_beside and (find_named_split(source, path) is not None or is_raw_file_name(path, source))
 
 
 def is_raw_file_name(path: str, source: Source) -> bool:

@@ -25,7 +25,8 @@ class Origin:
     """A place with raw files. kind: "folder", "hub", "bucket" or "urls".
 
     address: a folder, org/name on the hub, scheme://bucket/prefix, or a URL. folder: within a hub repository.
-    config: of a hub repository, as its card names them. template: makes a URL of a line of the list.
+    config: of a hub repository, as its card names them. template: makes a URL of a line of the list; signals_template
+    that of its quality signals, which are listed, too, where it is given.
     """
 
     kind: str
@@ -34,6 +35,12 @@ class Origin:
     folder: str = ""
     config: str | None = None
     template: str | None = None
+    signals_template: str | None = None
+
+    @property
+    def listed_as(self) -> str:
+        """What a listing of it is kept under."""
+        return f"{self} and quality signals" if self.signals_template else str(self)
 
     def __str__(self) -> str:
         if self.kind == "urls":

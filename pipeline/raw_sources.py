@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urljoin
 
 from pipeline.fetch import PART_SUFFIX
 from pipeline.folders import FETCHED_FOLDER, RESERVED_NAMES
@@ -14,6 +15,7 @@ from pipeline.mix import Mix, MixEntry
 from pipeline.origins import Origin, parse_origin
 from pipeline.plan import PlannedSource
 from pipeline.progress import format_bytes
+from pipeline.quality_signals import attach_signals
 from pipeline.remote import RemoteSource, find_remote
 from pipeline.source_options import SourceChoice
 from pipeline.web import Patience
@@ -58,15 +60,18 @@ def find_source(entry: MixEntry, places: RawPlaces, *, may_be_gone: bool, notice
     folder = places.find_folder(source.name, is_fetched=is_fetched)
     if origin is not None and not is_fetched:
         folder = Path(origin.address)
+    planned = PlannedSource(source, folder, entry.exclude, entry.weight, (), rules=entry.choice.rules)
     if (is_fetched and may_be_gone) or not (is_fetched or folder.is_dir()):
-        return PlannedSource(source, folder, entry.exclude, entry.weight, ())
+        return planned
     if is_fetched:
         remote, listed = ask_origin(source, origin, folder, places, notice=notice)
     else:
         remote, listed = None, list_raw_files(source, folder)
     listed = choose_only(listed, entry.choice.only)
+    if entry.choice.rules and not may_be_gone:
+        listed = find_signals(source, listed, remote, notice=notice)
     say_found(source, folder, entry, listed, notice=notice)
-    return PlannedSource(source, folder, entry.exclude, entry.weight, listed.files, remote)
+    return replace(planned, files=listed.files, fetching=remote)
 
 
 def choose_source(choice: SourceChoice) -> Source:
@@ -75,15 +80,36 @@ def choose_source(choice: SourceChoice) -> Source:
     return source if choice.column is None else replace(source, text_field=choice.column)
 
 
+def find_signals(source: Source, listed: RawFiles, remote: RemoteSource | None, *, notice: Notice) -> RawFiles:
+    """The raw files with their quality signals, which are among the other files. Raises where one has none."""
+    ignored = set(listed.ignored)
+    files = attach_signals(listed.files, ignored.__contains__)
+    if remote is not None:
+        size = format_bytes(sum(remote.files[file.signals].size_bytes for file in files))
+        notice(f"{source.name}: their quality signals ({size}) are fetched, too")
+    return RawFiles(files, tuple(path for path in listed.ignored if path not in {file.signals for file in files}))
+
+
 def choose_origin(choice: SourceChoice, *, fetch: bool) -> Origin | None:
     """Where a source's raw files are; None: in the raw folder."""
     source = load_source(choice.name)
-    if choice.origin is not None:
-        # A manifest's other lists lie beside its own.
-        folders = {origin.rpartition("/")[0] for origin in source.origins}
-        is_known = choice.origin.kind == "urls" and choice.origin.address.rpartition("/")[0] in folders
-        return replace(choice.origin, template=source.url_template) if is_known else choice.origin
-    return parse_origin(source.origins[0], template=source.url_template) if fetch and source.origins else None
+    origin = choice.origin
+    if origin is None and fetch and source.origins:
+        origin = parse_origin(source.origins[0])
+    return None if origin is None else add_templates(origin, source, has_signals=bool(choice.rules))
+
+
+def add_templates(origin: Origin, source: Source, *, has_signals: bool) -> Origin:
+    """An origin with what a line of it stands for where it is a list of names, as the manifest's own.
+
+    Such lists lie in a folder of the same name, on a mirror too; the manifest's templates count from there.
+    """
+    folders = {one.rsplit("/", 2)[1] for one in source.origins}
+    if source.url_template is None or origin.kind != "urls" or origin.address.rsplit("/", 2)[1] not in folders:
+        return origin
+    template = urljoin(origin.address, source.url_template)
+    signals_template = urljoin(origin.address, source.signals_template) if has_signals else None
+    return replace(origin, template=template, signals_template=signals_template)
 
 
 def ask_origin(

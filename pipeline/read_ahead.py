@@ -197,11 +197,19 @@ def list_wanted(tasks: Sequence[IngestTask], remotes: Mapping[str, RemoteSource]
     """Every file that is fetched, in the order of the tasks."""
     readers: dict[tuple[str, str], list[int]] = {}
     for number, task in enumerate(tasks):
-        for file in task.files if task.source in remotes else ():
-            path = Path(file.path).relative_to(remotes[task.source].folder).as_posix()
+        for path in list_paths(task) if task.source in remotes else ():
+            path = Path(path).relative_to(remotes[task.source].folder).as_posix()
             readers.setdefault((task.source, path), []).append(number)
     for (source, path), numbers in readers.items():
         yield Wanted(remotes[source], path, tuple(numbers))
+
+
+def list_paths(task: IngestTask) -> Iterator[str]:
+    """The files that a task reads, in its order."""
+    for file in task.files:
+        yield file.path
+        if file.signals:
+            yield file.signals
 
 
 def read_ahead(

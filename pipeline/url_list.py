@@ -14,6 +14,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from pipeline.listing import Listing, RemoteFile, make_listing
 from pipeline.manifest import KNOWN_ENDINGS, TABLE_ENDINGS
 from pipeline.origins import Origin, hide_secrets
+from pipeline.quality_signals import name_signals
 from pipeline.web import Patience, RefusedError, Stream, WebClient
 
 ASKED_AT_ONCE = 8
@@ -30,8 +31,12 @@ class UrlPlace:
 
     def list_files(self) -> Listing:
         """All files of the list, each with its size as the server says."""
-        urls = self.list_urls()
+        lines = self.list_lines()
+        urls = self.make_urls(lines, self.origin.template)
         paths = name_paths(urls, self.base)
+        if self.origin.signals_template:
+            urls += self.make_urls(lines, self.origin.signals_template)
+            paths += [name_signals(path)[0] for path in paths]
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
             files = list(threads.map(self.describe, urls, paths))
         return make_listing(self.origin, None, files)
@@ -43,12 +48,12 @@ class UrlPlace:
 
     def find_first(self, is_wanted: Callable[[str], bool]) -> RemoteFile | None:
         """The first file of a wanted path."""
-        urls = self.list_urls()
+        urls = self.make_urls(self.list_lines(), self.origin.template)
         wanted = [pair for pair in zip(urls, name_paths(urls, self.base), strict=True) if is_wanted(pair[1])]
         return self.describe(*wanted[0]) if wanted else None
 
-    def list_urls(self) -> list[str]:
-        """The URLs, in the list's order."""
+    def list_lines(self) -> list[str]:
+        """The lines of the list that say something; of a raw file's own URL, that."""
         address = self.origin.address
         path = urlsplit(address).path
         if path.endswith((*KNOWN_ENDINGS, *TABLE_ENDINGS)) and not path.endswith(LIST_ENDINGS):
@@ -56,14 +61,17 @@ class UrlPlace:
         text = self.patience.persist(self.read_list, what=str(self.origin)).decode(errors="replace")
         lines = [line.strip() for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
-        if self.origin.template:
-            lines = [self.origin.template.replace("{line}", line) for line in lines]
-        urls = [urljoin(address, line) for line in lines]
+        if not lines:
+            raise FileNotFoundError(f"{self.origin}: the list is empty")
+        return lines
+
+    def make_urls(self, lines: list[str], template: str | None) -> list[str]:
+        """The URL that each line stands for."""
+        lines = [template.replace("{line}", line) for line in lines] if template else lines
+        urls = [urljoin(self.origin.address, line) for line in lines]
         for url in urls:
             if urlsplit(url).scheme not in ("http", "https") or "<" in url:
                 raise ValueError(f"{self.origin}: {url[:80]!r} is no URL: this is not a list of one URL a line")
-        if not urls:
-            raise FileNotFoundError(f"{self.origin}: the list is empty")
         return urls
 
     def read_list(self) -> bytes:
