@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 from loopback import TOKEN, Hub, Server, bucket_server
 
+from pipeline.bucket import BucketPlace
 from pipeline.manifest import choose_raw_files, known_source_names, load_source
 from pipeline.mix import choose_languages, parse_mix
 from pipeline.origins import parse_origin
@@ -65,6 +66,16 @@ def test_a_check_of_buckets_and_urls(run, monkeypatch):
         assert "may be fetched" in run("check", f"{server.url}/urls.txt?name=web")[1]
         assert "is no URL" in run("check", f"{server.url}/page.txt?name=web")[1]
         assert "404" in run("check", f"{server.url}/gone.txt?name=web")[1]
+
+
+def test_an_object_that_is_gone_is_not_a_bucket_that_is_gone(monkeypatch):
+    with bucket_server({"notes/a.jsonl": b"{}\n"}, monkeypatch) as client:
+        place = BucketPlace(parse_origin("s3://corpus/notes"), patience=Patience(wait=lambda _: None))
+        file = place.find_first(lambda path: True)
+        client.delete_object(Bucket="corpus", Key="notes/a.jsonl")
+        for ask in (place.probe, lambda file: place.open(file, 0), lambda file: next(place.read_pieces(file, 0))):
+            with pytest.raises(ValueError, match=r"s3://corpus/notes: a\.jsonl is not there \(any more\)"):
+                ask(file)
 
 
 LAYOUTS = {
