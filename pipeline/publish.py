@@ -26,7 +26,7 @@ from pipeline.jobs import describe
 from pipeline.origins import Origin, parse_origin
 from pipeline.progress import format_bytes, make_console
 from pipeline.publish_places import BucketTarget, HubTarget
-from pipeline.shard import DATASET_FILE, find_lost_files, list_files, list_signatures, read_dataset_json
+from pipeline.shard import DATASET_FILE, find_lost_files, list_checksums, list_files, read_dataset_json
 from pipeline.storage import checksum_file
 
 FILES_AT_ONCE = 32  # in one commit of the hub: few enough that a failure costs little
@@ -111,17 +111,6 @@ def check_shards(folder: Path, content: Mapping[str, Any]) -> None:
     for path, checksum in list_checksums(folder, content):
         if checksum_file(path) != checksum:
             raise ValueError(f"{path} is not the file that dataset.json lists: its checksum differs. Build it again")
-
-
-def list_checksums(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The files whose xxh3-128 dataset.json knows."""
-    for source in content["sources"].values():
-        yield from ((folder / drops["path"], drops["xxh3_128"]) for drops in source["drops"])
-        for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
-            path = folder / shard["path"]
-            yield path, shard["xxh3_128"]
-            yield path.with_suffix(".docs.parquet"), shard["docs_xxh3_128"]
-    yield from ((path, file["xxh3_128"]) for path, file in list_signatures(folder, content))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pipeline.build import BuildArguments, build
 from pipeline.dataset import read_dataset_json
 from pipeline.explain import ExplainArguments, explain
 from pipeline.pair_kernels import leave_out_held
-from pipeline.publish import list_checksums, list_published
-from pipeline.shard import documents_path
+from pipeline.publish import list_published
+from pipeline.shard import documents_path, list_checksums
 from pipeline.storage import checksum_file
 from pipeline.verify import main as verify_main
 
