@@ -17,7 +17,7 @@ from pipeline.documents import split_file
 from pipeline.file_parts import WHOLE, Part
 from pipeline.folders import FETCH_FAILURE, TASKS_FILE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile
-from pipeline.manifest import RawFile
+from pipeline.manifest import PACKED_ENDINGS, RawFile
 from pipeline.markers import STARCODER
 from pipeline.parquet_rows import read_footer, split_by_footer
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_texts
@@ -27,7 +27,6 @@ from pipeline.storage import read_json, write_json
 SMALLEST_TASK_BYTES, LARGEST_TASK_BYTES = 4 << 20, 224 << 20
 TASKS_WANTED = 64
 BYTES_TO_OPEN = 32 << 10
-PACKED_ENDINGS = (".zst", ".gz", ".parquet")
 PACKED_RATIO = 3  # packed text holds about as many ids per byte as three bytes of plain text
 
 Group = list[list[Any]]  # of one task: raw file number, start and end of the part

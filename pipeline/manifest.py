@@ -24,6 +24,7 @@ NOT_SOURCES = ("mixes", "tokenizers")
 ROW_ENDINGS = tuple(kind + packing for kind in (".jsonl", ".json", ".ndjson") for packing in ("", ".zst", ".gz"))
 TEXT_ENDINGS = (".txt", ".txt.zst", ".txt.gz")
 TABLE_ENDINGS = tuple(kind + packing for kind in (".csv", ".tsv") for packing in ("", ".zst", ".gz"))
+PACKED_ENDINGS = (".zst", ".gz", ".parquet")
 KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet", ".arrow")
 # JSON that the hub and `datasets` put beside the data; read as rows, each would be a bad row.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "sample.json")
@@ -249,13 +250,12 @@ def is_table_name(path: str, source: Source) -> bool:
     return path.endswith(TABLE_ENDINGS) and not source.has_manifest
 
 
-def check_utf8(path: str, folder: Path) -> str:
-    """`path`, or a ValueError where its bytes are no text: dataset.json could not name it."""
+def check_utf8(path: str, folder: Path) -> None:
+    """Raises ValueError where a path's bytes are no text: dataset.json could not name it."""
     try:
         path.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{folder}: the file name {os.fsencode(path)!r} is not UTF-8; rename the file") from None
-    return path
 
 
 def guess_split(path: str) -> str | None:

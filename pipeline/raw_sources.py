@@ -10,7 +10,15 @@ from urllib.parse import urljoin
 
 from pipeline.fetch import PART_SUFFIX
 from pipeline.folders import FETCHED_FOLDER, RESERVED_NAMES
-from pipeline.manifest import RawFiles, Source, choose_raw_files, how_to_get, list_raw_files, load_source
+from pipeline.manifest import (
+    PACKED_ENDINGS,
+    RawFiles,
+    Source,
+    choose_raw_files,
+    how_to_get,
+    list_raw_files,
+    load_source,
+)
 from pipeline.mix import Mix, MixEntry
 from pipeline.origins import Origin, parse_origin
 from pipeline.plan import PlannedSource
@@ -80,6 +88,18 @@ def choose_source(choice: SourceChoice) -> Source:
     return source if choice.column is None else replace(source, text_field=choice.column)
 
 
+def leave_out_empty(source: Source, remote: RemoteSource, *, notice: Notice) -> dict[str, int]:
+    """The sizes of what an origin has, by path, without packed files of no byte at all: nothing unpacks those.
+
+    On this disk such a file is taken for one that was not fetched to its end; here its size was listed.
+    """
+    sizes = {file.path: file.size_bytes for file in remote.listing.files}
+    empty = [path for path, size_bytes in sizes.items() if not size_bytes and path.endswith(PACKED_ENDINGS)]
+    if empty:
+        notice(f"{source.name}: {len(empty):,} files are empty at their origin, and not read: {', '.join(empty[:3])}")
+    return {path: size_bytes for path, size_bytes in sizes.items() if path not in set(empty)}
+
+
 def find_signals(source: Source, listed: RawFiles, remote: RemoteSource | None, *, notice: Notice) -> RawFiles:
     """The raw files with their quality signals, which are among the other files. Raises where one has none."""
     ignored = set(listed.ignored)
@@ -126,7 +146,7 @@ def ask_origin(
         is_new=places.is_new,
         patience=patience,
     )
-    listed = choose_raw_files(source, {file.path: file.size_bytes for file in remote.listing.files})
+    listed = choose_raw_files(source, leave_out_empty(source, remote, notice=notice))
     if not listed.files:
         raise FileNotFoundError(
             f"{origin}: none of its {len(remote.listing.files):,} files is a raw file of a known kind (the first is "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.fetch import StoppedError
+from pipeline.fetch import StoppedError, name_part
 from pipeline.folders import FETCH_FAILURE
 from pipeline.ingest import IngestTask, run_ingest
 from pipeline.jobs import KEPT, Job, describe
@@ -174,8 +174,17 @@ class ReadAhead:
         with self.changed:
             if not self.is_stopped:
                 self.is_stopped = True
-                write_file(self.failure, [f"{wanted.remote.name}: {what}. {KEPT}".encode()])
+                what = what if KEPT in what else f"{what}. {KEPT}"
+                self.tell(wanted, f"{wanted.remote.name}: {what}".encode())
             self.changed.notify_all()
+
+    def tell(self, wanted: Wanted, text: bytes) -> None:
+        """Write down for workers why a file will not come: on a full disk in the room of what there is of it."""
+        try:
+            write_file(self.failure, [text])
+        except OSError:
+            name_part(wanted.target, wanted.remote.files[wanted.path]).unlink(missing_ok=True)
+            write_file(self.failure, [text])
 
     def write_log(self) -> None:
         """One line on what was fetched, and who waited for whom."""

@@ -23,11 +23,11 @@ from rich.console import Console
 
 from pipeline.jobs import describe
 from pipeline.manifest import Source, is_raw_file, is_table_name, known_source_names, load_source
-from pipeline.origins import Origin, parse_origin
+from pipeline.origins import Origin, hide_in_text, parse_origin
 from pipeline.places import open_place
 from pipeline.progress import format_bytes, make_console
 from pipeline.raw_sources import add_templates, choose_origin
-from pipeline.source_options import parse_source
+from pipeline.source_options import OPTIONS, parse_source
 from pipeline.web import Patience
 
 MOST_FAILURES = 4  # a check does not wait for minutes
@@ -57,7 +57,7 @@ def main() -> None:
         else:
             check_origins(arguments.name, console)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {describe(error)}")
+        sys.exit(f"error: {hide_in_text(describe(error), kept=OPTIONS)}")
 
 
 def list_sources(console: Console) -> None:

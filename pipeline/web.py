@@ -21,7 +21,7 @@ MOST_FAILURES = 10  # in a row without a byte: about five minutes
 TOLD_SECONDS = 4.0  # shorter waits go without a word
 MOST_ASKED_SECONDS = 3600.0  # a server that asks for a longer wait is given up
 PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
-RATE_LIMIT = re.compile(r"\bt=(\d+)")  # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+RATE_LIMIT = re.compile(r"\b(r|t)=(\d+)")  # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
 CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 
 Result = TypeVar("Result")
@@ -188,9 +188,11 @@ def find_wait(headers: Mapping[str, str]) -> float | None:
             return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
         except ValueError:
             return None
-    limit = headers.get("RateLimit", "")
-    found = RATE_LIMIT.search(limit) if "r=0" in limit.replace(" ", "") else None
-    return float(found[1]) if found else None
+    limits = [dict(RATE_LIMIT.findall(limit)) for limit in headers.get("RateLimit", "").split(",")]
+    if headers.get("RateLimit-Remaining", "").strip() == "0":  # older drafts have a header each
+        limits.append({"r": "0", "t": headers.get("RateLimit-Reset", "").strip()})
+    waits = [float(limit["t"]) for limit in limits if limit.get("r") == "0" and limit.get("t", "").isdecimal()]
+    return max(waits, default=None)
 
 
 def find_size(response: Any, content_range: re.Match[str] | None) -> int | None:
@@ -202,5 +204,5 @@ def find_size(response: Any, content_range: re.Match[str] | None) -> int | None:
 
 
 def find_etag(response: Any) -> str | None:
-    """What tells one state of the body from another: the ETag, or else when it was last changed."""
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+    """What tells one state of the body from another: the ETag, weak or strong, or else when it was last changed."""
+    return response.headers.get("ETag", "").removeprefix("W/") or response.headers.get("Last-Modified")
