@@ -68,7 +68,7 @@ class BucketPlace:
             if type(error).__name__ == "NoCredentialsError" and self.scheme == "s3":
                 self.files = open_bucket(self.scheme, is_public=True)
                 raise PassingError("no credentials: asked as anybody may") from None
-            if isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS:
+            if is_of_client(error):
                 raise PassingError(f"the bucket cannot be read ({type(error).__name__}: {error})") from None
             raise
 
@@ -100,6 +100,11 @@ class BucketPlace:
         """Ask for an object's first byte."""
         if file.size_bytes:
             self.ask(lambda: self.files.cat_file(file.address, 0, 1), path=file.path)
+
+
+def is_of_client(error: Exception) -> bool:
+    """Whether an error is the system's, or one of the libraries that speak with buckets: it may pass."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS
 
 
 def open_bucket(scheme: str, *, is_public: bool) -> Any:

@@ -107,13 +107,13 @@ def test_a_build_killed_in_the_middle_of_a_file_goes_on_from_its_last_byte(serve
     folder, out = tmp_path / "raw", tmp_path / "out"
     rows = [{"text": f"water {number} " * 20, "padding": "x" * 50_000 * (number > 9)} for number in range(50)]
     write_rows(folder / "web/small.jsonl", rows[:10])
-    write_rows(folder / "web/large.jsonl", rows)
+    write_rows(folder / "web/z-large.jsonl", rows)
     here = build_here(folder, tmp_path / "here", sample_model)
     with serve(read_files(folder)) as place:
-        place.server.faults = [Fault(f"{place.files}web/large", cut=1_500_000, stall=60)]
+        place.server.faults = [Fault(f"{place.files}web/z-large", cut=1_500_000, stall=60)]
         process = build(place.name_mix("web"), out, sample_model)
         parts = out / "work/raw/web"
-        assert process.wait_until(lambda: any(one.stat().st_size == CHUNK_BYTES for one in parts.glob("large*.part")))
+        assert process.wait_until(lambda: any(one.stat().st_size == CHUNK_BYTES for one in parts.glob("z-large*.part")))
         process.kill()
         place.server.faults.clear()
         place.server.requests.clear()
@@ -121,7 +121,7 @@ def test_a_build_killed_in_the_middle_of_a_file_goes_on_from_its_last_byte(serve
         assert code == 0, error
         assert checksums(out) == here
         asked = [(path.rpartition("/")[2], start) for method, path, start in place.server.requests if method == "GET"]
-        assert ("large.jsonl", f"bytes={CHUNK_BYTES}-") in asked and ("large.jsonl", None) not in asked
+        assert ("z-large.jsonl", f"bytes={CHUNK_BYTES}-") in asked and ("z-large.jsonl", None) not in asked
         assert place.count_listings() == 0
 
 
