@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.documents import split_file
+from pipeline.endings import PACKED_ENDINGS
 from pipeline.file_parts import WHOLE, Part
 from pipeline.folders import FETCH_FAILURE, TASKS_FILE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile
-from pipeline.manifest import PACKED_ENDINGS, RawFile
+from pipeline.manifest import RawFile
 from pipeline.markers import STARCODER
 from pipeline.parquet_rows import read_footer, split_by_footer
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_texts

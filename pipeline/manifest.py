@@ -16,20 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.endings import DESCRIPTIONS, KNOWN_ENDINGS, ROW_ENDINGS, TABLE_ENDINGS
 from pipeline.shard import SPLITS
 
 MANIFEST_FOLDER = Path(__file__).parent.parent / "data_manifests"
 NOT_SOURCES = ("mixes", "tokenizers")
 
-ROW_ENDINGS = tuple(kind + packing for kind in (".jsonl", ".json", ".ndjson") for packing in ("", ".zst", ".gz"))
-TEXT_ENDINGS = (".txt", ".txt.zst", ".txt.gz")
-TABLE_ENDINGS = tuple(kind + packing for kind in (".csv", ".tsv") for packing in ("", ".zst", ".gz"))
-PACKED_ENDINGS = (".zst", ".gz", ".parquet")
-KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet", ".arrow")
-# JSON that the hub and `datasets` put beside the data; read as rows, each would be a bad row.
-DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "sample.json")
-
 SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+PARTIAL = "partial-"  # before a split of which the hub's copy in parquet has only the first part
 SPLIT_FILE_NAME = re.compile(rf"({'|'.join(SPLIT_WORDS)})[-_.]")
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -267,6 +261,8 @@ def guess_split(path: str) -> str | None:
     first, *others = path.split("/")
     if others and first in SPLIT_WORDS:
         return SPLIT_WORDS[first]
+    if others and first.startswith(PARTIAL) and first.removeprefix(PARTIAL) in SPLIT_WORDS:
+        return SPLIT_WORDS[first.removeprefix(PARTIAL)]
     named = SPLIT_FILE_NAME.match(path.rsplit("/", 1)[-1])
     return SPLIT_WORDS[named[1]] if named else None
 

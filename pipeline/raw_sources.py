@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urljoin
 
+from pipeline.endings import KNOWN_KINDS, PACKED_ENDINGS
 from pipeline.fetch import PART_SUFFIX
 from pipeline.folders import FETCHED_FOLDER, RESERVED_NAMES
 from pipeline.manifest import (
-    PACKED_ENDINGS,
+    PARTIAL,
     RawFiles,
     Source,
     choose_raw_files,
@@ -150,12 +151,14 @@ def ask_origin(
     if not listed.files:
         raise FileNotFoundError(
             f"{origin}: none of its {len(remote.listing.files):,} files is a raw file of a known kind (the first is "
-            f"{remote.listing.files[0].path}): jsonl, json, ndjson, txt, csv or tsv, each also .zst or .gz, parquet or "
-            "arrow" + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
+            f"{remote.listing.files[0].path}): {KNOWN_KINDS}"
+            + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
         )
     size = format_bytes(sum(file.size_bytes for file in listed.files))
     revision = f" at revision {remote.listing.revision}" if remote.listing.revision else ""
     notice(f"{source.name}: {len(listed.files):,} raw files ({size}) are fetched from {origin}{revision}")
+    if partial := [file.path for file in listed.files if f"/{PARTIAL}" in f"/{file.path}"]:
+        notice(f"{source.name}: {partial[0]} and its like are only the first part of their data, by the hub's own copy")
     first = remote.files[listed.files[0].path]
     if not (folder / first.path).exists():
         remote.fetcher.place.probe(first)  # a gated repository lists its files, and refuses them

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urljoin, urlsplit
 
+from pipeline.endings import KNOWN_ENDINGS, TABLE_ENDINGS
 from pipeline.listing import Listing, RemoteFile, make_listing
-from pipeline.manifest import KNOWN_ENDINGS, TABLE_ENDINGS
 from pipeline.origins import Origin, hide_in_text, hide_secrets
 from pipeline.quality_signals import name_signals
 from pipeline.web import Patience, RefusedError, Stream, WebClient

@@ -1,7 +1,9 @@
 """Builds from a hub, a bucket and web servers, with faults: the bytes of a build from local copies, or one line."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import re
@@ -19,6 +21,7 @@ from build_process import BuildProcess
 from conftest import write_rows
 from loopback import AWS_SECRET, TOKEN, Fault, FaultyBucket, Hub, Server, bucket_server
 
+from pipeline.verify import main as verify
 from pipeline.web import Patience
 
 WORDS = ["mill", "stone", "grain", "water", "wheel", "flour", "sack", "weir", "été", "x=1", "</s>", "🌾"]
@@ -344,6 +347,26 @@ def test_the_hubs_own_parquet_copy_has_its_splits_below_a_config(run_build, hub,
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["sources"]["name"]["raw_files"] == ["test/0000.parquet", "train/0000.parquet"]
     assert content["sources"]["name"]["splits"]["test"]["documents"] == 10
+
+
+def test_files_of_the_hub_in_other_packings_are_read_and_a_partial_copy_is_told(
+    run_build, run_command, hub, sample_model, tmp_path
+):
+    texts = make_texts(3, 30)
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+    hub.files = {
+        "partial-train/a.jsonl.bz2": bz2.compress(b"".join(lines[:10])) + bz2.compress(b"".join(lines[10:20])),
+        "partial-train/b.json.xz": lzma.compress(b"".join(lines[20:])),
+    }
+    outcome = run_build(
+        flags("hf://org/name:1", tmp_path / "out", sample_model, f"--keep-raw --raw {tmp_path / 'raw'}")
+    )
+    assert outcome.code == 0, outcome.error
+    assert "partial-train/a.jsonl.bz2 and its like are only the first part of their data" in outcome.out
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["sources"]["name"]["counts"]["read"]["documents"] == 30
+    message, said = run_command(verify, tmp_path / "out", "--raw", tmp_path / "raw", "--fraction", 1)
+    assert message == "" and "all right" in said
 
 
 def test_a_hub_without_raw_files_leads_to_its_parquet_copy(run_build, hub, sample_model, tmp_path):

@@ -137,6 +137,21 @@ def test_another_list_of_a_manifest_has_its_template():
     assert choose_origin(parse_source("slimpajama"), fetch=True).address == "cerebras/SlimPajama-627B"
 
 
+def test_the_hubs_partial_copies_keep_their_splits():
+    paths = [
+        "en/partial-train/0000.parquet",
+        "partial-train/0000.parquet",
+        "partial-test/0000.parquet",
+        "partial-x/a.parquet",
+    ]
+    files = choose_raw_files(load_source("web"), dict.fromkeys(paths, 1)).files
+    assert {file.path.split("/")[-2]: file.split for file in files[1:]} == {
+        "partial-test": "test",
+        "partial-train": "train",
+        "partial-x": "train",
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
