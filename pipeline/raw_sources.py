@@ -77,8 +77,12 @@ def find_source(entry: MixEntry, places: RawPlaces, *, may_be_gone: bool, notice
     else:
         remote, listed = None, list_raw_files(source, folder)
     listed = choose_only(listed, entry.choice.only)
-    if entry.choice.rules and not may_be_gone:
-        listed = find_signals(source, listed, remote, notice=notice)
+    try:
+        listed = find_signals(source, listed, remote, notice=notice) if entry.choice.rules else listed
+    except FileNotFoundError:
+        if may_be_gone:
+            return planned
+        raise
     say_found(source, folder, entry, listed, notice=notice)
     return replace(planned, files=listed.files, fetching=remote)
 

@@ -239,8 +239,13 @@ def test_a_build_drops_what_fails_with_the_rule_as_the_reason(run_build, run_com
     assert source["failed"] == {"rps_doc_word_count>=20": 40, "ccnet_perplexity<=500": 18}
     message, said = run_command(verify, tmp_path / "out", "--raw", tmp_path / "raw", "--fraction", 1)
     assert message == "" and "all right" in said
+    again = run_build(flags(raw, tmp_path / "out", sample_model))
+    assert again.code == 0 and "nothing to do" in again.out, again.error
     another = run_build(flags(raw, tmp_path / "out", sample_model, "rps_doc_word_count>=21"))
     assert another.code == 1 and "signals of redpajama-v2" in another.error
+    shutil.rmtree(raw / "quality_signals")
+    again = run_build(flags(raw, tmp_path / "out", sample_model))
+    assert again.code == 0 and "nothing to do" in again.out, again.error
 
 
 def test_verify_finds_a_document_that_the_signals_do_not_drop(run_build, run_command, mirror, sample_model, tmp_path):
