@@ -70,7 +70,7 @@ class UrlPlace:
         path = urlsplit(address).path
         if path.endswith((*KNOWN_ENDINGS, *TABLE_ENDINGS)) and not path.endswith(LIST_ENDINGS):
             return [address]
-        text = self.patience.persist(self.read_list, what=str(self.origin)).decode(errors="replace")
+        text = self.patience.persist(self.read_list, what=str(self.origin)).decode("utf-8-sig", errors="replace")
         lines = [line.strip() for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
         if not lines:
@@ -146,7 +146,8 @@ class UrlPlace:
 
     def explain(self, error: RefusedError, path: str) -> ValueError:
         """One line for a person."""
-        hint = ": it is not there (any more)" if error.status in (404, 410) else ""
+        hints = {404: ": it is not there (any more)", 410: ": it is not there any more", 401: ": it asks for a login"}
+        hint = hints.get(error.status, "")
         return ValueError(f"{self.origin}: {path}: the server answers {error.status}{hint}")
 
 

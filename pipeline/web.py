@@ -43,6 +43,10 @@ class RefusedError(Exception):
         self.status, self.headers = status, headers
 
 
+class AddressError(ValueError):
+    """A URL, or one that it leads to, that cannot be asked for. Its text does not say which."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """A body from byte `start` on. size_bytes: of all of it; None where the server does not say."""
@@ -76,6 +80,8 @@ class Patience:
             self.keep_quiet()
             try:
                 return attempt()
+            except AddressError as error:
+                raise ValueError(f"{what}: {error}") from None
             except PassingError as error:
                 in_a_row = 1 if progress() > reached else in_a_row + 1
                 reached = progress()
@@ -118,7 +124,7 @@ class WebClient:
     def open(self, url: str, *, headers: Mapping[str, str], start: int = 0, method: str = "GET") -> Stream:
         """One answer; its body from `start` on, unless the server insists on all of it: look at the stream's start.
 
-        Raises PassingError or RefusedError.
+        Raises PassingError, RefusedError or AddressError.
         """
         wanted = {"Accept-Encoding": "identity", **headers, **({"Range": f"bytes={start}-"} if start else {})}
         response = self.request(method, url, wanted)
@@ -142,8 +148,8 @@ class WebClient:
             )
         except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             raise PassingError(f"no answer ({name_cause(error)})") from None
-        except requests.exceptions.RequestException as error:
-            raise ValueError(f"cannot be asked for: {type(error).__name__}") from None
+        except (requests.exceptions.RequestException, ValueError) as error:
+            raise AddressError(f"its address cannot be asked for ({type(error).__name__})") from None
 
     def read(self, response: Any) -> Iterator[bytes]:
         """The body as it was sent: not unpacked, whatever the server calls its packing."""

@@ -224,6 +224,15 @@ def test_a_url_that_leads_out_of_the_folder_is_refused():
             place.list_files()
 
 
+@pytest.mark.parametrize("target", ["/a.jsonl", "file:///etc/passwd", "http://[bad"])
+def test_a_redirect_that_leads_nowhere_is_one_line_with_its_file(target, tmp_path):
+    with Server({"urls.txt": b"\xef\xbb\xbfa.jsonl\r\n"}) as server:
+        server.faults = [Fault("a.jsonl", times=99, method="HEAD", status=302, headers={"Location": target})]
+        place = UrlPlace(parse_origin(f"{server.url}/urls.txt"), patience=Patience(wait=lambda _: None))
+        with pytest.raises(ValueError, match=r"/urls\.txt: a\.jsonl: its address cannot be asked for \(\w+\)$"):
+            place.list_files()
+
+
 def test_no_server_at_all_is_one_line():
     server = Server({})
     server.http.server_close()
