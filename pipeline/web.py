@@ -190,15 +190,21 @@ def find_wait(headers: Mapping[str, str]) -> float | None:
     if after.isdecimal():
         return float(after)
     if after:
-        try:
-            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-        except ValueError:
-            return None
+        moment, now = read_date(after), read_date(headers.get("Date", ""))  # by the server's own clock
+        return None if moment is None else max(0.0, moment - (now or time.time()))
     limits = [dict(RATE_LIMIT.findall(limit)) for limit in headers.get("RateLimit", "").split(",")]
     if headers.get("RateLimit-Remaining", "").strip() == "0":  # older drafts have a header each
         limits.append({"r": "0", "t": headers.get("RateLimit-Reset", "").strip()})
     waits = [float(limit["t"]) for limit in limits if limit.get("r") == "0" and limit.get("t", "").isdecimal()]
     return max(waits, default=None)
+
+
+def read_date(text: str) -> float | None:
+    """The moment that a header names, in seconds; None where it is no date."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return None
 
 
 def find_size(response: Any, content_range: re.Match[str] | None) -> int | None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import threading
+import time
+from email.utils import formatdate
 
 import pytest
 from loopback import TOKEN, Fault, Hub, Server
@@ -115,6 +117,9 @@ def test_a_wait_of_hours_is_not_waited_for(tmp_path):
 
 def test_a_date_is_a_wait_too():
     assert find_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert 25 < find_wait({"Retry-After": formatdate(time.time() + 30, usegmt=True)}) <= 30
+    clock = {"Date": "Wed, 21 Oct 2015 07:27:15 GMT"}  # the server's, which is years behind
+    assert find_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT", **clock}) == 45
     assert find_wait({"Retry-After": "soon"}) is None
     assert find_wait({"RateLimit": '"api";r=12;t=55'}) is None  # some requests are left
     assert find_wait({"RateLimit-Remaining": "1", "RateLimit-Reset": "20"}) is None
