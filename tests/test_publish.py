@@ -134,12 +134,15 @@ def test_a_place_that_does_not_answer_is_one_line(publish, built, target, keys, 
     assert re.search(said, message) and "\n" not in message
 
 
+@pytest.mark.long
 def test_a_bucket_that_is_not_there_is_one_line(publish, built, monkeypatch):
     with bucket_server({}, monkeypatch):
         assert "s3://nowhere/packed: The specified bucket does not exist" in publish(built, "s3://nowhere/packed")[0]
 
 
-@pytest.mark.parametrize("there", [b'{"content_hash": "0123"}', b"[]", b"{"])
+@pytest.mark.parametrize(
+    "there", [b'{"content_hash": "0123"}', *(pytest.param(one, marks=pytest.mark.long) for one in (b"[]", b"{"))]
+)
 def test_a_place_with_another_dataset_is_refused_before_anything_is_sent(publish, hub, built, there, monkeypatch):
     hub.files["dataset.json"] = there
     assert "hf://datasets/org/name holds another dataset" in publish(built, "hf://org/name")[0]

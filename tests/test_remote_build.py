@@ -445,6 +445,7 @@ def test_a_mix_that_is_refused_is_shown_without_its_secrets(run_build, tmp_path,
     assert outcome.code == 1 and "error: " in outcome.error and "hush" not in outcome.error + outcome.out
 
 
+@pytest.mark.long
 def test_files_that_are_empty_at_their_origin_are_told_and_left_out(run_build, hub, local, sample_model, tmp_path):
     hub.files |= {"train/z.jsonl.zst": b"", "train/z.parquet": b""}
     outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
@@ -453,6 +454,7 @@ def test_files_that_are_empty_at_their_origin_are_told_and_left_out(run_build, h
     check_same(tmp_path / "out", local)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["hub", "urls"])
 def test_odd_names_of_files_are_those_of_local_copies(run_build, hub, place, sample_model, tmp_path):
     names = [
