@@ -52,7 +52,6 @@ from pipeline.ingest import (
     TaskFile,
     find_places,
     ingest_batch,
-    join_small,
     keep_wanted,
     read_file,
 )
@@ -64,6 +63,7 @@ from pipeline.progress import BuildLog, make_console
 from pipeline.sketch_file import RECIPES, Sketches
 from pipeline.stages import describe_ingests, keep_signatures
 from pipeline.token_file import TokenFile, document_dtype
+from pipeline.wanted_documents import join_small
 from pipeline.workshop import Ingested, Workshop
 
 REPEATS = 7

@@ -15,7 +15,7 @@ class BuildArguments:
     mix: str
     """Sources and their shares of the tokens, name:weight,... or a named mix (tinyllama, litellama). A source takes
     options as in a URL: slimpajama?exclude=RedPajamaGithub:0.7. A name without a manifest is a folder of your own
-    .jsonl, .json (plain, .zst, .gz), .txt, .parquet or .arrow files in --raw. Or a place: /folder:1, hf://org/name:1,
+    .jsonl, .json, .txt (also .zst, .gz, .bz2, .xz), .parquet or .arrow files in --raw. Or a place: /folder:1, hf://org/name:1,
     s3://bucket/prefix:1, https://host/urls.txt:1 (?config=, ?column=, ?name=)."""
     tokenizer: str | None = None
     """llama2, gpt2, sample (a small one trained on the raw text), or a path to a SentencePiece .model, a .tiktoken file

@@ -8,6 +8,7 @@ buckets it comes in pieces, which grow up to PIECE_BYTES.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from pipeline.listing import Listing, RemoteFile, make_listing
@@ -47,23 +48,27 @@ class BucketPlace:
                 etag = str(entry.get("ETag") or entry.get("etag") or "").strip('"')
                 yield RemoteFile(path, entry["size"], f"etag:{etag}" if etag else "", name)
 
-    def ask(self, call: Callable[[], Result]) -> Result:
+    def ask(self, call: Callable[[], Result], *, path: str | None = None) -> Result:
         """The answer of a call of fsspec's; once more without credentials where there are none."""
-        return self.patience.persist(lambda: self.attempt(call), what=str(self.origin))
+        return self.patience.persist(lambda: self.attempt(call, path=path), what=str(self.origin))
 
-    def attempt(self, call: Callable[[], Result]) -> Result:
-        """One call."""
+    def attempt(self, call: Callable[[], Result], *, path: str | None = None) -> Result:
+        """One call. path: of the object that it asks for; None: it asks for a listing."""
         try:
             return call()
         except FileNotFoundError:
+            if path is not None:
+                raise self.explain(path, 404) from None
             raise FileNotFoundError(f"{self.origin}: no such bucket or prefix") from None
         except PermissionError:
+            if path is not None:
+                raise self.explain(path, 403) from None
             raise ValueError(f"{self.origin}: access is denied: give credentials that may list and read it") from None
         except Exception as error:
             if type(error).__name__ == "NoCredentialsError" and self.scheme == "s3":
                 self.files = open_bucket(self.scheme, is_public=True)
                 raise PassingError("no credentials: asked as anybody may") from None
-            if isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS:
+            if is_of_client(error):
                 raise PassingError(f"the bucket cannot be read ({type(error).__name__}: {error})") from None
             raise
 
@@ -72,25 +77,34 @@ class BucketPlace:
         if self.scheme != "s3":
             etag = None  # cat_file tells none: the size and the end of the file stand for it
             return Stream(start, file.size_bytes, etag, self.read_pieces(file, start))
-        url = self.attempt(lambda: self.files.sign(file.address, expiration=SIGNED_SECONDS))
+        url = self.attempt(lambda: self.files.sign(file.address, expiration=SIGNED_SECONDS), path=file.path)
         try:
             return self.client.open(url, headers={}, start=start)
         except RefusedError as error:
-            what = "is not there any more" if error.status == 404 else "may not be read with these credentials"
-            raise ValueError(f"{self.origin}: {file.path} {what} (the bucket answers {error.status})") from None
+            raise self.explain(file.path, error.status) from None
+
+    def explain(self, path: str, status: int) -> ValueError:
+        """One line for a person about an object that is not given."""
+        what = "is not there (any more)" if status == 404 else "may not be read with these credentials"
+        return ValueError(f"{self.origin}: {path} {what} (the bucket answers {status})")
 
     def read_pieces(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """An object piece by piece."""
         first, num_bytes = start, FIRST_PIECE_BYTES
         while first < file.size_bytes:
             last = min(first + num_bytes, file.size_bytes)
-            yield self.attempt(lambda first=first, last=last: self.files.cat_file(file.address, first, last))
+            yield self.attempt(partial(self.files.cat_file, file.address, first, last), path=file.path)
             first, num_bytes = last, min(2 * num_bytes, PIECE_BYTES)
 
     def probe(self, file: RemoteFile) -> None:
         """Ask for an object's first byte."""
         if file.size_bytes:
-            self.ask(lambda: self.files.cat_file(file.address, 0, 1))
+            self.ask(lambda: self.files.cat_file(file.address, 0, 1), path=file.path)
+
+
+def is_of_client(error: Exception) -> bool:
+    """Whether an error is the system's, or one of the libraries that speak with buckets: it may pass."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS
 
 
 def open_bucket(scheme: str, *, is_public: bool) -> Any:

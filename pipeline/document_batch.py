@@ -46,6 +46,7 @@ class DocumentBatch:
     texts: Arrow string array, no nulls. rows: uint64, one per text. subsets: Arrow string array, one per text, null
     where a row names none; None where no subset was asked for. bad_rows: BAD_ROW records, in row order.
     num_rows: how many rows of the file the batch covers, blank lines too; those of all batches add up to the file's.
+    failed: uint32, one per text: 1 + the number of the rule about its quality that it fails, 0: none. None: no rules.
     """
 
     texts: pa.Array
@@ -53,6 +54,7 @@ class DocumentBatch:
     subsets: pa.Array | None = None
     bad_rows: np.ndarray = field(default_factory=lambda: np.empty(0, BAD_ROW))
     num_rows: int = 0
+    failed: np.ndarray | None = None
 
 
 def make_strings(data: np.ndarray | bytearray, offsets: np.ndarray) -> pa.Array:

@@ -16,16 +16,17 @@ import pyarrow as pa
 from pipeline.arrow_rows import read_arrow
 from pipeline.csv_rows import DELIMITERS, read_csv
 from pipeline.document_batch import DocumentBatch, make_strings, split_good_from_bad
+from pipeline.endings import COMPRESSIONS, KNOWN_KINDS
 from pipeline.file_parts import SCAN_BYTES, WHOLE, LongLineError, Part, count_line_feeds, find_line_start, split_evenly
 from pipeline.json_lines import LineFields, parse_lines
 from pipeline.parquet_rows import read_parquet, rows_before_group, split_row_groups
+from pipeline.unpacking import unpack
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE_BYTES = 256 << 20  # a line and its text stand in memory together
 MEASURED_BYTES = 1 << 20  # of a packed file; they are fetched 64 KiB at a time
 STEP_BYTES = 16 << 10
 
-COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
 LINE_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
@@ -55,9 +56,7 @@ def read_documents(
         return read_arrow(path, fields=fields)
     if kind in DELIMITERS:
         return read_csv(path, lambda: opened(path, compression, start=0), delimiter=DELIMITERS[kind], fields=fields)
-    raise ValueError(
-        f"{path}: no reader for this ending (jsonl, json, ndjson, txt, csv, tsv, each also .zst or .gz; parquet; arrow)"
-    )
+    raise ValueError(f"{path}: no reader for this ending ({KNOWN_KINDS})")
 
 
 def find_kind(path: Path) -> tuple[str, str | None]:
@@ -188,7 +187,7 @@ def opened(path: Path, compression: str | None, *, start: int) -> Iterator[pa.Na
             return
         if file.size() == 0:
             raise ValueError(f"{path} is empty, not {compression}: fetch it again, or remove it to build without it")
-        with pa.CompressedInputStream(file, compression) as stream:
+        with unpack(file, compression) as stream:
             try:
                 yield stream
             except OSError as error:
@@ -199,7 +198,7 @@ def measure_unpacking(path: Path) -> float:
     """How many bytes a byte of a packed file unpacks to, from its first MEASURED_BYTES."""
     _, compression = find_kind(path)
     num_bytes = measured_bytes = measured_raw = 0
-    with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, compression) as stream:
+    with pa.OSFile(str(path)) as file, unpack(file, compression) as stream:
         while measured_raw < MEASURED_BYTES:
             raw_bytes = file.tell()
             try:
@@ -217,14 +216,15 @@ def measure_unpacking(path: Path) -> float:
 def unreadable(path: Path, compression: str, error: OSError) -> ValueError:
     """The error for a compressed file that breaks off: says in which row, by reading it once more in small steps."""
     num_rows = 0
-    with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, compression) as stream:
+    with pa.OSFile(str(path)) as file, unpack(file, compression) as stream:
         try:
             for chunk in iter(lambda: stream.read(64), b""):
                 num_rows += chunk.count(b"\n")
         except OSError as second_error:
             error = second_error
     if "too much memory" in str(error):
-        return ValueError(f"{path} was packed with zstd --long: unpack it first (zstd -d --long=31)")
+        how = "zstd --long: unpack it first (zstd -d --long=31)" if compression == "zstd" else "a huge dictionary"
+        return ValueError(f"{path} was packed with {how}")
     what = "is cut short" if "Truncated" in str(error) else f"is not {compression} (or damaged)"
     return ValueError(
         f"{path} {what} near row {num_rows}: {error}. Fetch it again, or remove it to build without its documents"

@@ -1,8 +1,9 @@
 """What is not kept, document by document: OUT/<source>/drops/*.parquet, a file for some raw files in a row.
 
-Columns: raw_file, row, reason, num_bytes, partner_source, partner_raw_file, partner_row, similarity, item. A partner is
-the document that stays in place of a duplicate, an item the evaluation text that a contaminated document has a span of
-words of, as FILE:ROW FIELD; other rows have none. The similarity is 1 for a copy, for a near duplicate
+Columns: raw_file, row, reason, num_bytes, partner_source, partner_raw_file, partner_row, similarity, item. A document
+that fails a rule about its quality signals has that rule as its reason (signal_rules.py), and counts as excluded. A
+partner is the document that stays in place of a duplicate, an item the evaluation text that a contaminated document
+has a span of words of, as FILE:ROW FIELD; other rows have none. The similarity is 1 for a copy, for a near duplicate
 measured or estimated (estimate.py), and null where --dedup slimpajama compared nothing.
 """
 
@@ -87,6 +88,7 @@ class DropsTask:
     table_name: str  # of the parquet file, relative to it
     fingerprint: str  # of all raw files
     contamination: str | None = None  # the folder where items have their names
+    rules: tuple[str, ...] = ()  # about quality signals
 
     @property
     def subject(self) -> str:
@@ -119,30 +121,40 @@ class DropsFile:
 def run_drops(task: DropsTask) -> dict[str, Any]:
     """Write a task's drops.
 
-    Returns its DropsFile as a dict or None where nothing was dropped, the documents and bytes beyond the limit, and
-    those that go for one of each source.
+    Returns its DropsFile as a dict or None where nothing was dropped, the documents and bytes beyond the limit, those
+    that go for one of each source, and the documents that fail each rule.
     """
     tables, beyond_counts = [], {"documents": 0, "bytes": 0}
     for ingest in task.ingests:
         documents = read_documents(task, ingest)
         duplicates = read_duplicates(task, ingest)
         drops, beyond = read_drops(task, ingest), choose_beyond(task, ingest, documents, duplicates)
-        reasons = pa.array(DROP_REASONS).take(pa.array(drops["reason"]))
-        items = (
-            pa.nulls(len(drops)) if task.contamination is None else read_names(task.contamination).take(drops["item"])
-        )
-        tables += [drops_table(drops, reasons, items), drops_table(beyond, "beyond_tokens", pa.nulls(len(beyond)))]
+        tables += [
+            drops_table(drops, *name_reasons(drops, task)),
+            drops_table(beyond, "beyond_tokens", pa.nulls(len(beyond))),
+        ]
         tables.append(duplicates_table(documents, duplicates, task))
         beyond_counts["documents"] += len(beyond)
         beyond_counts["bytes"] += int(beyond["num_bytes"].sum())
     table = pa.concat_tables(tables).sort_by([("raw_file", "ascending"), ("row", "ascending")])
-    result = {"file": None, "beyond": beyond_counts, "overlap": count_overlap(table)}
+    failed = {rule: count for rule in task.rules if (count := pc.sum(pc.equal(table["reason"], rule)).as_py())}
+    result = {"file": None, "beyond": beyond_counts, "overlap": count_overlap(table), "failed": failed}
     if not len(table):
         return result
     path = Path(task.out) / task.table_name
     with open_new(path) as file:
         pq.write_table(table, file, compression="zstd")
     return {**result, "file": asdict(DropsFile(task.table_name, len(table), checksum_file(path)))}
+
+
+def name_reasons(drops: np.ndarray, task: DropsTask) -> tuple[pa.Array, pa.Array]:
+    """Why each row that ingest did not keep goes, and the item that a contaminated one is named by."""
+    fails = (drops["reason"] == DROP_REASONS.index("excluded")) & (drops["item"] > 0)
+    reasons = np.where(fails, len(DROP_REASONS) - 1 + drops["item"], drops["reason"])
+    names = pa.array([*DROP_REASONS, *task.rules]).take(pa.array(reasons))
+    if task.contamination is None:
+        return names, pa.nulls(len(drops))
+    return names, read_names(task.contamination).take(pa.array(np.where(fails, 0, drops["item"])))
 
 
 def count_overlap(table: pa.Table) -> dict[str, dict[str, int]]:

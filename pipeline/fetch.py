@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.listing import Place, RemoteFile
-from pipeline.storage import READ_BYTES, sync_folder
+from pipeline.storage import READ_BYTES, naming, sync_folder
 from pipeline.web import PassingError, Patience
 
 PART_SUFFIX = ".part"
@@ -66,7 +66,7 @@ class Fetcher:
         """Fetch what is missing of a part."""
         if size_of(part) > file.size_bytes:
             part.unlink()
-        with open(part, "ab") as out:
+        with naming(part), open(part, "ab") as out:
             if out.tell() < file.size_bytes:
                 self.append(file, out)
             os.fsync(out.fileno())

@@ -50,7 +50,15 @@ def describe_source(
         "splits": {split: describe_split(shards[split]) for split in SPLITS if split in shards},
         "overlap": add_overlaps(built.drops[source.name]),
         "drops": [result["file"] for result in built.drops[source.name] if result["file"]],
+        **count_failed(source, built.drops[source.name]),
     }
+
+
+def count_failed(source: PlannedSource, results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Among the excluded documents those that fail each rule about quality signals, where there are any rules."""
+    if not source.rules:
+        return {}
+    return {"failed": {rule: sum(result["failed"].get(rule, 0) for result in results) for rule in source.rules}}
 
 
 def add_overlaps(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.documents import LONGEST_LINE_BYTES, MEASURED_BYTES, find_lines, measure_unpacking
+from pipeline.documents import LONGEST_LINE_BYTES, MEASURED_BYTES, find_lines, measure_unpacking, read_documents
 from pipeline.fetch import check_unchanged
 from pipeline.file_parts import Part
 from pipeline.listing import RemoteFile
+from pipeline.manifest import RawFile
 from pipeline.parquet_rows import read_footer
 from pipeline.plan import PlannedSource
 from pipeline.progress import format_bytes
+from pipeline.quality_signals import judge
 from pipeline.remote import RemoteSource
 from pipeline.unpacked_sizes import find_first_page
 from pipeline.web import PassingError
@@ -81,6 +83,8 @@ def bring_whole(source: PlannedSource, numbers: Iterable[int]) -> None:
     """Some raw files, whole."""
     for number in numbers:
         source.bring(source.files[number].path)
+        if source.files[number].signals:
+            source.bring(source.files[number].signals)
 
 
 def bring_lines(source: PlannedSource, number: int, part: Part) -> None:
@@ -108,19 +112,35 @@ def bring_head(source: PlannedSource, number: int, wanted_bytes: int) -> None:
         find_lines(path, Part(0, wanted_bytes))
         measure_unpacking(path)
 
-    bring_enough(source, number, read, fewest_bytes=MEASURED_BYTES + max(MEASURED_BYTES, wanted_bytes) // 4)
+    fewest_bytes = MEASURED_BYTES + max(MEASURED_BYTES, wanted_bytes) // 4
+    file = source.files[number]
+    bring_enough(source, file.path, read, fewest_bytes=fewest_bytes)
+    if file.signals:
+        bring_signals(source, file, Part(0, wanted_bytes))
 
 
-def bring_enough(source: PlannedSource, number: int, read: Callable[[Path], object], *, fewest_bytes: int) -> None:
+def bring_signals(source: PlannedSource, file: RawFile, head: Part) -> None:
+    """The quality signals of the documents in the head of a packed file, which is there."""
+
+    def read(signals: Path) -> None:
+        path = source.folder / file.path
+        batches = read_documents(path, text_field=source.source.text_field, part=head)
+        for _ in judge(batches, path, signals, source.rules, is_whole=False):
+            pass
+
+    bring_enough(source, file.signals, read, fewest_bytes=MEASURED_BYTES)
+
+
+def bring_enough(source: PlannedSource, path: str, read: Callable[[Path], object], *, fewest_bytes: int) -> None:
     """So much of a file's head that `read` can read it, or all of the file."""
     if not isinstance(source.fetching, RemoteSample):
         return
-    file, done, stop = source.files[number], 0, fewest_bytes
-    while done < file.size_bytes:
-        path = source.fetching.bring_range(file.path, done, stop)
-        done = min(stop, file.size_bytes)
+    size_bytes, done, stop = source.fetching.files[path].size_bytes, 0, fewest_bytes
+    while done < size_bytes:
+        there = source.fetching.bring_range(path, done, stop)
+        done = min(stop, size_bytes)
         try:
-            read(path)
+            read(there)
             return
         except ValueError:  # it ends too early; what is wrong with a whole file is said where it is read in earnest
             stop = 2 * done

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.documents import find_kind, find_lines, measure_unpacking
+from pipeline.endings import PACKED_ENDINGS
 from pipeline.file_parts import WHOLE, Part
 from pipeline.forecast_fetch import bring_footer, bring_head, bring_lines, bring_row_groups, bring_whole
 from pipeline.ingest import TaskFile
-from pipeline.ingest_plan import PACKED_ENDINGS, PACKED_RATIO, make_task_file
+from pipeline.ingest_plan import PACKED_RATIO, make_task_file
 from pipeline.manifest import RawFile
 from pipeline.parquet_rows import group_bytes, split_row_groups
 from pipeline.plan import PlannedSource

@@ -18,9 +18,10 @@ import numpy as np
 from pipeline.document_batch import DocumentBatch
 from pipeline.forecast_fetch import RemoteSample
 from pipeline.forecast_pieces import Piece, cut_all, cut_first_line, cut_sample, estimate_text
-from pipeline.ingest import IngestSettings, ingest_batch, join_small, keep_wanted, read_file
+from pipeline.ingest import IngestSettings, ingest_batch, judge_rows, keep_wanted, read_file
 from pipeline.plan import PlannedSource
 from pipeline.sketch_file import Sketches
+from pipeline.wanted_documents import join_small
 
 WARM_UP_SHARE = 0.2  # of the text read: the tokenizers' caches fill, so it is not timed
 MOST_EXCESS = 1.25  # over the budget, where documents are longer than a piece
@@ -150,7 +151,7 @@ def read_piece(piece: Piece, settings: IngestSettings) -> Reading:
     batches = (
         keep_wanted(batch, file, settings, tally)
         for file in piece.files
-        for batch in take_rows(read_file(file, settings), piece.most_rows)
+        for batch in take_rows(judge_rows(read_file(file, settings), file, settings), piece.most_rows)
     )
     laps, started, num_bytes = [], time.process_time(), 0
     for wanted in join_small(batches):
@@ -177,4 +178,5 @@ def cut_batch(batch: DocumentBatch, end_row: int, num_rows: int) -> DocumentBatc
     num_documents = int(np.searchsorted(batch.rows, end_row))
     bad_rows = batch.bad_rows[batch.bad_rows["row"] < end_row]
     subsets = None if batch.subsets is None else batch.subsets[:num_documents]
-    return DocumentBatch(batch.texts[:num_documents], batch.rows[:num_documents], subsets, bad_rows, num_rows)
+    failed = None if batch.failed is None else batch.failed[:num_documents]
+    return DocumentBatch(batch.texts[:num_documents], batch.rows[:num_documents], subsets, bad_rows, num_rows, failed)

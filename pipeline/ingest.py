@@ -28,13 +28,13 @@ from pipeline.freed_memory import keep_freed_memory
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.markers import strip_markers
 from pipeline.order import derive_key, scramble
+from pipeline.quality_signals import judge
 from pipeline.shard import SPLITS
 from pipeline.sketch_file import RECIPES, sketch_texts
 from pipeline.storage import name_temporary, sync_folder
 from pipeline.token_file import IngestRecord, TokenFile, document_dtype, list_work_files
 from pipeline.tokenizer import Tokenizer, load_tokenizer
-
-SMALLEST_BATCH_BYTES = 1 << 20
+from pipeline.wanted_documents import WantedDocuments, join_small
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class IngestSettings:
     encode: tuple[EncodeSettings, ...]
     strip_markers: bool = False  # of starcoder's texts
     contamination: str | None = None  # the folder of evaluation texts' spans, see contamination.py
+    rules: tuple[str, ...] = ()  # about quality signals, see signal_rules.py
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class TaskFile:
     """One raw file of a task. number: in the source's sorted list. subset: where its path names one.
 
     failure: where it is fetched, the file that would say why it does not come; else None.
+    signals: the file with its documents' quality signals, where there are rules about them.
     """
 
     number: int
@@ -77,6 +79,12 @@ class TaskFile:
     subset: str | None
     part: Part = WHOLE
     failure: str | None = None
+    signals: str | None = None
+
+    def wait(self) -> float:
+        """Wait until what is fetched of it is there; returns for how many seconds."""
+        paths = [Path(path) for path in (self.path, self.signals) if path and self.failure]
+        return sum(wait_for_file(path, Path(self.failure)) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
     temporary = name_temporary(final)
     temporary.mkdir(parents=True)
     try:
-        waited_seconds = sum(wait_for_file(Path(file.path), Path(file.failure)) for file in task.files if file.failure)
+        waited_seconds = sum(file.wait() for file in task.files)
         record = write_task(task, temporary)
         sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
@@ -138,12 +146,20 @@ def write_task(task: IngestTask, folder: Path) -> IngestRecord:
         batches = (
             keep_wanted(batch, file, task.settings, token_file)
             for file in task.files
-            for batch in read_file(file, task.settings)
+            for batch in judge_rows(read_file(file, task.settings), file, task.settings)
         )
         for wanted in join_small(batches):
             ingest_batch(wanted, task.settings, token_file)
             del wanted  # a huge text goes before the next is read
     return token_file.record()
+
+
+def judge_rows(batches: Iterator[DocumentBatch], file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
+    """The batches of a raw file with the rule about quality signals that each document fails, if there are rules."""
+    if file.signals is None:
+        return batches
+    is_whole = file.part == WHOLE
+    return judge(batches, Path(file.path), Path(file.signals), settings.rules, is_whole=is_whole)
 
 
 def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
@@ -170,19 +186,6 @@ def change_texts(batch: DocumentBatch, file: TaskFile, settings: IngestSettings)
     return batch
 
 
-@dataclass(frozen=True)
-class WantedDocuments:
-    """Documents to keep, of one raw file or of several small ones in a row.
-
-    texts: Arrow string array. rows: uint64. raw_files: uint32 numbers. splits: uint8 indices into SPLITS.
-    """
-
-    texts: pa.Array
-    rows: np.ndarray
-    raw_files: np.ndarray
-    splits: np.ndarray
-
-
 def keep_wanted(
     batch: DocumentBatch, file: TaskFile, settings: IngestSettings, token_file: TokenFile
 ) -> WantedDocuments:
@@ -194,12 +197,16 @@ def keep_wanted(
     texts, rows = batch.texts, batch.rows
     num_bytes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     is_excluded = find_excluded(batch, settings.exclude)
+    failed = np.where(is_excluded, 0, find_failed(batch))
+    is_excluded |= failed > 0
     if settings.exclude:
         token_file.num_without_subset += len(rows) if batch.subsets is None else batch.subsets.null_count
     is_short = find_short(texts, settings) & ~is_excluded
     if settings.dedup == "slimpajama":
         token_file.add_short(slimpajama.make_keys(texts.filter(pa.array(is_short))))
-    token_file.drop(file.number, rows[is_excluded], num_bytes[is_excluded], reason="excluded")
+    token_file.drop(
+        file.number, rows[is_excluded], num_bytes[is_excluded], reason="excluded", items=failed[is_excluded]
+    )
     token_file.drop(file.number, rows[is_short], num_bytes[is_short], reason="short")
     items = find_contaminated(texts, settings.contamination)
     is_contaminated = (items > 0) & ~(is_excluded | is_short)
@@ -226,27 +233,9 @@ def find_excluded(batch: DocumentBatch, exclude: tuple[str, ...]) -> np.ndarray:
     return pc.is_in(batch.subsets, pa.array(exclude)).to_numpy(zero_copy_only=False)
 
 
-def join_small(batches: Iterator[WantedDocuments]) -> Iterator[WantedDocuments]:
-    """The same documents in batches of SMALLEST_BATCH_BYTES or more: each batch has its price, however small."""
-    waiting: list[WantedDocuments] = []
-    num_bytes = 0
-    for batch in batches:
-        waiting.append(batch)
-        num_bytes += batch.texts.nbytes
-        del batch
-        if num_bytes >= SMALLEST_BATCH_BYTES:
-            joined, waiting, num_bytes = [join_wanted(waiting)], [], 0
-            yield joined.pop()  # so that a huge text is not held here while it is worked on
-    if waiting:
-        yield join_wanted(waiting)
-
-
-def join_wanted(parts: list[WantedDocuments]) -> WantedDocuments:
-    """Several batches as one."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "raw_files", "splits"))
-    return WantedDocuments(pa.concat_arrays([part.texts for part in parts]), *columns)
+def find_failed(batch: DocumentBatch) -> np.ndarray:
+    """1 + the number of the rule about its quality that each document fails, 0: none: uint32."""
+    return np.zeros(len(batch.rows), np.uint32) if batch.failed is None else batch.failed
 
 
 def ingest_batch(wanted: WantedDocuments, settings: IngestSettings, token_file: TokenFile) -> None:

@@ -95,6 +95,7 @@ def list_bad_rows(task: IngestTask, out: Path, *, first_row: int) -> DropsTask:
         table_name=f"{task.source}/drops/drops-{task.name.rpartition('-')[2]}.parquet",
         fingerprint="",
         contamination=task.settings.contamination,
+        rules=task.settings.rules,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.documents import split_file
+from pipeline.endings import PACKED_ENDINGS
 from pipeline.file_parts import WHOLE, Part
 from pipeline.folders import FETCH_FAILURE, TASKS_FILE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile
@@ -27,7 +28,6 @@ from pipeline.storage import read_json, write_json
 SMALLEST_TASK_BYTES, LARGEST_TASK_BYTES = 4 << 20, 224 << 20
 TASKS_WANTED = 64
 BYTES_TO_OPEN = 32 << 10
-PACKED_ENDINGS = (".zst", ".gz", ".parquet")
 PACKED_RATIO = 3  # packed text holds about as many ids per byte as three bytes of plain text
 
 Group = list[list[Any]]  # of one task: raw file number, start and end of the part
@@ -74,6 +74,7 @@ def choose_settings(
         encode=encode,
         strip_markers=settings.strip_markers and source.name == STARCODER,
         contamination=contamination,
+        rules=source.rules,
     )
 
 
@@ -103,7 +104,8 @@ def fingerprint_task(source: PlannedSource, files: tuple[TaskFile, ...], setting
 def make_task_file(source: PlannedSource, number: int, start: int, end: int | None) -> TaskFile:
     """One raw file, or a part of it, as a task reads it."""
     file = source.files[number]
-    return TaskFile(number, str(source.folder / file.path), file.split, file.subset, Part(start, end))
+    signals = None if file.signals is None else str(source.folder / file.signals)
+    return TaskFile(number, str(source.folder / file.path), file.split, file.subset, Part(start, end), signals=signals)
 
 
 def size_of(file: RawFile, part: Part) -> int:

@@ -71,7 +71,7 @@ def make_listing(origin: Origin, revision: str | None, files: Iterable[RemoteFil
             raise ValueError(f"{origin}: {file.path} is listed twice, or is a file and a folder")
     if not kept:
         raise FileNotFoundError(f"{origin}: there are no files")
-    return Listing(str(origin), revision, tuple(kept))
+    return Listing(origin.listed_as, revision, tuple(kept))
 
 
 def is_hidden(name: str) -> bool:
@@ -96,6 +96,6 @@ def load_listing(path: Path, origin: Origin) -> Listing | None:
     if not path.is_file():
         return None
     kept = read_json(path)
-    if kept["origin"] != str(origin):
+    if kept["origin"] != origin.listed_as:
         return None
     return Listing(kept["origin"], kept["revision"], tuple(RemoteFile(**file) for file in kept["files"]))

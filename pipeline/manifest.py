@@ -16,19 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.endings import DESCRIPTIONS, KNOWN_ENDINGS, ROW_ENDINGS, TABLE_ENDINGS
 from pipeline.shard import SPLITS
 
 MANIFEST_FOLDER = Path(__file__).parent.parent / "data_manifests"
 NOT_SOURCES = ("mixes", "tokenizers")
 
-ROW_ENDINGS = tuple(kind + packing for kind in (".jsonl", ".json", ".ndjson") for packing in ("", ".zst", ".gz"))
-TEXT_ENDINGS = (".txt", ".txt.zst", ".txt.gz")
-TABLE_ENDINGS = tuple(kind + packing for kind in (".csv", ".tsv") for packing in ("", ".zst", ".gz"))
-KNOWN_ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS, ".parquet", ".arrow")
-# JSON that the hub and `datasets` put beside the data; read as rows, each would be a bad row.
-DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "sample.json")
-
 SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+PARTIAL = "partial-"  # before a split of which the hub's copy in parquet has only the first part
 SPLIT_FILE_NAME = re.compile(rf"({'|'.join(SPLIT_WORDS)})[-_.]")
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -50,6 +45,9 @@ class Source:
     notes: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()  # where --fetch finds it, best first
     url_template: str | None = None  # of what a line of a list of URLs stands for, with {line}
+    signals_template: str | None = None  # of the quality signals of what a line stands for
+    signal_rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # sets of rules about them, by name
+    not_raw: tuple[str, ...] = ()  # patterns of files beside the raw files
 
     @property
     def has_manifest(self) -> bool:
@@ -64,6 +62,7 @@ class RawFile:
     split: str
     size_bytes: int
     subset: str | None
+    signals: str | None = None  # the path of its documents' quality signals, where rules ask for them
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,16 @@ def read_manifest(path: Path) -> Source:
 def parse_entry(path: Path, key: str, value: Any) -> Any:
     """The value of one manifest key, lists as tuples; raises ValueError where it has the wrong type."""
     match key:
-        case "title" | "licence" | "text_field" | "subset_field" | "url_template":
+        case "title" | "licence" | "text_field" | "subset_field" | "url_template" | "signals_template":
             return checked(path, key, value, is_right=isinstance(value, str), wanted="a string")
         case "subset_from_path":
             return checked(path, key, value, is_right=isinstance(value, bool), wanted="true or false")
         case "subset_paths":
             is_right = isinstance(value, dict) and is_list_of_strings(list(value.values()))
             return checked(path, key, value, is_right=is_right, wanted="a table of strings")
+        case "signal_rules":
+            checked(path, key, value, is_right=isinstance(value, dict), wanted="a table of lists")
+            return {name: parse_entry(path, f"signal_rules.{name}", rules) for name, rules in value.items()}
         case "splits":
             is_right = isinstance(value, dict) and set(value) <= set(SPLITS) and "train" in value
             checked(path, key, value, is_right=is_right, wanted=f"a table with train and no split but {SPLITS}")
@@ -162,9 +164,8 @@ def list_raw_files(source: Source, folder: Path) -> RawFiles:
 
 def choose_raw_files(source: Source, sizes: Mapping[str, int]) -> RawFiles:
     """Which of some files are the source's raw files, with their splits. sizes: in bytes, by path."""
-    wanted = {path for path in sizes if find_named_split(source, path) or is_raw_file_name(path, source)}
-    wanted = wanted or {path for path in sizes if is_table_name(path, source)}
-    paths = sorted(wanted, key=os.fsencode)
+    wanted = {path for path in sizes if is_raw_file(path, source)}
+    paths = sorted(wanted := wanted or {path for path in sizes if is_table_name(path, source)}, key=os.fsencode)
     splits = assign_splits(source, paths)
     files = [
         RawFile(path, split, sizes[path], find_subset(path, source)) for path, split in zip(paths, splits, strict=True)
@@ -221,6 +222,12 @@ def stat_through_links(path: Path) -> os.stat_result:
         raise FileNotFoundError(f"{path}: a link to a file that is not there; remove it or fetch the file") from None
 
 
+def is_raw_file(path: str, source: Source) -> bool:
+    """Whether a file is read: a pattern of the manifest names it, or its ending says so."""
+    is_beside = any(compile_pattern(pattern).fullmatch(path) for pattern in source.not_raw)
+    return not is_beside and (find_named_split(source, path) is not None or is_raw_file_name(path, source))
+
+
 def is_raw_file_name(path: str, source: Source) -> bool:
     """Whether a file that no pattern names is read by its ending.
 
@@ -237,13 +244,12 @@ def is_table_name(path: str, source: Source) -> bool:
     return path.endswith(TABLE_ENDINGS) and not source.has_manifest
 
 
-def check_utf8(path: str, folder: Path) -> str:
-    """`path`, or a ValueError where its bytes are no text: dataset.json could not name it."""
+def check_utf8(path: str, folder: Path) -> None:
+    """Raises ValueError where a path's bytes are no text: dataset.json could not name it."""
     try:
         path.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{folder}: the file name {os.fsencode(path)!r} is not UTF-8; rename the file") from None
-    return path
 
 
 def guess_split(path: str) -> str | None:
@@ -255,6 +261,8 @@ def guess_split(path: str) -> str | None:
     first, *others = path.split("/")
     if others and first in SPLIT_WORDS:
         return SPLIT_WORDS[first]
+    if others and first.startswith(PARTIAL) and first.removeprefix(PARTIAL) in SPLIT_WORDS:
+        return SPLIT_WORDS[first.removeprefix(PARTIAL)]
     named = SPLIT_FILE_NAME.match(path.rsplit("/", 1)[-1])
     return SPLIT_WORDS[named[1]] if named else None
 

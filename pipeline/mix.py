@@ -17,7 +17,8 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.manifest import MANIFEST_FOLDER, known_source_names, load_source
-from pipeline.source_options import SourceChoice, choose_subsets, nearest, parse_source
+from pipeline.origins import hide_in_text
+from pipeline.source_options import OPTIONS, SourceChoice, choose_subsets, nearest, parse_source
 
 # ASCII digits and a short exponent: 1e999999999 as a fraction would fill the memory.
 WEIGHT = re.compile(r"\+?(\d{1,30}\.?\d{0,30}|\.\d{1,30})(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
@@ -59,8 +60,16 @@ def parse_mix(text: str) -> Mix:
     >>> [(entry.source, entry.weight) for entry in parse_mix("slimpajama:3,starcoder:1").entries]
     [('slimpajama', 0.75), ('starcoder', 0.25)]
 
-    Raises ValueError with the text and the value at fault.
+    Raises ValueError with the text, without what in it is secret, and the value at fault.
     """
+    try:
+        return parse_whole(text)
+    except ValueError as error:
+        raise ValueError(hide_in_text(str(error), kept=OPTIONS)) from None
+
+
+def parse_whole(text: str) -> Mix:
+    """parse_mix, whose errors may show secrets."""
     named_mixes = load_named_mixes()
     if (name := text.strip()) in named_mixes:
         named = named_mixes[name]
@@ -112,7 +121,7 @@ def parse_entry(entry: str, text: str) -> tuple[SourceChoice, Fraction]:
     if not entry:
         raise ValueError(f"mix {text!r}: an empty entry; entries are parted by one comma")
     described, colon, weight = entry.rpartition(":")
-    if not colon or weight.startswith("//"):
+    if not colon or weight.startswith("//") or ("://" in described and "/" in weight):  # a colon of an address
         raise ValueError(f"mix {text!r}: {entry!r} has no weight; write {entry}:0.5, say")
     try:
         return parse_source(described), parse_weight(weight.strip())

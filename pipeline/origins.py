@@ -8,6 +8,7 @@ Reads and fetches nothing. What is shown of an origin never holds a password or 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -17,6 +18,8 @@ FOLDER_STARTS = ("/", "./", "../", "~/")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 HUB_ADDRESS = re.compile(r"(?:datasets/)?([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/([^@]*))?")
 HUB_BRANCHES = re.compile(r"(refs/(?:convert|pr)/[\w.-]+)(?:/(.*))?")
+USER = re.compile(r"(?<=://)[^\s/@,]*@")
+QUERY_VALUE = re.compile(r"([?&])([^\s=&,?]+)=([^\s&,'\"]*)")
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -25,7 +28,8 @@ class Origin:
     """A place with raw files. kind: "folder", "hub", "bucket" or "urls".
 
     address: a folder, org/name on the hub, scheme://bucket/prefix, or a URL. folder: within a hub repository.
-    config: of a hub repository, as its card names them. template: makes a URL of a line of the list.
+    config: of a hub repository, as its card names them. template: makes a URL of a line of the list; signals_template
+    that of its quality signals, which are listed, too, where it is given.
     """
 
     kind: str
@@ -34,6 +38,12 @@ class Origin:
     folder: str = ""
     config: str | None = None
     template: str | None = None
+    signals_template: str | None = None
+
+    @property
+    def listed_as(self) -> str:
+        """What a listing of it is kept under."""
+        return f"{self} and quality signals" if self.signals_template else str(self)
 
     def __str__(self) -> str:
         if self.kind == "urls":
@@ -102,6 +112,19 @@ def name_origin(origin: Origin) -> str:
     if not name:
         raise ValueError(f"{origin}: give the source a name, ?name=NAME")
     return name
+
+
+def hide_in_text(text: str, *, kept: Collection[str] = ()) -> str:
+    """A text in which URLs may stand, without users, passwords, and the values of queries but for some keys.
+
+    >>> hide_in_text("no host in https://me:hush@/list.txt?sig=hush&name=web", kept=("name",))
+    'no host in https:///list.txt?sig=...&name=web'
+    """
+
+    def hide(found: re.Match[str]) -> str:
+        return found[0] if found[2] in kept else f"{found[1]}{found[2]}=..."
+
+    return QUERY_VALUE.sub(hide, USER.sub("", text))
 
 
 def hide_secrets(url: str) -> str:

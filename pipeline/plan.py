@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
 
-ONLY_WHERE_GIVEN = ("keep_signatures", "against")  # settings that are not described where they are off
+ONLY_WHERE_GIVEN = ("keep_signatures", "against", "signals")  # settings that are not described where they are off
 WORK_VERSION = 4  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
@@ -43,6 +43,7 @@ class PlannedSource:
     """A source of the mix with its raw files, in the order of their numbers.
 
     fetching: None where they are in `folder` all the time; else they are there only while they are needed.
+    rules: about their documents' quality signals; each file has some then.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class PlannedSource:
     weight: float
     files: tuple[RawFile, ...]
     fetching: Fetching | None = None
+    rules: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,13 +63,14 @@ class PlannedSource:
     def fingerprints(self) -> tuple[str, ...]:
         """A digest of each raw file: of its path, split, size and sampled content, or what its origin says of it."""
         sample = self.fetching.identity if self.fetching else self.sample
-        return tuple(fingerprint_file(file, sample(file.path)) for file in self.files)
+        return tuple(fingerprint_file(file, describe_content(file, sample)) for file in self.files)
 
     def digest(self) -> str:
         """A digest of all raw files' contents, once they have been read: the same wherever they came from."""
         if self.fetching is None:
             return hash_texts(self.fingerprints)
-        return hash_texts(fingerprint_file(file, self.fetching.checksum(file.path)) for file in self.files)
+        checksum = self.fetching.checksum
+        return hash_texts(fingerprint_file(file, describe_content(file, checksum)) for file in self.files)
 
     def sample(self, path: str) -> str:
         """The sampled content of a raw file on this disk."""
@@ -141,6 +144,7 @@ def describe_settings(
         "source_order": [source.name for source in sources],
         "exclude": {source.name: list(source.exclude) for source in sources},
         "columns": {source.name: source.source.text_field for source in sources},
+        "signals": {source.name: list(source.rules) for source in sources if source.rules},
         "raw_files": {source.name: hash_texts(source.fingerprints) if source.files else None for source in sources},
     }
     return {name: value for name, value in described.items() if value or name not in ONLY_WHERE_GIVEN}
@@ -149,6 +153,11 @@ def describe_settings(
 def hash_texts(texts: Iterable[str]) -> str:
     """One digest of several texts, none of which holds a line feed."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def describe_content(file: RawFile, describe: Callable[[str], str]) -> str:
+    """What stands for the bytes of a raw file and of its quality signals. describe: what stands for those at a path."""
+    return describe(file.path) if file.signals is None else f"{describe(file.path)} {describe(file.signals)}"
 
 
 def fingerprint_file(file: RawFile, content: str) -> str:

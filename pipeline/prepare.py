@@ -15,10 +15,11 @@ from pipeline.documents import read_documents
 from pipeline.evaluation_files import find_evaluation_files
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.held import open_held
-from pipeline.ingest import find_excluded
+from pipeline.ingest import find_excluded, find_failed
 from pipeline.manifest import check_source_name
 from pipeline.mix import Mix
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, describe_settings, hash_texts
+from pipeline.quality_signals import judge
 from pipeline.shard import LARGEST_UINT16_VOCABULARY
 from pipeline.storage import write_file
 from pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -170,8 +171,11 @@ def read_train_texts(source: PlannedSource) -> Iterator[str]:
     for file in source.files:
         if file.split == "train" and file.subset not in source.exclude:
             path = source.bring(file.path)
-            for batch in read_documents(path, text_field=source.source.text_field, subset_field=subset_field):
-                is_wanted = ~find_excluded(batch, source.exclude)
+            batches = read_documents(path, text_field=source.source.text_field, subset_field=subset_field)
+            if file.signals:
+                batches = judge(batches, path, source.bring(file.signals), source.rules, is_whole=True)
+            for batch in batches:
+                is_wanted = ~find_excluded(batch, source.exclude) & (find_failed(batch) == 0)
                 yield from batch.texts.filter(pa.array(is_wanted)).to_pylist()
 
 

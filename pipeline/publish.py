@@ -4,11 +4,13 @@
     python pipeline/publish.py data/packed s3://bucket/prefix
 
 Every file is checked against dataset.json before it goes. What is there already with the same content is not sent
-again, so the same command goes on after a failure. dataset.json goes last: without it there is no dataset.
+again, so the same command goes on after a failure. dataset.json goes last: without it there is no dataset. A place
+that holds another dataset is refused: who reads that one would find its shards changed.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from pipeline.jobs import describe
 from pipeline.origins import Origin, parse_origin
 from pipeline.progress import format_bytes, make_console
 from pipeline.publish_places import BucketTarget, HubTarget
-from pipeline.shard import DATASET_FILE, find_lost_files, list_files, list_signatures, read_dataset_json
+from pipeline.shard import DATASET_FILE, find_lost_files, list_checksums, list_files, read_dataset_json
 from pipeline.storage import checksum_file
 
 FILES_AT_ONCE = 32  # in one commit of the hub: few enough that a failure costs little
@@ -53,6 +55,9 @@ class Target(Protocol):
     def send(self, files: Mapping[str, Path]) -> None:
         """Put some files there."""
 
+    def read(self, path: str) -> bytes | None:
+        """A small file that is there; None: it is not."""
+
 
 def main() -> None:
     """The command: one line and a non-zero exit code for what the user can mend."""
@@ -74,6 +79,7 @@ def publish(arguments: PublishArguments, console: Console) -> None:
     origin = parse_origin(target_text)
     target = open_target(origin, is_private=not arguments.public)
     files = {path.relative_to(folder).as_posix(): path for path in list_published(folder, content)}
+    refuse_another(origin, target.read(DATASET_FILE), content)
     check_shards(folder, content)
     missing = target.find_missing(files)
     size = format_bytes(sum(files[path].stat().st_size for path in missing))
@@ -98,6 +104,18 @@ def open_target(origin: Origin, *, is_private: bool) -> Target:
     raise ValueError(f"{origin}: a dataset is published to hf://org/name or s3://bucket/prefix")
 
 
+def refuse_another(origin: Origin, there: bytes | None, content: Mapping[str, Any]) -> None:
+    """Raise ValueError where the dataset.json that is there is another dataset's."""
+    try:
+        found = {} if there is None else json.loads(there)
+    except ValueError:
+        found = None
+    if there is not None and not (isinstance(found, dict) and found.get("content_hash") == content["content_hash"]):
+        raise ValueError(
+            f"{origin} holds another dataset, by its {DATASET_FILE}: publish to another name, or remove that one first"
+        )
+
+
 def list_published(folder: Path, content: Mapping[str, Any]) -> Iterator[Path]:
     """The files that make the dataset, but for dataset.json."""
     yield from (path for path, _ in list_files(folder, content))
@@ -111,17 +129,6 @@ def check_shards(folder: Path, content: Mapping[str, Any]) -> None:
     for path, checksum in list_checksums(folder, content):
         if checksum_file(path) != checksum:
             raise ValueError(f"{path} is not the file that dataset.json lists: its checksum differs. Build it again")
-
-
-def list_checksums(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The files whose xxh3-128 dataset.json knows."""
-    for source in content["sources"].values():
-        yield from ((folder / drops["path"], drops["xxh3_128"]) for drops in source["drops"])
-        for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
-            path = folder / shard["path"]
-            yield path, shard["xxh3_128"]
-            yield path.with_suffix(".docs.parquet"), shard["docs_xxh3_128"]
-    yield from ((path, file["xxh3_128"]) for path, file in list_signatures(folder, content))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,25 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urljoin
 
+from pipeline.endings import KNOWN_KINDS, PACKED_ENDINGS
 from pipeline.fetch import PART_SUFFIX
 from pipeline.folders import FETCHED_FOLDER, RESERVED_NAMES
-from pipeline.manifest import RawFiles, Source, choose_raw_files, how_to_get, list_raw_files, load_source
+from pipeline.manifest import (
+    PARTIAL,
+    RawFiles,
+    Source,
+    choose_raw_files,
+    how_to_get,
+    list_raw_files,
+    load_source,
+)
 from pipeline.mix import Mix, MixEntry
 from pipeline.origins import Origin, parse_origin
 from pipeline.plan import PlannedSource
 from pipeline.progress import format_bytes
+from pipeline.quality_signals import attach_signals
 from pipeline.remote import RemoteSource, find_remote
 from pipeline.source_options import SourceChoice
 from pipeline.web import Patience
@@ -58,15 +69,22 @@ def find_source(entry: MixEntry, places: RawPlaces, *, may_be_gone: bool, notice
     folder = places.find_folder(source.name, is_fetched=is_fetched)
     if origin is not None and not is_fetched:
         folder = Path(origin.address)
+    planned = PlannedSource(source, folder, entry.exclude, entry.weight, (), rules=entry.choice.rules)
     if (is_fetched and may_be_gone) or not (is_fetched or folder.is_dir()):
-        return PlannedSource(source, folder, entry.exclude, entry.weight, ())
+        return planned
     if is_fetched:
         remote, listed = ask_origin(source, origin, folder, places, notice=notice)
     else:
         remote, listed = None, list_raw_files(source, folder)
     listed = choose_only(listed, entry.choice.only)
+    try:
+        listed = find_signals(source, listed, remote, notice=notice) if entry.choice.rules else listed
+    except FileNotFoundError:
+        if may_be_gone:
+            return planned
+        raise
     say_found(source, folder, entry, listed, notice=notice)
-    return PlannedSource(source, folder, entry.exclude, entry.weight, listed.files, remote)
+    return replace(planned, files=listed.files, fetching=remote)
 
 
 def choose_source(choice: SourceChoice) -> Source:
@@ -75,15 +93,48 @@ def choose_source(choice: SourceChoice) -> Source:
     return source if choice.column is None else replace(source, text_field=choice.column)
 
 
+def leave_out_empty(source: Source, remote: RemoteSource, *, notice: Notice) -> dict[str, int]:
+    """The sizes of what an origin has, by path, without packed files of no byte at all: nothing unpacks those.
+
+    On this disk such a file is taken for one that was not fetched to its end; here its size was listed.
+    """
+    sizes = {file.path: file.size_bytes for file in remote.listing.files}
+    empty = [path for path, size_bytes in sizes.items() if not size_bytes and path.endswith(PACKED_ENDINGS)]
+    if empty:
+        notice(f"{source.name}: {len(empty):,} files are empty at their origin, and not read: {', '.join(empty[:3])}")
+    return {path: size_bytes for path, size_bytes in sizes.items() if path not in set(empty)}
+
+
+def find_signals(source: Source, listed: RawFiles, remote: RemoteSource | None, *, notice: Notice) -> RawFiles:
+    """The raw files with their quality signals, which are among the other files. Raises where one has none."""
+    ignored = set(listed.ignored)
+    files = attach_signals(listed.files, ignored.__contains__)
+    if remote is not None:
+        size = format_bytes(sum(remote.files[file.signals].size_bytes for file in files))
+        notice(f"{source.name}: their quality signals ({size}) are fetched, too")
+    return RawFiles(files, tuple(path for path in listed.ignored if path not in {file.signals for file in files}))
+
+
 def choose_origin(choice: SourceChoice, *, fetch: bool) -> Origin | None:
     """Where a source's raw files are; None: in the raw folder."""
     source = load_source(choice.name)
-    if choice.origin is not None:
-        # A manifest's other lists lie beside its own.
-        folders = {origin.rpartition("/")[0] for origin in source.origins}
-        is_known = choice.origin.kind == "urls" and choice.origin.address.rpartition("/")[0] in folders
-        return replace(choice.origin, template=source.url_template) if is_known else choice.origin
-    return parse_origin(source.origins[0], template=source.url_template) if fetch and source.origins else None
+    origin = choice.origin
+    if origin is None and fetch and source.origins:
+        origin = parse_origin(source.origins[0])
+    return None if origin is None else add_templates(origin, source, has_signals=bool(choice.rules))
+
+
+def add_templates(origin: Origin, source: Source, *, has_signals: bool) -> Origin:
+    """An origin with what a line of it stands for where it is a list of names, as the manifest's own.
+
+    Such lists lie in a folder of the same name, on a mirror too; the manifest's templates count from there.
+    """
+    folders = {one.rsplit("/", 2)[1] for one in source.origins}
+    if source.url_template is None or origin.kind != "urls" or origin.address.rsplit("/", 2)[1] not in folders:
+        return origin
+    template = urljoin(origin.address, source.url_template)
+    signals_template = urljoin(origin.address, source.signals_template) if has_signals else None
+    return replace(origin, template=template, signals_template=signals_template)
 
 
 def ask_origin(
@@ -100,16 +151,18 @@ def ask_origin(
         is_new=places.is_new,
         patience=patience,
     )
-    listed = choose_raw_files(source, {file.path: file.size_bytes for file in remote.listing.files})
+    listed = choose_raw_files(source, leave_out_empty(source, remote, notice=notice))
     if not listed.files:
         raise FileNotFoundError(
             f"{origin}: none of its {len(remote.listing.files):,} files is a raw file of a known kind (the first is "
-            f"{remote.listing.files[0].path}): jsonl, json, ndjson, txt, csv or tsv, each also .zst or .gz, parquet or "
-            "arrow" + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
+            f"{remote.listing.files[0].path}): {KNOWN_KINDS}"
+            + (". Try the hub's own copy in parquet: @refs/convert/parquet" if origin.kind == "hub" else "")
         )
     size = format_bytes(sum(file.size_bytes for file in listed.files))
     revision = f" at revision {remote.listing.revision}" if remote.listing.revision else ""
     notice(f"{source.name}: {len(listed.files):,} raw files ({size}) are fetched from {origin}{revision}")
+    if partial := [file.path for file in listed.files if f"/{PARTIAL}" in f"/{file.path}"]:
+        notice(f"{source.name}: {partial[0]} and its like are only the first part of their data, by the hub's own copy")
     first = remote.files[listed.files[0].path]
     if not (folder / first.path).exists():
         remote.fetcher.place.probe(first)  # a gated repository lists its files, and refuses them

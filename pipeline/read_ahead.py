@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.fetch import StoppedError
+from pipeline.fetch import StoppedError, name_part
 from pipeline.folders import FETCH_FAILURE
 from pipeline.ingest import IngestTask, run_ingest
 from pipeline.jobs import KEPT, Job, describe
@@ -174,8 +174,17 @@ class ReadAhead:
         with self.changed:
             if not self.is_stopped:
                 self.is_stopped = True
-                write_file(self.failure, [f"{wanted.remote.name}: {what}. {KEPT}".encode()])
+                what = what if KEPT in what else f"{what}. {KEPT}"
+                self.tell(wanted, f"{wanted.remote.name}: {what}".encode())
             self.changed.notify_all()
+
+    def tell(self, wanted: Wanted, text: bytes) -> None:
+        """Write down for workers why a file will not come: on a full disk in the room of what there is of it."""
+        try:
+            write_file(self.failure, [text])
+        except OSError:
+            name_part(wanted.target, wanted.remote.files[wanted.path]).unlink(missing_ok=True)
+            write_file(self.failure, [text])
 
     def write_log(self) -> None:
         """One line on what was fetched, and who waited for whom."""
@@ -197,11 +206,19 @@ def list_wanted(tasks: Sequence[IngestTask], remotes: Mapping[str, RemoteSource]
     """Every file that is fetched, in the order of the tasks."""
     readers: dict[tuple[str, str], list[int]] = {}
     for number, task in enumerate(tasks):
-        for file in task.files if task.source in remotes else ():
-            path = Path(file.path).relative_to(remotes[task.source].folder).as_posix()
+        for path in list_paths(task) if task.source in remotes else ():
+            path = Path(path).relative_to(remotes[task.source].folder).as_posix()
             readers.setdefault((task.source, path), []).append(number)
     for (source, path), numbers in readers.items():
         yield Wanted(remotes[source], path, tuple(numbers))
+
+
+def list_paths(task: IngestTask) -> Iterator[str]:
+    """The files that a task reads, in its order."""
+    for file in task.files:
+        yield file.path
+        if file.signals:
+            yield file.signals
 
 
 def read_ahead(

@@ -110,7 +110,7 @@ def fetch_file(folder: Path, path: str) -> None:
     origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
     place = open_dataset_place(origin["address"], path, revision=origin["revision"])
     file = find_file(place, folder, origin["address"], path)
-    expected = list_checksums(folder).get(path)
+    expected = read_checksums(folder).get(folder / path)
     Fetcher(place, patience=Patience()).fetch(
         file, folder / path, when_whole=lambda whole: check_whole(whole, expected, path, origin["address"])
     )
@@ -136,19 +136,11 @@ def find_file(place: Place, folder: Path, address: str, path: str) -> RemoteFile
 
 
 @cache
-def list_checksums(folder: Path) -> dict[str, str]:
-    """The xxh3-128 of the files of a dataset that dataset.json knows, by path."""
-    content = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
-    shards = [
-        shard
-        for source in content["sources"].values()
-        for split in source["splits"].values()
-        for shard in split["shards"]
-    ]
-    return {
-        **{shard["path"]: shard["xxh3_128"] for shard in shards},
-        **{shard["path"].removesuffix(".bin") + ".docs.parquet": shard["docs_xxh3_128"] for shard in shards},
-    }
+def read_checksums(folder: Path) -> dict[Path, str]:
+    """The xxh3-128 of the files of a dataset in the cache that its dataset.json knows."""
+    from pipeline.shard import list_checksums, read_dataset_json
+
+    return dict(list_checksums(folder, read_dataset_json(folder)))
 
 
 def check_whole(whole: Path, expected: str | None, path: str, address: str) -> None:

@@ -196,6 +196,17 @@ def list_files(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path,
     yield from ((path, file["bytes"]) for path, file in list_signatures(folder, content))
 
 
+def list_checksums(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The files of a dataset whose xxh3-128 dataset.json knows, each with it."""
+    for source in content["sources"].values():
+        yield from ((folder / drops["path"], drops["xxh3_128"]) for drops in source["drops"])
+        for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
+            path = folder / shard["path"]
+            yield path, shard["xxh3_128"]
+            yield documents_path(path), shard["docs_xxh3_128"]
+    yield from ((path, file["xxh3_128"]) for path, file in list_signatures(folder, content))
+
+
 def list_signatures(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The files of signatures/, and of each its bytes and xxh3_128; none where they were not kept."""
     for part in content.get("signatures", {}).get("parts", []):

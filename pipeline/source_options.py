@@ -14,9 +14,10 @@ from urllib.parse import unquote
 
 from pipeline.manifest import Source, check_source_name, load_source
 from pipeline.origins import Origin, is_origin, name_origin, parse_origin
+from pipeline.signal_rules import parse_rules
 
 SUBSET_OPTIONS = ("exclude", "only")
-OPTIONS = (*SUBSET_OPTIONS, "from", "config", "column", "name")
+OPTIONS = (*SUBSET_OPTIONS, "from", "config", "column", "name", "signals")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class SourceChoice:
 
     exclude: subsets whose rows are left out. only: subsets whose raw files alone are read; empty: all.
     origin: where its raw files are; None: in the raw folder. column: the field with the text; None: the manifest's.
+    rules: about the quality signals of its documents, see signal_rules.py.
     """
 
     name: str
@@ -32,6 +34,7 @@ class SourceChoice:
     only: tuple[str, ...] = ()
     origin: Origin | None = None
     column: str | None = None
+    rules: tuple[str, ...] = ()
 
 
 def parse_source(text: str) -> SourceChoice:
@@ -51,8 +54,18 @@ def parse_source(text: str) -> SourceChoice:
         if "name" in values:
             raise ValueError(f"{name}: ?name= is for a place, such as hf://ORG/NAME")
     check_source_name(name)
-    exclude, only = choose_subsets(load_source(name), split_names(values, "exclude"), split_names(values, "only"))
-    return SourceChoice(name, exclude, only, origin, values.get("column"))
+    source = load_source(name)
+    exclude, only = choose_subsets(source, split_names(values, "exclude"), split_names(values, "only"))
+    return SourceChoice(name, exclude, only, origin, values.get("column"), choose_rules(source, values.get("signals")))
+
+
+def choose_rules(source: Source, text: str | None) -> tuple[str, ...]:
+    """The rules about quality signals that an option lists. Raises ValueError for a source that has no such signals."""
+    if text is None:
+        return ()
+    if not source.signal_rules:
+        raise ValueError(f"{source.name}: ?signals= is for a source with quality signals, such as redpajama-v2")
+    return parse_rules(text, source.signal_rules)
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
@@ -70,7 +83,7 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
         elif described.startswith(("http://", "https://")):
             kept.append(option)
         else:
-            known = "an option is ?exclude=SUBSET, only, from, config, column or name"
+            known = "an option is ?exclude=SUBSET, only, from, config, column, name or signals"
             raise ValueError(f"{described} has no option {key!r}{nearest(key, OPTIONS)}; {known}")
     if empty := [key for key, value in values.items() if not value and key not in SUBSET_OPTIONS]:
         raise ValueError(f"{described}: the option {empty[0]} has no value")

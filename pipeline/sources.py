@@ -22,12 +22,12 @@ import tyro
 from rich.console import Console
 
 from pipeline.jobs import describe
-from pipeline.manifest import Source, find_named_split, is_raw_file_name, is_table_name, known_source_names, load_source
-from pipeline.origins import Origin, parse_origin
+from pipeline.manifest import Source, is_raw_file, is_table_name, known_source_names, load_source
+from pipeline.origins import Origin, hide_in_text, parse_origin
 from pipeline.places import open_place
 from pipeline.progress import format_bytes, make_console
-from pipeline.raw_sources import choose_origin
-from pipeline.source_options import parse_source
+from pipeline.raw_sources import add_templates, choose_origin
+from pipeline.source_options import OPTIONS, parse_source
 from pipeline.web import Patience
 
 MOST_FAILURES = 4  # a check does not wait for minutes
@@ -57,7 +57,7 @@ def main() -> None:
         else:
             check_origins(arguments.name, console)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {describe(error)}")
+        sys.exit(f"error: {hide_in_text(describe(error), kept=OPTIONS)}")
 
 
 def list_sources(console: Console) -> None:
@@ -85,6 +85,7 @@ def show_source(source: Source) -> Iterator[str]:
         yield f"  subsets     by {where}: {', '.join(source.subsets)}"
     for split, patterns in source.splits.items():
         yield f"  {split:12}{', '.join(patterns)}"
+    yield from (f"  signals     {name}: {'; '.join(rules)}" for name, rules in source.signal_rules.items())
     yield from (f"  note        {note}" for note in source.notes)
 
 
@@ -95,7 +96,8 @@ def check_origins(name: str, console: Console) -> None:
     origin = choose_origin(choice, fetch=False)
     if origin is None:
         find_source(name)
-    origins = [origin] if origin else [parse_origin(one, template=source.url_template) for one in source.origins]
+    known = [add_templates(parse_origin(one), source, has_signals=False) for one in source.origins]
+    origins = [origin] if origin else known
     reached = [check_origin(one, source, console) for one in origins]
     if not any(reached):
         raise ValueError(f"{source.name} cannot be reached now")
@@ -106,7 +108,7 @@ def check_origin(origin: Origin, source: Source, console: Console) -> bool:
     patience = Patience(most_failures=MOST_FAILURES)
     try:
         place = open_place(origin, patience=patience)
-        file = place.find_first(lambda path: bool(find_named_split(source, path) or is_raw_file_name(path, source)))
+        file = place.find_first(lambda path: is_raw_file(path, source))
         file = file or place.find_first(lambda path: is_table_name(path, source))
         if file is None:
             raise ValueError(f"{origin}: no raw file of a known kind")

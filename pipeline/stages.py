@@ -83,6 +83,7 @@ def plan_drops(
             table_name=f"{source}/drops/drops-{number:05d}.parquet",
             fingerprint=ingested.fingerprint,
             contamination=ingested.contamination,
+            rules=ingested.find_rules(source),
         )
         for source in ingested.source_names
         for number, (first, last) in enumerate(groups[source])

@@ -61,6 +61,8 @@ def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, se
             console.print(
                 f"{name}: {count:,} documents contaminated by evaluation texts, listed in {out / name / 'drops'}"
             )
+        for rule, count in source.get("failed", {}).items():
+            console.print(f"{name}: {count:,} documents fail {rule}, among those excluded")
     if any(source["overlap"] for source in content["sources"].values()):
         console.print(overlap_table(content["sources"]))
     for name, source in content["sources"].items():

@@ -30,7 +30,8 @@ RUN_BYTES = 320 << 20  # of ids, all tokenizers together
 RUN_DOCUMENTS = 1 << 20  # about 300 bytes each with their sketches, and as much again while they are sorted
 WRITE_BYTES = 16 << 20  # ids in order, waiting to be written
 
-# item: 1 + the number of the evaluation text, see contamination.py; 0 where the reason is another
+# item: of a contaminated row 1 + the number of the evaluation text (contamination.py), of an excluded one 1 + that of
+# the rule that it fails (signal_rules.py); else 0
 DROP = np.dtype([("raw_file", "<u4"), ("row", "<u8"), ("num_bytes", "<u8"), ("reason", "u1"), ("item", "<u4")])
 DROP_REASONS = ("excluded", "short", "contaminated", *BAD_REASONS, "duplicate_exact", "duplicate_near", "beyond_tokens")
 
@@ -144,7 +145,7 @@ class TokenFile:
             self._write_run()
 
     def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str, items: Any = 0) -> None:
-        """Write down rows that are not kept. items: what contaminated ones are named by."""
+        """Write down rows that are not kept. items: items of contaminated rows, or rules that rows fail."""
         if not len(rows):
             return
         drops = np.zeros(len(rows), DROP)

@@ -7,17 +7,20 @@ below what all URLs have in common.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urljoin, urlsplit
 
+from pipeline.endings import KNOWN_ENDINGS, TABLE_ENDINGS
 from pipeline.listing import Listing, RemoteFile, make_listing
-from pipeline.manifest import KNOWN_ENDINGS, TABLE_ENDINGS
-from pipeline.origins import Origin, hide_secrets
+from pipeline.origins import Origin, hide_in_text, hide_secrets
+from pipeline.quality_signals import name_signals
 from pipeline.web import Patience, RefusedError, Stream, WebClient
 
 ASKED_AT_ONCE = 8
 LIST_BYTES = 64 << 20
+NUMBER = "number "  # before a URL's number in the list
 LIST_ENDINGS = (".txt", ".lst", ".list", ".urls")
 
 
@@ -27,14 +30,27 @@ class UrlPlace:
     def __init__(self, origin: Origin, *, patience: Patience):
         self.origin, self.patience = origin, patience
         self.client = WebClient(patience)
+        self.lines: list[str] = []
+        self.lock = threading.Lock()
 
     def list_files(self) -> Listing:
         """All files of the list, each with its size as the server says."""
-        urls = self.list_urls()
-        paths = name_paths(urls, self.base)
+        urls = self.read_urls()
+        paths = name_paths(urls[: len(self.lines)], self.base)
+        paths += [name_signals(path)[0] for path in paths[: len(urls) - len(paths)]]
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-            files = list(threads.map(self.describe, urls, paths))
+            files = list(threads.map(self.describe, urls, paths, range(len(urls))))
         return make_listing(self.origin, None, files)
+
+    def read_urls(self) -> list[str]:
+        """The URLs that the list stands for: those of raw files, then those of their quality signals, if asked for."""
+        with self.lock:
+            if not self.lines:
+                self.lines = self.list_lines()
+        urls = self.make_urls(self.lines, self.origin.template)
+        if self.origin.signals_template:
+            urls += self.make_urls(self.lines, self.origin.signals_template)
+        return urls
 
     @property
     def base(self) -> str:
@@ -43,27 +59,32 @@ class UrlPlace:
 
     def find_first(self, is_wanted: Callable[[str], bool]) -> RemoteFile | None:
         """The first file of a wanted path."""
-        urls = self.list_urls()
-        wanted = [pair for pair in zip(urls, name_paths(urls, self.base), strict=True) if is_wanted(pair[1])]
-        return self.describe(*wanted[0]) if wanted else None
+        urls = self.read_urls()[: len(self.lines)]
+        paths = name_paths(urls, self.base)
+        number = next((number for number, path in enumerate(paths) if is_wanted(path)), None)
+        return None if number is None else self.describe(urls[number], paths[number], number)
 
-    def list_urls(self) -> list[str]:
-        """The URLs, in the list's order."""
+    def list_lines(self) -> list[str]:
+        """The lines of the list that say something; of a raw file's own URL, that."""
         address = self.origin.address
         path = urlsplit(address).path
         if path.endswith((*KNOWN_ENDINGS, *TABLE_ENDINGS)) and not path.endswith(LIST_ENDINGS):
             return [address]
-        text = self.patience.persist(self.read_list, what=str(self.origin)).decode(errors="replace")
+        text = self.patience.persist(self.read_list, what=str(self.origin)).decode("utf-8-sig", errors="replace")
         lines = [line.strip() for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
-        if self.origin.template:
-            lines = [self.origin.template.replace("{line}", line) for line in lines]
-        urls = [urljoin(address, line) for line in lines]
+        if not lines:
+            raise FileNotFoundError(f"{self.origin}: the list is empty")
+        return lines
+
+    def make_urls(self, lines: list[str], template: str | None) -> list[str]:
+        """The URL that each line stands for."""
+        lines = [template.replace("{line}", line) for line in lines] if template else lines
+        urls = [urljoin(self.origin.address, line) for line in lines]
         for url in urls:
             if urlsplit(url).scheme not in ("http", "https") or "<" in url:
-                raise ValueError(f"{self.origin}: {url[:80]!r} is no URL: this is not a list of one URL a line")
-        if not urls:
-            raise FileNotFoundError(f"{self.origin}: the list is empty")
+                shown = hide_in_text(url[:80])
+                raise ValueError(f"{self.origin}: {shown!r} is no URL: this is not a list of one URL a line")
         return urls
 
     def read_list(self) -> bytes:
@@ -75,28 +96,43 @@ class UrlPlace:
                 raise ValueError(f"{self.origin} is longer than {LIST_BYTES >> 20} MiB: not a list of URLs")
         return bytes(text)
 
-    def describe(self, url: str, path: str) -> RemoteFile:
-        """A file with its size and ETag."""
+    def describe(self, url: str, path: str, number: int = 0) -> RemoteFile:
+        """A file with its size and ETag. number: of its URL, which stands for one that holds a secret.
+
+        So no secret is written into a listing: where one is read again, so is the list.
+        """
         what = f"{self.origin}: {path}"
         found = self.patience.persist(lambda: self.ask(url, path), what=what)
         if found.size_bytes is None:
             raise ValueError(f"{what}: the server does not say how long it is: fetch it yourself, into the raw folder")
-        return RemoteFile(path, found.size_bytes, f"etag:{found.etag}" if found.etag else "", url)
+        address = url if url == hide_secrets(url) else f"{NUMBER}{number}"
+        return RemoteFile(path, found.size_bytes, f"etag:{found.etag}" if found.etag else "", address)
 
     def ask(self, url: str, path: str) -> Stream:
-        """What the server says of a file; by a GET that is not read where it knows no HEAD."""
+        """What the server says of a file; by a GET that is not read where a HEAD does not tell its length."""
         try:
-            return self.client.open(url, headers={}, method="HEAD")
-        except RefusedError as error:
-            if error.status in (403, 405, 501):
-                found = self.request(url, path)
-                found.chunks.close()
+            found = self.client.open(url, headers={}, method="HEAD")
+            if found.size_bytes is not None:
                 return found
-            raise self.explain(error, path) from None
+        except RefusedError as error:
+            if error.status not in (403, 405, 501):
+                raise self.explain(error, path) from None
+        found = self.request(url, path)
+        found.chunks.close()
+        return found
 
     def open(self, file: RemoteFile, start: int) -> Stream:
         """A file's bytes from `start` on."""
-        return self.request(file.address, file.path, start=start)
+        return self.request(self.find_url(file), file.path, start=start)
+
+    def find_url(self, file: RemoteFile) -> str:
+        """The URL of a file, from the list where its listing has a number. Raises ValueError for a shorter list."""
+        if not file.address.startswith(NUMBER):
+            return file.address
+        urls, number = self.read_urls(), int(file.address.removeprefix(NUMBER))
+        if number >= len(urls):
+            raise ValueError(f"{self.origin}: the list has changed: {file.path} is not in it. --replace lists it anew")
+        return urls[number]
 
     def probe(self, file: RemoteFile) -> None:
         """Ask whether a file may be fetched: listing it did."""
@@ -110,7 +146,8 @@ class UrlPlace:
 
     def explain(self, error: RefusedError, path: str) -> ValueError:
         """One line for a person."""
-        hint = ": it is not there (any more)" if error.status in (404, 410) else ""
+        hints = {404: ": it is not there (any more)", 410: ": it is not there any more", 401: ": it asks for a login"}
+        hint = hints.get(error.status, "")
         return ValueError(f"{self.origin}: {path}: the server answers {error.status}{hint}")
 
 

@@ -25,6 +25,7 @@ from pipeline.shard import (
     megatron_path,
     shard_name,
 )
+from pipeline.signal_rules import is_written_rule
 from pipeline.span_kernels import SPAN_WORDS
 from pipeline.storage import TEMPORARY_SUFFIX
 from pipeline.verify_held import verify_held_claims
@@ -86,6 +87,7 @@ SOURCE = {
     "splits": {"*": {**SIZES, "shards": [SHARD]}},
     "overlap": {"*": {"documents": is_count, "bytes": is_count}},
     "drops": [{"path": is_text, "documents": is_count, "xxh3_128": is_text}],
+    "failed": optional({"*": is_count}),
 }
 SETTINGS = {
     "work_version": is_count,
@@ -106,6 +108,7 @@ SETTINGS = {
     "source_order": [is_text],
     "exclude": {"*": [is_text]},
     "columns": {"*": is_text},
+    "signals": optional({"*": [is_written_rule]}),
     "raw_files": {"*": is_text},
 }
 SIGNATURES = {
@@ -269,11 +272,8 @@ def verify_paths(name: str, source: Mapping[str, Any]) -> Iterator[str]:
         if split_name not in SPLITS:
             yield f"{name}: {split_name!r} is no split: {', '.join(SPLITS)}"
         for number, shard in enumerate(split["shards"]):
-            if shard["path"] != shard_name(name, split_name, number):
-                yield (
-                    f"{name} {split_name}: shard {number} should be {shard_name(name, split_name, number)}, not "
-                    + (shard["path"])
-                )
+            if (expected := shard_name(name, split_name, number)) != shard["path"]:
+                yield f"{name} {split_name}: shard {number} should be {expected}, not {shard['path']}"
     for file in source["drops"]:
         if PurePosixPath(file["path"]).parent != PurePosixPath(name, "drops"):
             yield f"{name}: {file['path']} is not in {name}/drops"

@@ -61,7 +61,7 @@ def verify_table(
         return
     if stray := find_stray_row(source, table["raw_file"].to_numpy(), table["row"].to_numpy()):
         yield f"{path}: a row comes from {stray}"
-    for reason in set(table["reason"].unique().to_pylist()) - set(DROP_REASONS):
+    for reason in set(table["reason"].unique().to_pylist()) - set(DROP_REASONS) - set(source.rules):
         yield f"{path}: {reason!r} is no reason to drop a document"
     is_near = pc.equal(table["reason"], "duplicate_near")
     is_exact = pc.equal(table["reason"], "duplicate_exact")
@@ -99,7 +99,7 @@ def verify_totals(source: ClaimedSource, documents: Counter[str], num_bytes: Cou
     """That what the files of drops list adds up to the counts in dataset.json."""
     counts = source.entry["counts"]
     for outcome in OUTCOMES[1:]:
-        reasons = BAD_REASONS if outcome == "bad" else (outcome,)
+        reasons = {"bad": BAD_REASONS, "excluded": ("excluded", *source.rules)}.get(outcome, (outcome,))
         found = {
             "documents": sum(documents[name] for name in reasons),
             "bytes": sum(num_bytes[name] for name in reasons),
@@ -114,6 +114,8 @@ def verify_totals(source: ClaimedSource, documents: Counter[str], num_bytes: Cou
         claimed = source.entry["bad_reasons"].get(reason, 0)
         if documents[reason] != claimed:
             yield f"{source.name}: drops/ lists {documents[reason]:,} {reason}, bad_reasons says {claimed:,}"
+    if source.entry.get("failed") != ({rule: documents[rule] for rule in source.rules} if source.rules else None):
+        yield f"{source.name}: failed is not what drops/ lists, rule by rule"
     method = source.settings["dedup"]
     for reason, methods in (("duplicate_exact", ("none",)), ("duplicate_near", ("none", "exact"))):
         if method in methods and documents[reason]:

@@ -5,9 +5,11 @@ Shares no code with json_lines.py and json_kernel.py, nor with what unpacks for 
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +46,8 @@ def open_plain(path: Path) -> BinaryIO:
     """The unpacked bytes of a file."""
     if path.suffix == ".gz":
         return gzip.open(path)
+    if path.suffix in (".bz2", ".xz"):
+        return (bz2 if path.suffix == ".bz2" else lzma).open(path)
     if path.suffix == ".zst":
         reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
         return io.BufferedReader(reader)

@@ -9,40 +9,30 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.contamination import find_contaminated, read_names
-from pipeline.document_batch import BAD_NAMES, DocumentBatch, key_rows, text_buffers
-from pipeline.ingest import (
-    IngestSettings,
-    TaskFile,
-    change_texts,
-    find_excluded,
-    find_places,
-    find_short,
-    read_rows,
-)
-from pipeline.kernels import HASH_SEEDS, hash_documents
+from pipeline.document_batch import BAD_NAMES, DocumentBatch, key_rows
+from pipeline.file_parts import WHOLE
+from pipeline.ingest import IngestSettings, TaskFile, change_texts, find_places, judge_rows, read_rows
+from pipeline.ingest_plan import make_task_file
 from pipeline.manifest import RawFile, find_subset
-from pipeline.markers import STARCODER
 from pipeline.order import derive_key, scramble
 from pipeline.plan import PlannedSource, hash_texts
+from pipeline.quality_signals import attach_signals
 from pipeline.sample_record import is_sample
 from pipeline.shard import SPLITS, open_document_ends, open_tokens
 from pipeline.token_file import DROP_REASONS
 from pipeline.tokenizer import Tokenizer, load_tokenizer
+from pipeline.verify_documents import NO_REASON, Documents, describe_documents, ingest_settings
 from pipeline.verify_lines import verify_lines
-from pipeline.verify_rows import SourceRows, hash_items, look_up, open_rows, verify_rows
+from pipeline.verify_rows import SourceRows, look_up, open_rows, verify_rows
 from pipeline.verify_shard import places_of, read_documents_table
 from pipeline.verify_source import ROW_BITS, ROW_MASK, ClaimedSource
 
-NO_REASON = DROP_REASONS.index("duplicate_exact")  # nothing in a document itself is a reason to drop it
 KINDS = {"excluded": "of an excluded subset", "contaminated": "contaminated"}
 OPEN_SHARDS = 200  # two files each; a process may often have 1,024 open
 
@@ -100,6 +90,8 @@ class SourceCheck:
         self.source: ClaimedSource = rows.source
         self.fraction, self.key, self.settings = fraction, np.uint64(key), settings
         self.dtype = np.dtype(content["dtype"]).newbyteorder("<")
+        self.reasons = (*DROP_REASONS, *settings.rules)
+        self.kinds = {**KINDS, **{rule: f"one that fails {rule}" for rule in settings.rules}}
         self.unseen = ("duplicate_near", *(["contaminated"] if settings.contamination is None else []))
         self.num_rows = self.num_kept_bytes = 0
         self.open_shard = functools.lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
@@ -122,11 +114,13 @@ class SourceCheck:
             RawFile(path, split, (raw / path).stat().st_size, find_subset(path, self.source.source))
             for path, split in zip(paths, splits, strict=True)
         )
+        if self.settings.rules:
+            files = attach_signals(files, lambda path: (raw / path).is_file())
         planned = PlannedSource(self.source.source, raw, self.settings.exclude, 0.0, files)
         if hash_texts(planned.fingerprints) != self.source.settings["raw_files"][self.source.name]:
             yield f"{raw}: the raw files are not those of which settings.raw_files holds the digest"
-        for number, file in enumerate(files):
-            yield from self.verify_file(TaskFile(number, str(raw / file.path), file.split, file.subset))
+        for number in range(len(files)):
+            yield from self.verify_file(make_task_file(planned, number, WHOLE.start, WHOLE.end))
         claimed = self.source.entry["counts"]["kept"]["bytes"]
         if self.num_kept_bytes != claimed:
             found = self.num_kept_bytes
@@ -136,7 +130,7 @@ class SourceCheck:
         """What is wrong with the rows of one raw file. Each row that it has is listed, and no other."""
         base = file.number << ROW_BITS
         first = base
-        batches = read_rows(file, self.settings)
+        batches = judge_rows(read_rows(file, self.settings), file, self.settings)
         text_field = self.settings.text_field
         for rows, problems in verify_lines(Path(file.path), batches, text_field=text_field, choose=self.choose):
             yield from problems
@@ -167,7 +161,7 @@ class SourceCheck:
         at, is_dropped = look_up(dropped["key"], keys)
         for index, (row, num_bytes, reason) in enumerate(bad_rows.tolist()):
             drop = dropped[at[index]] if is_dropped[index] else None
-            found = "a document" if drop is None else DROP_REASONS[drop["reason"]]
+            found = "a document" if drop is None else self.reasons[drop["reason"]]
             if found != BAD_NAMES[reason]:
                 yield f"{file.path} row {row}: {BAD_NAMES[reason]}, but the dataset says {found}"
             elif drop["num_bytes"] != num_bytes:
@@ -186,7 +180,9 @@ class SourceCheck:
         for index in np.flatnonzero(is_kept & ~has_text):
             yield f"{file.path} row {batch.rows[index]}: its text is not the one that the dataset holds"
         for index in np.flatnonzero(is_kept & (documents.reasons != NO_REASON)):
-            yield f"{file.path} row {batch.rows[index]}: kept, but it is {DROP_REASONS[documents.reasons[index]]}"
+            reason = self.reasons[documents.reasons[index]]
+            kind = self.kinds[reason] if reason in self.settings.rules else reason
+            yield f"{file.path} row {batch.rows[index]}: kept, but it is {kind}"
         yield from self.verify_drops(documents, keys, dropped, file)
         chosen = np.flatnonzero(has_text & self.choose(documents.hashes[:, 0]))
         for index in chosen[np.argsort(kept["shard"][at[chosen]], kind="stable")]:  # each shard's in one go
@@ -206,18 +202,18 @@ class SourceCheck:
         copy_at, has_partner = look_up(copies["key"], keys)
         for index in np.flatnonzero(is_dropped):
             drop = dropped[at[index]]
-            reason, expected = DROP_REASONS[drop["reason"]], documents.reasons[index]
+            reason, expected = self.reasons[drop["reason"]], documents.reasons[index]
             num_bytes, num_chars = documents.num_bytes[index], documents.num_chars[index]
             is_copy = has_partner[index] and (copies["content_hash"][copy_at[index]] == documents.hashes[index]).all()
             problem = None
-            if reason.startswith("bad_"):
+            if reason in BAD_NAMES:
                 problem = "it is a document"
             elif reason == "duplicate_exact" and has_partner[index] and not is_copy:
                 problem = "its partner has another text"
             elif reason == "beyond_tokens" and expected == NO_REASON:
                 problem = self.verify_beyond(documents.hashes[index], file)
-            elif reason != DROP_REASONS[expected] and not (reason in self.unseen and expected == NO_REASON):
-                kind = KINDS.get(DROP_REASONS[expected], "not of an excluded subset")
+            elif reason != self.reasons[expected] and not (reason in self.unseen and expected == NO_REASON):
+                kind = self.kinds.get(self.reasons[expected], "not of an excluded subset")
                 problem = f"it has {num_chars:,} characters and is {kind}"
             elif reason == "contaminated" and reason not in self.unseen and drop["item"] != documents.items[index]:
                 problem = "the first span that it shares is of another item"
@@ -257,44 +253,3 @@ class SourceCheck:
                 f"{where}: document {document:,} of {path} has {len(found):,} ids, the reference engine makes "
                 f"{len(expected):,}; they differ from id {same:,} on"
             )
-
-
-@dataclass(frozen=True)
-class Documents:
-    """What a batch's texts are, an entry each. reasons: why each would be dropped, or NO_REASON; items: hash_items."""
-
-    hashes: np.ndarray
-    num_bytes: np.ndarray
-    num_chars: np.ndarray
-    reasons: np.ndarray
-    items: np.ndarray
-
-
-def describe_documents(batch: DocumentBatch, settings: IngestSettings) -> Documents:
-    """The Documents of a batch."""
-    data, offsets = text_buffers(batch.texts)
-    num_chars = pc.utf8_length(batch.texts).to_numpy(zero_copy_only=False)
-    reasons = np.full(len(batch.rows), NO_REASON)
-    items = find_contaminated(batch.texts, settings.contamination)
-    reasons[items > 0] = DROP_REASONS.index("contaminated")
-    reasons[find_short(batch.texts, settings)] = DROP_REASONS.index("short")
-    reasons[find_excluded(batch, settings.exclude)] = DROP_REASONS.index("excluded")
-    names = pa.nulls(len(items), pa.string()) if settings.contamination is None else read_names(settings.contamination)
-    hashes = hash_documents(data, offsets, np.array(HASH_SEEDS))
-    return Documents(hashes, np.diff(offsets), num_chars, reasons, hash_items(names.take(pa.array(items))))
-
-
-def ingest_settings(source: ClaimedSource, content: Mapping[str, Any]) -> IngestSettings:
-    """The settings with which the source's raw files are read as its build read them."""
-    settings = content["settings"]
-    return IngestSettings(
-        text_field=source.source.text_field,
-        subset_field=source.source.subset_field,
-        exclude=tuple(settings["exclude"][source.name]),
-        min_chars=settings["min_chars"],
-        valid_fraction=source.valid_fraction,
-        seed=settings["seed"],
-        dedup=settings["dedup"],
-        encode=(),
-        strip_markers=settings["strip_markers"] and source.name == STARCODER,
-    )

@@ -156,7 +156,7 @@ def add_drops(path: Path, of_source: SourceRows, rows: Sequence[SourceRows]) -> 
     dropped = np.empty(len(table), DROPPED)
     dropped["key"] = key_rows(table["raw_file"].to_numpy(), table["row"].to_numpy())
     dropped["num_bytes"] = table["num_bytes"].to_numpy()
-    dropped["reason"] = numbers_of(table["reason"], DROP_REASONS)
+    dropped["reason"] = numbers_of(table["reason"], (*DROP_REASONS, *of_source.source.rules))
     dropped["item"] = hash_items(table["item"].combine_chunks())
     of_source.dropped.add(dropped)
     partner_sources = numbers_of(table["partner_source"], [other.source.name for other in rows])

@@ -35,6 +35,11 @@ class ClaimedSource:
         return replace(known, text_field=self.settings["columns"].get(self.name, known.text_field))
 
     @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules about the quality signals of its documents."""
+        return tuple(self.settings.get("signals", {}).get(self.name, ()))
+
+    @property
     def priority(self) -> int:
         """Where it stands among the sources: of two documents that of the lower stays."""
         return self.settings["dedup_priority"].index(self.name)

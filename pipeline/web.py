@@ -21,7 +21,7 @@ MOST_FAILURES = 10  # in a row without a byte: about five minutes
 TOLD_SECONDS = 4.0  # shorter waits go without a word
 MOST_ASKED_SECONDS = 3600.0  # a server that asks for a longer wait is given up
 PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
-RATE_LIMIT = re.compile(r"\bt=(\d+)")  # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+RATE_LIMIT = re.compile(r"\b(r|t)=(\d+)")  # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
 CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 
 Result = TypeVar("Result")
@@ -41,6 +41,10 @@ class RefusedError(Exception):
     def __init__(self, status: int, headers: Mapping[str, str]):
         super().__init__(f"the server answers {status}")
         self.status, self.headers = status, headers
+
+
+class AddressError(ValueError):
+    """A URL, or one that it leads to, that cannot be asked for. Its text does not say which."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Patience:
             self.keep_quiet()
             try:
                 return attempt()
+            except AddressError as error:
+                raise ValueError(f"{what}: {error}") from None
             except PassingError as error:
                 in_a_row = 1 if progress() > reached else in_a_row + 1
                 reached = progress()
@@ -118,7 +124,7 @@ class WebClient:
     def open(self, url: str, *, headers: Mapping[str, str], start: int = 0, method: str = "GET") -> Stream:
         """One answer; its body from `start` on, unless the server insists on all of it: look at the stream's start.
 
-        Raises PassingError or RefusedError.
+        Raises PassingError, RefusedError or AddressError.
         """
         wanted = {"Accept-Encoding": "identity", **headers, **({"Range": f"bytes={start}-"} if start else {})}
         response = self.request(method, url, wanted)
@@ -142,8 +148,8 @@ class WebClient:
             )
         except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             raise PassingError(f"no answer ({name_cause(error)})") from None
-        except requests.exceptions.RequestException as error:
-            raise ValueError(f"cannot be asked for: {type(error).__name__}") from None
+        except (requests.exceptions.RequestException, ValueError) as error:
+            raise AddressError(f"its address cannot be asked for ({type(error).__name__})") from None
 
     def read(self, response: Any) -> Iterator[bytes]:
         """The body as it was sent: not unpacked, whatever the server calls its packing."""
@@ -184,13 +190,21 @@ def find_wait(headers: Mapping[str, str]) -> float | None:
     if after.isdecimal():
         return float(after)
     if after:
-        try:
-            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-        except ValueError:
-            return None
-    limit = headers.get("RateLimit", "")
-    found = RATE_LIMIT.search(limit) if "r=0" in limit.replace(" ", "") else None
-    return float(found[1]) if found else None
+        moment, now = read_date(after), read_date(headers.get("Date", ""))  # by the server's own clock
+        return None if moment is None else max(0.0, moment - (now or time.time()))
+    limits = [dict(RATE_LIMIT.findall(limit)) for limit in headers.get("RateLimit", "").split(",")]
+    if headers.get("RateLimit-Remaining", "").strip() == "0":  # older drafts have a header each
+        limits.append({"r": "0", "t": headers.get("RateLimit-Reset", "").strip()})
+    waits = [float(limit["t"]) for limit in limits if limit.get("r") == "0" and limit.get("t", "").isdecimal()]
+    return max(waits, default=None)
+
+
+def read_date(text: str) -> float | None:
+    """The moment that a header names, in seconds; None where it is no date."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return None
 
 
 def find_size(response: Any, content_range: re.Match[str] | None) -> int | None:
@@ -202,5 +216,5 @@ def find_size(response: Any, content_range: re.Match[str] | None) -> int | None:
 
 
 def find_etag(response: Any) -> str | None:
-    """What tells one state of the body from another: the ETag, or else when it was last changed."""
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+    """What tells one state of the body from another: the ETag, weak or strong, or else when it was last changed."""
+    return response.headers.get("ETag", "").removeprefix("W/") or response.headers.get("Last-Modified")

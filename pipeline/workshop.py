@@ -76,6 +76,10 @@ class Ingested:
         """The folder of evaluation texts' spans; None where there are none."""
         return self.tasks[0].settings.contamination
 
+    def find_rules(self, source: str) -> tuple[str, ...]:
+        """The rules about the quality signals of a source's documents."""
+        return next(task.settings.rules for task in self.tasks if task.source == source)
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of all raw files and held datasets: what the later stages read follows from it."""

@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 SHA = "5" * 40
 TOKEN = "hf_secretsecretsecret"
@@ -41,11 +41,11 @@ class QuietServer(ThreadingHTTPServer):
 
 
 class Server:
-    """Files by path, under a URL. `requests` lists (method, path, range) of all that was asked."""
+    """Files by path, under a URL. `requests` lists (method, path, range) of all that was asked, `tokens` what by whom."""
 
     def __init__(self, files=None, *, ranges=True, latency=0.0, gated=False):
         self.files = dict(files or {})
-        self.faults, self.requests = [], []
+        self.faults, self.requests, self.tokens = [], [], []
         self.ranges, self.latency, self.gated = ranges, latency, gated
         self.etags = {}
         self.lock = threading.Lock()
@@ -74,7 +74,8 @@ class Server:
         return self.files.get(path.lstrip("/"))
 
     def find_etag(self, path, data):
-        return self.etags.get(path.lstrip("/"), hashlib.sha256(data).hexdigest()[:16])
+        etag = self.etags.get(path.lstrip("/"), hashlib.sha256(data).hexdigest()[:16])
+        return etag if '"' in etag else f'"{etag}"'
 
     def count(self, text, method="GET"):
         return sum(text in path and asked == method for asked, path, _ in self.requests)
@@ -113,6 +114,7 @@ class Server:
                 path = unquote(parts.path)
                 with server.lock:
                     server.requests.append((method, path, self.headers.get("Range")))
+                    server.tokens.append(self.headers.get("Authorization"))
                 time.sleep(server.latency)
                 fault = server.take_fault(method, path)
                 if fault and fault.status:
@@ -136,7 +138,7 @@ class Server:
                     return
                 if fault.garble:
                     data = data[:-1] + bytes([data[-1] ^ 1])
-                start, headers = 0, {"ETag": f'"{server.find_etag(path, data)}"', "Accept-Ranges": "bytes"}
+                start, headers = 0, {"ETag": server.find_etag(path, data), "Accept-Ranges": "bytes"}
                 asked = self.headers.get("Range")
                 if asked and server.ranges:
                     start = int(asked.removeprefix("bytes=").split("-")[0])
@@ -169,7 +171,7 @@ class Hub(Server):
 
     def __init__(self, files, *, gated=False, **how):
         super().__init__(files, gated=gated, **how)
-        self.sha = SHA
+        self.sha, self.cdn = SHA, f"{self.url}/cdn"
 
     def answer_api(self, handler, path, query):
         api, tree = "/api/datasets/org/name", "/api/datasets/org/name/tree/"
@@ -218,7 +220,7 @@ class Hub(Server):
         elif revision != self.sha or name not in self.files:
             handler.send(404, b"", {"X-Error-Code": "EntryNotFound"})
         else:
-            handler.send(302, b"", {"Location": f"{self.url}/cdn/{name}", "X-Linked-Size": len(self.files[name])})
+            handler.send(302, b"", {"Location": f"{self.cdn}/{quote(name)}", "X-Linked-Size": len(self.files[name])})
 
     def find(self, path):
         return self.files.get(path.removeprefix("/cdn/"))

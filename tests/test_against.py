@@ -14,8 +14,8 @@ from pipeline.build import BuildArguments, build
 from pipeline.dataset import read_dataset_json
 from pipeline.explain import ExplainArguments, explain
 from pipeline.pair_kernels import leave_out_held
-from pipeline.publish import list_checksums, list_published
-from pipeline.shard import documents_path
+from pipeline.publish import list_published
+from pipeline.shard import documents_path, list_checksums
 from pipeline.storage import checksum_file
 from pipeline.verify import main as verify_main
 
@@ -145,7 +145,7 @@ def test_another_seed_and_another_cut_of_runs_change_nothing_of_what_stays(
     planted, old, new, sample_model, monkeypatch
 ):
     monkeypatch.setattr("pipeline.token_file.RUN_DOCUMENTS", 5)
-    monkeypatch.setattr("pipeline.ingest.SMALLEST_BATCH_BYTES", 100)
+    monkeypatch.setattr("pipeline.wanted_documents.SMALLEST_BATCH_BYTES", 100)
     monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 4096)
     again = make(planted, "old-again", sample_model, "old:1", keep_signatures=True)
     assert hashes(again) == hashes(old)

@@ -1,7 +1,9 @@
 """A small file that claims to become a huge one is streamed, or refused by its name, within the memory bound."""
 
+import bz2
 import gzip
 import itertools
+import lzma
 import subprocess
 import sys
 
@@ -19,7 +21,12 @@ from pipeline.unpacked_sizes import read_page_header, walk_pages
 
 FRAME_BYTES = 8 << 20
 ZEROS = bytes(FRAME_BYTES)
-PACKERS = {".zst": lambda data: zstandard.compress(data, 19), ".gz": lambda data: gzip.compress(data, mtime=0)}
+PACKERS = {
+    ".zst": lambda data: zstandard.compress(data, 19),
+    ".gz": lambda data: gzip.compress(data, mtime=0),
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 LINE = b'{"text": "a"}\n'
 
 

@@ -1,7 +1,10 @@
 """Reading raw files: every row is a document or a named bad row, whatever stands around it."""
 
+import bz2
 import gzip
 import json
+import lzma
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline import documents
 from pipeline.document_batch import BAD_NAMES
-from pipeline.documents import read_documents
+from pipeline.documents import measure_unpacking, read_documents
+from pipeline.endings import ROW_ENDINGS
 from pipeline.json_lines import LineFields, parse_lines
 
 
@@ -44,13 +48,14 @@ def test_texts_come_out_unchanged(tmp_path):
     assert bad == []
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".ndjson", ".jsonl.zst", ".json.gz", ".jsonl.gz"])
+COMPRESS = {"": bytes, ".zst": zstandard.compress, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("suffix", ROW_ENDINGS)
 def test_every_ending_is_read(tmp_path, suffix):
     data = b'{"text":"one"}\n{"text":"two"}'
-    if suffix.endswith(".zst"):
-        data = zstandard.compress(data[:5]) + zstandard.compress(data[5:])  # two frames: both are read
-    elif suffix.endswith(".gz"):
-        data = gzip.compress(data[:5]) + gzip.compress(data[5:])
+    compress = COMPRESS.get(Path(suffix).suffix, bytes)
+    data = compress(data[:5]) + compress(data[5:])  # two frames: both are read
     assert read_all(write(tmp_path / f"a{suffix}", data)) == ({0: "one", 1: "two"}, [])
 
 
@@ -153,10 +158,26 @@ def test_a_line_beyond_the_limit_is_refused_with_its_row(tmp_path, monkeypatch):
         read_all(path)
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".zst", zstandard.compress), (".gz", gzip.compress)])
+def test_an_xz_file_may_be_padded_and_in_many_streams(tmp_path):
+    lines = [json.dumps({"text": f"{number}" * 500}) for number in range(2000)]
+    packed = [lzma.compress("\n".join([*lines[start : start + 500], ""]).encode()) for start in range(0, 2000, 500)]
+    path = write(tmp_path / "a.jsonl.xz", bytes(8).join(packed) + bytes(12))
+    assert len(read_all(path)[0]) == 2000 and measure_unpacking(path) == pytest.approx(
+        sum(map(len, lines)) / path.stat().st_size, rel=0.05
+    )
+
+
+def test_an_xz_file_with_a_huge_dictionary_is_refused(tmp_path):
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29, "preset": 0}]
+    data = lzma.compress(b'{"text":"a"}\n', format=lzma.FORMAT_XZ, filters=filters)
+    with pytest.raises(ValueError, match=r"a\.jsonl\.xz was packed with a huge dictionary"):
+        read_all(write(tmp_path / "a.jsonl.xz", data))
+
+
+@pytest.mark.parametrize(("suffix", "compress"), list(COMPRESS.items())[1:])
 def test_a_broken_compressed_file_is_named_with_its_row(tmp_path, suffix, compress):
     rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": rng.bytes(40).hex()}).encode() for _ in range(5000)]
+    lines = [json.dumps({"text": rng.bytes(40).hex()}).encode() for _ in range(16_000)]  # bzip2 packs 900 kB at a time
     data = compress(b"\n".join(lines))
     with pytest.raises(ValueError, match=r"cut\.jsonl\S+ is cut short near row [1-9]\d+"):
         read_all(write(tmp_path / f"cut.jsonl{suffix}", data[: len(data) * 3 // 4]))

@@ -2,11 +2,14 @@
 
 import hashlib
 import threading
+import time
+from email.utils import formatdate
 
 import pytest
-from loopback import Fault, Server
+from loopback import TOKEN, Fault, Hub, Server
 
 from pipeline.fetch import Fetcher, StoppedError, name_part
+from pipeline.hub import HubPlace
 from pipeline.listing import RemoteFile
 from pipeline.origins import parse_origin
 from pipeline.url_list import UrlPlace
@@ -70,7 +73,12 @@ def test_a_stalled_body_is_given_up_and_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize(
     ("headers", "seconds"),
-    [({"Retry-After": "7"}, 7), ({"RateLimit": '"resolvers";r=0;t=55', "RateLimit-Policy": '"x";q=500;w=300'}, 55)],
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"RateLimit": '"resolvers";r=0;t=55', "RateLimit-Policy": '"x";q=500;w=300'}, 55),
+        ({"RateLimit": '"api";r=3;t=5, "resolvers";t=50;r=0'}, 50),
+        ({"RateLimit-Remaining": "0", "RateLimit-Reset": "20"}, 20),
+    ],
 )
 def test_the_server_says_how_long_to_wait(headers, seconds, tmp_path):
     with Server({"a.jsonl": DATA}) as server:
@@ -109,8 +117,12 @@ def test_a_wait_of_hours_is_not_waited_for(tmp_path):
 
 def test_a_date_is_a_wait_too():
     assert find_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert 25 < find_wait({"Retry-After": formatdate(time.time() + 30, usegmt=True)}) <= 30
+    clock = {"Date": "Wed, 21 Oct 2015 07:27:15 GMT"}  # the server's, which is years behind
+    assert find_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT", **clock}) == 45
     assert find_wait({"Retry-After": "soon"}) is None
     assert find_wait({"RateLimit": '"api";r=12;t=55'}) is None  # some requests are left
+    assert find_wait({"RateLimit-Remaining": "1", "RateLimit-Reset": "20"}) is None
 
 
 @pytest.mark.parametrize(
@@ -135,6 +147,28 @@ def test_an_etag_that_changed_is_refused(tmp_path):
         server.etags["a.jsonl"] = "two"
         with pytest.raises(ValueError, match="has changed since it was listed"):
             fetch(server, tmp_path / "b", identity='etag:"one"')
+
+
+def test_a_weak_etag_is_the_same_as_a_strong_one(tmp_path):
+    with Server({"urls.txt": b"a.jsonl", "a.jsonl": DATA}) as server:
+        place = UrlPlace(parse_origin(f"{server.url}/urls.txt"), patience=Patience(wait=lambda _: None))
+        server.etags["a.jsonl"] = 'W/"one"'
+        (file,) = place.list_files().files
+        server.etags["a.jsonl"] = "one"
+        Fetcher(place, patience=place.patience).fetch(file, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == DATA
+
+
+def test_a_token_of_the_hub_goes_to_no_other_host(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with Server({"a.jsonl": DATA}) as other, Hub({"a.jsonl": DATA}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.cdn = other.url
+        place = HubPlace(parse_origin("hf://org/name"), patience=Patience(), revision=None)
+        (file,) = place.list_files().files
+        Fetcher(place, patience=place.patience).fetch(file, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert hub.tokens[-1] == f"Bearer {TOKEN}" and other.tokens == [None]
 
 
 def test_a_half_fetched_file_is_gone_on_with_only_if_it_is_the_same(tmp_path):
@@ -192,6 +226,15 @@ def test_a_url_that_leads_out_of_the_folder_is_refused():
         server.files["v1/../../evil.jsonl"] = b"{}"
         place = UrlPlace(parse_origin(f"{server.url}/v1/urls.txt"), patience=Patience(wait=lambda _: None))
         with pytest.raises(ValueError, match=r"'\.\./\.\./evil\.jsonl' cannot be a file in a folder of ours"):
+            place.list_files()
+
+
+@pytest.mark.parametrize("target", ["/a.jsonl", "file:///etc/passwd", "http://[bad"])
+def test_a_redirect_that_leads_nowhere_is_one_line_with_its_file(target, tmp_path):
+    with Server({"urls.txt": b"\xef\xbb\xbfa.jsonl\r\n"}) as server:
+        server.faults = [Fault("a.jsonl", times=99, method="HEAD", status=302, headers={"Location": target})]
+        place = UrlPlace(parse_origin(f"{server.url}/urls.txt"), patience=Patience(wait=lambda _: None))
+        with pytest.raises(ValueError, match=r"/urls\.txt: a\.jsonl: its address cannot be asked for \(\w+\)$"):
             place.list_files()
 
 

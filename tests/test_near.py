@@ -141,7 +141,7 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
     counts = read_dataset_json(tmp_path / "out")["sources"]["web"]["counts"]
     assert counts["duplicate_near"]["documents"] > 150
     monkeypatch.setattr("pipeline.token_file.RUN_DOCUMENTS", 30)
-    monkeypatch.setattr("pipeline.ingest.SMALLEST_BATCH_BYTES", 1000)
+    monkeypatch.setattr("pipeline.wanted_documents.SMALLEST_BATCH_BYTES", 1000)
     monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 4096)
     monkeypatch.setattr("pipeline.candidates.FEW_KEYS", 10)
     monkeypatch.setattr("pipeline.candidates.BYTES_PER_KEY", 1 << 22)

@@ -1,6 +1,7 @@
 """A dataset goes to a hub or a bucket, and is read from there: the same bytes, or one line."""
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pipeline.dataset import PackedDataset
 from pipeline.publish import main
 from pipeline.remote_dataset import bring, find_folder, open_remote
 from pipeline.shard import find_lost_files, read_dataset_json
+from pipeline.web import Patience
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,51 @@ def test_a_dataset_goes_to_a_bucket_and_is_read_from_there(publish, built, tmp_p
         folder = open_remote("s3://corpus/packed", cache=tmp_path)
         bring_all(folder)
         assert np.array_equal(read_all(folder), read_all(built))
+
+
+@pytest.mark.parametrize(
+    ("target", "keys", "said"),
+    [
+        pytest.param(
+            "s3://corpus/packed",
+            True,
+            "s3://corpus/packed: no answer of the bucket .* given up after 5 attempts",
+            marks=pytest.mark.long,
+        ),
+        ("s3://corpus/packed", False, "s3://corpus/packed: there are no credentials"),
+        ("hf://org/name", True, "hf://datasets/org/name: no answer of the hub"),
+    ],
+)
+def test_a_place_that_does_not_answer_is_one_line(publish, built, target, keys, said, tmp_path, monkeypatch):
+    server = Server({})
+    server.http.server_close()
+    monkeypatch.setattr("pipeline.publish_places.Patience", partial(Patience, wait=lambda _: None))
+    for name in ("AWS_ENDPOINT_URL", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, server.url)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x") if keys else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    message, _ = publish(built, target)
+    assert re.search(said, message) and "\n" not in message
+
+
+@pytest.mark.long
+def test_a_bucket_that_is_not_there_is_one_line(publish, built, monkeypatch):
+    with bucket_server({}, monkeypatch):
+        assert "s3://nowhere/packed: The specified bucket does not exist" in publish(built, "s3://nowhere/packed")[0]
+
+
+@pytest.mark.parametrize(
+    "there", [b'{"content_hash": "0123"}', *(pytest.param(one, marks=pytest.mark.long) for one in (b"[]", b"{"))]
+)
+def test_a_place_with_another_dataset_is_refused_before_anything_is_sent(publish, hub, built, there, monkeypatch):
+    hub.files["dataset.json"] = there
+    assert "hf://datasets/org/name holds another dataset" in publish(built, "hf://org/name")[0]
+    assert hub.commits == [] and hub.files == {"dataset.json": there}
+    with bucket_server({"packed/dataset.json": there}, monkeypatch) as client:
+        assert "s3://corpus/packed holds another dataset" in publish(built, "s3://corpus/packed")[0]
+        assert len(client.list_objects_v2(Bucket="corpus")["Contents"]) == 1
 
 
 def test_a_file_that_changed_is_refused(built, tmp_path):

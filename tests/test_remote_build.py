@@ -1,12 +1,15 @@
 """Builds from a hub, a bucket and web servers, with faults: the bytes of a build from local copies, or one line."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import re
 import shutil
 from functools import partial
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +21,8 @@ from build_process import BuildProcess
 from conftest import write_rows
 from loopback import AWS_SECRET, TOKEN, Fault, FaultyBucket, Hub, Server, bucket_server
 
-from pipeline.web import CHUNK_BYTES, Patience
+from pipeline.verify import main as verify
+from pipeline.web import Patience
 
 WORDS = ["mill", "stone", "grain", "water", "wheel", "flour", "sack", "weir", "été", "x=1", "</s>", "🌾"]
 
@@ -345,6 +349,26 @@ def test_the_hubs_own_parquet_copy_has_its_splits_below_a_config(run_build, hub,
     assert content["sources"]["name"]["splits"]["test"]["documents"] == 10
 
 
+def test_files_of_the_hub_in_other_packings_are_read_and_a_partial_copy_is_told(
+    run_build, run_command, hub, sample_model, tmp_path
+):
+    texts = make_texts(3, 30)
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+    hub.files = {
+        "partial-train/a.jsonl.bz2": bz2.compress(b"".join(lines[:10])) + bz2.compress(b"".join(lines[10:20])),
+        "partial-train/b.json.xz": lzma.compress(b"".join(lines[20:])),
+    }
+    outcome = run_build(
+        flags("hf://org/name:1", tmp_path / "out", sample_model, f"--keep-raw --raw {tmp_path / 'raw'}")
+    )
+    assert outcome.code == 0, outcome.error
+    assert "partial-train/a.jsonl.bz2 and its like are only the first part of their data" in outcome.out
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["sources"]["name"]["counts"]["read"]["documents"] == 30
+    message, said = run_command(verify, tmp_path / "out", "--raw", tmp_path / "raw", "--fraction", 1)
+    assert message == "" and "all right" in said
+
+
 def test_a_hub_without_raw_files_leads_to_its_parquet_copy(run_build, hub, sample_model, tmp_path):
     hub.files = {"a.xml": b"<text/>", "script.py": b"raise SystemExit"}
     outcome = run_build(flags("hf://org/name:1", tmp_path / "out", sample_model))
@@ -371,40 +395,91 @@ def test_a_file_that_changes_while_it_is_built_stops_with_one_line(run_build, we
     assert "What was finished is kept" in outcome.error
 
 
-@pytest.mark.long
-def test_a_build_from_the_hub_killed_while_it_fetches_goes_on_where_it_was(hub, local, sample_model, tmp_path):
-    out = tmp_path / "out"
-    command = flags("hf://org/name?name=notes:1", out, sample_model)
-    hub.faults = [Fault("/cdn/train/plain-3", cut=2_000_000, stall=60)]
-    process = BuildProcess(command, out)
-    part = out / "work/raw/notes/train"
-    assert process.wait_until(lambda: any(path.stat().st_size == CHUNK_BYTES for path in part.glob("plain-3*.part")))
-    process.kill()
-    hub.faults.clear()
-    hub.requests.clear()
-    code, _, error = BuildProcess(command, out).finish()
-    assert code == 0, error
-    check_same(out, local)
-    assert ("GET", "/cdn/train/plain-3.jsonl", f"bytes={CHUNK_BYTES}-") in hub.requests
-    assert hub.count("/tree/") == 0  # nothing is listed again
+def test_a_disk_that_is_full_while_files_are_fetched_is_named_and_the_build_goes_on(
+    run_build, web, local, small_disk, sample_model, tmp_path
+):
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (7 << 20))  # what is left is less than one of the files
+    command = flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, f"--work {small_disk}/work")
+    outcome = run_build(command)
+    assert outcome.code == 1 and "\n" not in outcome.error
+    assert f"notes: {small_disk}/work/raw/notes/train/plain-3.jsonl." in outcome.error
+    assert outcome.error.count("No space left on device. What was finished is kept: free some space") == 1
+    filler.unlink()
+    outcome = run_build(command)
+    assert outcome.code == 0, outcome.error
+    assert hashes(tmp_path / "out") == hashes(local)
 
 
-@pytest.mark.long
-def test_a_build_killed_while_it_fetches_goes_on_where_it_was(web, local, sample_model, tmp_path):
-    out = tmp_path / "out"
-    command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model)
-    web.faults = [Fault("plain-3", cut=2_000_000, stall=60)]
-    process = BuildProcess(command, out)
-    part = out / "work/raw/notes/train"
-    assert process.wait_until(lambda: any(path.stat().st_size == CHUNK_BYTES for path in part.glob("plain-3*.part")))
-    process.kill()
-    web.faults.clear()
+def test_secrets_in_urls_are_written_nowhere_and_a_restart_knows_them(run_build, web, local, sample_model, tmp_path):
+    lines = web.files["data/notes/urls.txt"].decode().replace("plain-1.jsonl", "plain-1.jsonl?sig=hush")
+    web.files["data/notes/urls.txt"] = lines.encode()
+    address = web.url.replace("http://", "http://user:hush@")
+    command = flags(f"'{address}/data/notes/urls.txt?token=hush&name=notes:1'", tmp_path / "out", sample_model)
+    web.faults = [Fault("plain-3", times=9, garble=True), Fault("plain-3", times=9, cut=9, status=404)]
+    outcome = run_build(command)
+    assert outcome.code == 1
+    check_secret("hush", outcome, tmp_path / "out")
+    web.faults = []
     web.requests.clear()
-    code, _, error = BuildProcess(command, out).finish()
-    assert code == 0, error
-    check_same(out, local)
-    assert ("GET", "/data/notes/train/plain-3.jsonl", f"bytes={CHUNK_BYTES}-") in web.requests
-    assert web.count("urls.txt") == web.count("", method="HEAD") == 0  # nothing is listed again
+    outcome = run_build(command)
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", local)
+    check_secret("hush", outcome, tmp_path / "out")
+    assert web.count("urls.txt") == 1 and web.count("", method="HEAD") == 0
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        "http://me:hush@host/urls.txt?sig=hush",
+        "http://me:hush@host/urls.txt?sig=hush&name=web:x",
+        "http://me:hush@/urls.txt?sig=hush:1",
+        "ftp://me:hush@host/urls.txt:1",
+        "http://me:hush@host:99/web/urls.txt?sig=hush&name=web:1,,",
+        "http://me:hush@host/web/urls.txt?config=en&sig=hush:1",
+    ],
+)
+def test_a_mix_that_is_refused_is_shown_without_its_secrets(run_build, tmp_path, mix):
+    outcome = run_build(f"--mix '{mix}' --out {tmp_path / 'out'}")
+    assert outcome.code == 1 and "error: " in outcome.error and "hush" not in outcome.error + outcome.out
+
+
+@pytest.mark.long
+def test_files_that_are_empty_at_their_origin_are_told_and_left_out(run_build, hub, local, sample_model, tmp_path):
+    hub.files |= {"train/z.jsonl.zst": b"", "train/z.parquet": b""}
+    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    assert "2 files are empty at their origin, and not read: train/z.jsonl.zst, train/z.parquet" in outcome.out
+    check_same(tmp_path / "out", local)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["hub", "urls"])
+def test_odd_names_of_files_are_those_of_local_copies(run_build, hub, place, sample_model, tmp_path):
+    names = [
+        "a b.jsonl",
+        "c#d.jsonl",
+        "50%.jsonl",
+        "p%20q.jsonl",
+        "q?r.jsonl",
+        "t+u&v=w;x.jsonl",
+        "[z]*.jsonl",
+        "été/x.jsonl",
+    ]
+    (tmp_path / "name/été").mkdir(parents=True)
+    for number, name in enumerate(names):
+        write_rows(tmp_path / "name" / name, [{"text": text} for text in make_texts(number, 5)])
+    hub.files = {name: (tmp_path / "name" / name).read_bytes() for name in names}
+    assert run_build(flags(f"{tmp_path / 'name'}:1", tmp_path / "local", sample_model)).code == 0
+    hub.files |= {"cdn/urls.txt": "\n".join(map(quote, names)).encode()}
+    mix = "hf://org/name:1" if place == "hub" else f"{hub.url}/cdn/urls.txt?name=name:1"
+    hub.files |= {f"cdn/{name}": hub.files[name] for name in names} if place == "urls" else {}
+    hub.find = lambda path: hub.files.get(path.lstrip("/") if place == "urls" else path.removeprefix("/cdn/"))
+    del hub.files["cdn/urls.txt" if place == "hub" else "a b.jsonl"]
+    outcome = run_build(flags(f"'{mix}'", tmp_path / "out", sample_model))
+    assert outcome.code == 0, outcome.error
+    check_same(tmp_path / "out", tmp_path / "local")
 
 
 def test_half_fetched_raw_files_are_not_taken_for_a_source(run_build, corpus, sample_model, tmp_path):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 from loopback import TOKEN, Hub, Server, bucket_server
 
+from pipeline.bucket import BucketPlace
 from pipeline.manifest import choose_raw_files, known_source_names, load_source
 from pipeline.mix import choose_languages, parse_mix
 from pipeline.origins import parse_origin
@@ -67,6 +68,16 @@ def test_a_check_of_buckets_and_urls(run, monkeypatch):
         assert "404" in run("check", f"{server.url}/gone.txt?name=web")[1]
 
 
+def test_an_object_that_is_gone_is_not_a_bucket_that_is_gone(monkeypatch):
+    with bucket_server({"notes/a.jsonl": b"{}\n"}, monkeypatch) as client:
+        place = BucketPlace(parse_origin("s3://corpus/notes"), patience=Patience(wait=lambda _: None))
+        file = place.find_first(lambda path: True)
+        client.delete_object(Bucket="corpus", Key="notes/a.jsonl")
+        for ask in (place.probe, lambda file: place.open(file, 0), lambda file: next(place.read_pieces(file, 0))):
+            with pytest.raises(ValueError, match=r"s3://corpus/notes: a\.jsonl is not there \(any more\)"):
+                ask(file)
+
+
 LAYOUTS = {
     "slimpajama": {
         "train/chunk3/example_train_7.jsonl.zst": "train",
@@ -124,6 +135,21 @@ def test_another_list_of_a_manifest_has_its_template():
     assert choose_origin(parse_source("redpajama-v2?from=https://elsewhere/urls.txt"), fetch=False).template is None
     assert choose_origin(parse_source("slimpajama"), fetch=False) is None
     assert choose_origin(parse_source("slimpajama"), fetch=True).address == "cerebras/SlimPajama-627B"
+
+
+def test_the_hubs_partial_copies_keep_their_splits():
+    paths = [
+        "en/partial-train/0000.parquet",
+        "partial-train/0000.parquet",
+        "partial-test/0000.parquet",
+        "partial-x/a.parquet",
+    ]
+    files = choose_raw_files(load_source("web"), dict.fromkeys(paths, 1)).files
+    assert {file.path.split("/")[-2]: file.split for file in files[1:]} == {
+        "partial-test": "test",
+        "partial-train": "train",
+        "partial-x": "train",
+    }
 
 
 @pytest.mark.parametrize(
