@@ -59,14 +59,14 @@ def find_source(entry: MixEntry, places: RawPlaces, *, may_be_gone: bool, notice
     if origin is not None and not is_fetched:
         folder = Path(origin.address)
     if (is_fetched and may_be_gone) or not (is_fetched or folder.is_dir()):
-        return PlannedSource(source, folder, entry.exclude, entry.weight, ())
+        return PlannedSource(source, folder, entry.exclude, entry.exact_weight, ())
     if is_fetched:
         remote, listed = ask_origin(source, origin, folder, places, notice=notice)
     else:
         remote, listed = None, list_raw_files(source, folder)
     listed = choose_only(listed, entry.choice.only)
     say_found(source, folder, entry, listed, notice=notice)
-    return PlannedSource(source, folder, entry.exclude, entry.weight, listed.files, remote)
+    return PlannedSource(source, folder, entry.exclude, entry.exact_weight, listed.files, remote)
 
 
 def choose_source(choice: SourceChoice) -> Source:

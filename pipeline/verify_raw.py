@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,13 @@ class SourceCheck:
             RawFile(path, split, (raw / path).stat().st_size, find_subset(path, self.source.source))
             for path, split in zip(paths, splits, strict=True)
         )
-        planned = PlannedSource(self.source.source, raw, self.settings.exclude, 0.0, files)
+        planned = PlannedSource(self.source.source, raw, self.settings.exclude, Fraction(0), files)
         if hash_texts(planned.fingerprints) != self.source.settings["raw_files"][self.source.name]:
             yield f"{raw}: the raw files are not those of which settings.raw_files holds the digest"
         for number, file in enumerate(files):
             yield from self.verify_file(TaskFile(number, str(raw / file.path), file.split, file.subset))
         claimed = self.source.entry["counts"]["kept"]["bytes"]
-        if self.num_kept_bytes != claimed:
-            found = self.num_kept_bytes
+        if (found := self.num_kept_bytes) != claimed:
             yield f"{self.source.name}: the documents kept have {found:,} bytes, dataset.json says {claimed:,}"
 
     def verify_file(self, file: TaskFile) -> Iterator[str]:
