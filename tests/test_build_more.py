@@ -205,6 +205,19 @@ def test_a_bad_row_in_a_later_part_is_named_by_its_row_in_the_file(tmp_path, sam
     assert outcome.code == 1 and "big.jsonl row 200: bad_json" in outcome.error
 
 
+def test_bad_rows_at_the_start_of_a_huge_table_stop_no_build_that_has_few(
+    tmp_path, sample_model, run_build, monkeypatch
+):
+    monkeypatch.setattr("pipeline.ingest_plan.SMALLEST_TASK_BYTES", 2000)
+    monkeypatch.setattr("pipeline.ingest_plan.LARGEST_TASK_BYTES", 2000)
+    texts = [None] * 20 + [f"{number} " + "mill " * (number % 80) for number in range(3980)]
+    (tmp_path / "raw/web").mkdir(parents=True)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "raw/web/big.parquet", row_group_size=200)  # 10 % of the first
+    outcome = run_build(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} --workers 1")
+    assert outcome.code == 0, outcome.error
+    assert read_shards(tmp_path / "out")[0]["sources"]["web"]["counts"]["bad"]["documents"] == 20
+
+
 # --- what changes between two runs
 
 
