@@ -199,6 +199,7 @@ def build_datasets(
     remove_unlisted(folders, contents)
     for name, content in contents.items():
         write_dataset_json(folders.out / name, content)
+    folders.remove_holder()
     if not arguments.keep_work:
         remove_work(folders)
     return contents
