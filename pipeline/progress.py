@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from pipeline.storage import naming, write_all
+
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -39,10 +41,16 @@ class BuildLog:
         self.path = path
 
     def write(self, event: str, **details: Any) -> None:
-        """Append one event with the time of day."""
+        """Append one event with the time of day, whole or not at all: a full disk takes the start of a line."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        with naming(self.path), open(self.path, "ab", buffering=0) as file:
+            size_bytes = file.tell()
+            try:
+                write_all(file, data)
+            except OSError:
+                file.truncate(size_bytes)
+                raise
 
 
 def add_totals(parts: Iterable[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:

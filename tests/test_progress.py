@@ -2,12 +2,17 @@
 
 import io
 import json
+import resource
+import signal
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 from rich.console import Console
 
+from pipeline.finish import OUTCOMES
 from pipeline.progress import BuildLog, Done, StageProgress
+from pipeline.summary import COLUMNS, documents_table, read_build_seconds
 
 
 @dataclass
@@ -69,3 +74,41 @@ def test_the_parts_of_a_huge_file_are_shown_until_the_last(watch):
     lines = watched.said.getvalue().splitlines()
     assert [line.split()[-3:] for line in lines] == [[str(left), "s", "left"] for left in range(90, 0, -10)]
     assert watched.progress.describe_time("web").split() == ["100.0", "s"]
+
+
+@contextmanager
+def largest_file(num_bytes):
+    """In the block a file ends there, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_log(tmp_path):
+    log = BuildLog(tmp_path / "build-log.jsonl")
+    log.write("finished", seconds=1.5)
+    with largest_file(log.path.stat().st_size + 20), pytest.raises(OSError, match="build-log.jsonl"):
+        log.write("finished", seconds=2.5)
+    log.write("finished", seconds=3.5, is_continued=False)
+    assert [json.loads(line)["seconds"] for line in log.path.read_text().splitlines()] == [1.5, 3.5]
+    assert read_build_seconds(tmp_path) == 3.5
+
+
+def test_a_build_that_was_stopped_and_went_on_has_no_speed(tmp_path):
+    assert read_build_seconds(tmp_path) is None
+    BuildLog(tmp_path / "build-log.jsonl").write("finished", seconds=2.5, is_continued=True)
+    assert read_build_seconds(tmp_path) is None
+
+
+def test_a_row_of_the_final_table_adds_up():
+    assert set(COLUMNS) == {"read", *OUTCOMES}
+    counts = {outcome: {"documents": number} for number, outcome in enumerate(OUTCOMES, start=1)}
+    counts["read"] = {"documents": sum(range(len(OUTCOMES) + 1)), "bytes": 1}
+    table = documents_table({"web": {"raw_files": [], "counts": counts}})
+    read, *others = [int(next(column.cells)) for column in table.columns[3:]]
+    assert read == sum(others) and len(others) == len(OUTCOMES)
