@@ -15,7 +15,7 @@ from pipeline.document_batch import BAD_REASONS
 from pipeline.forecast import Forecast, list_folders
 from pipeline.forecast_sample import SourceSample
 from pipeline.held import open_held
-from pipeline.progress import format_bytes
+from pipeline.progress import format_bytes, format_seconds
 
 DIGITS = 4  # of a figure that is not exact
 FEW_DOCUMENTS = 200
@@ -245,10 +245,3 @@ def format_error(error: float | None) -> str:
     if error is None:
         return "?"
     return f"{error:.1%}" if error else "exact"
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"

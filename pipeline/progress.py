@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from pipeline.storage import naming, write_all
@@ -27,6 +28,13 @@ def format_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours: 5400 -> "90 min"."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 def make_console() -> Console:
@@ -128,9 +136,10 @@ class StageProgress:
         self.started = self.last_line = time.monotonic()
         self.live = Progress(
             TextColumn(f"{stage:12}{{task.description}}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]}"),
             TimeColumn(self),
+            BarColumn(bar_width=20),
+            # What is long is folded where a terminal is narrow, so that the columns before it are not cut.
+            TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -197,7 +206,7 @@ class StageProgress:
         if self.is_done(source):
             return f"{pace.seconds if pace.weight else 0:6.1f} s"
         seconds_left = pace.seconds_left(self.totals[source][1] - self.done[source].weight)
-        return f"{self.seconds:6.1f} s" if math.isinf(seconds_left) else f"{seconds_left:6.0f} s left"
+        return f"{self.seconds:6.1f} s" if math.isinf(seconds_left) else f"{format_seconds(seconds_left)} left"
 
     def print_lines(self) -> None:
         """A plain line for each source, the same columns each time."""
@@ -207,7 +216,7 @@ class StageProgress:
 
 
 class TimeColumn(ProgressColumn):
-    """The last column of the live display: a source's time."""
+    """The column of the live display that counts a source's time."""
 
     def __init__(self, progress: StageProgress):
         super().__init__()
@@ -215,4 +224,4 @@ class TimeColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """For rich, which asks several times a second."""
-        return Text(self.progress.describe_time(task.description))
+        return Text(f"{self.progress.describe_time(task.description):>13}")

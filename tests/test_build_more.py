@@ -150,6 +150,14 @@ def test_tokens_takes_the_first_documents_in_the_order_of_places(
     assert run_verify(tmp_path / "out", "--raw", raw) == 0
 
 
+def test_tokens_that_leave_nothing_are_refused(raw, tmp_path, sample_model, run_build):
+    outcome = run_build(flags(raw, tmp_path / "out", sample_model, "--tokens 4 --workers 1"))
+    assert outcome.code == 1
+    assert "none of 32,109 training tokens taken: its share of 3 is less than its first document" in outcome.out
+    assert "--tokens: not even the first document of any source fits" in outcome.error
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
 @pytest.mark.long
 def test_more_tokens_take_the_same_documents_and_more(raw, tmp_path, sample_model, run_build):
     documents = []
