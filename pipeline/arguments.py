@@ -1,11 +1,18 @@
-"""The flags of a build."""
+"""The flags of a build, and how counts are written."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
+
+# ASCII digits and a short exponent: 1e999999999 as a fraction would fill the memory.
+COUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?(?:e\+?\d{1,2})?)([kmbt]?)", re.ASCII | re.IGNORECASE)
+COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+LONGEST_COUNT = 40
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,9 @@ class BuildArguments:
     """Stop if a larger share of a source's rows holds no document (broken JSON, no text, not UTF-8)."""
     engine: Literal["fast", "reference"] = "fast"
     """fast: gigatoken. reference: sentencepiece, tiktoken or tokenizers. The ids are the same."""
-    tokens: int | None = None
-    """Stop each source at its share of so many training tokens. Default: all there is."""
+    tokens: str | None = None
+    """Stop each source at its share of so many training tokens: 300_000_000, 1e9, 500M, 10B, 1.5T. Default: all there
+    is."""
     fetch: bool = False
     """Fetch the sources that have a manifest while they are read, rather than look for them in --raw. Sources written
     as hf://, s3://, gs:// or http(s):// always are."""
@@ -101,6 +109,11 @@ class BuildArguments:
     """Leave the work files where they are when the build is done."""
 
     @property
+    def num_tokens(self) -> int | None:
+        """--tokens as a number. Raises ValueError where it is none."""
+        return None if self.tokens is None else parse_count(self.tokens, flag="--tokens")
+
+    @property
     def raw_folder(self) -> Path:
         """Where the raw files are: a sample never goes where the real ones are expected."""
         if self.raw is not None:
@@ -116,7 +129,6 @@ def check_arguments(arguments: BuildArguments) -> None:
         "seed": (0, infinity),
         "shard_tokens": (1, infinity),
         "min_chars": (0, infinity),
-        "tokens": (1, infinity),
         "cache_gb": (0, infinity),
         "valid_fraction": (0, 1),
         "dedup_threshold": (0.5, 1),
@@ -124,6 +136,7 @@ def check_arguments(arguments: BuildArguments) -> None:
         "max_bad_fraction": (0, 1),
         "max_dup_fraction": (0, 1),
     }
+    _ = arguments.num_tokens  # raises where that is none
     if arguments.against is not None and arguments.dedup == "none":
         raise ValueError("--against drops duplicates: it goes with --dedup exact, near or slimpajama, not with none")
     if arguments.fetch and arguments.sample_mb is not None:
@@ -133,3 +146,18 @@ def check_arguments(arguments: BuildArguments) -> None:
         if value is not None and not lowest <= value <= highest:
             wanted = f"{lowest} or more" if highest == infinity else f"from {lowest} to {highest}"
             raise ValueError(f"--{name.replace('_', '-')} must be {wanted}, found {value}")
+
+
+def parse_count(text: str, *, flag: str) -> int:
+    """The whole number, 1 or more, that a person writes for a flag. Raises ValueError that names the flag.
+
+    >>> [parse_count(text, flag="--tokens") for text in ("300_000_000", "1e9", "1.5T", "20k")]
+    [300000000, 1000000000, 1500000000000, 20000]
+    """
+    written = COUNT.fullmatch(text) if len(text) <= LONGEST_COUNT else None
+    count = Fraction(written[1].replace("_", "")) * COUNT_UNITS[written[2].lower()] if written else Fraction(0)
+    if count < 1 or count.denominator != 1:
+        raise ValueError(
+            f"{flag} {text!r}: write a whole number, 1 or more, such as 300_000_000, 1e9, 20k, 500M, 10B or 1.5T"
+        )
+    return int(count)

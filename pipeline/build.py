@@ -108,15 +108,16 @@ def build(arguments: BuildArguments, console: Console) -> None:
     with folders.locked():
         if arguments.replace and is_to_be_removed(folders, plan):
             remove_build(folders, keep=[tokenizer.path for tokenizer in tokenizers.values() if tokenizer])
-        if claim(folders, plan, notice=notice):
+        is_continued = claim(folders, plan, notice=notice)
+        if is_continued:
             console.print(f"going on with the unfinished build in {folders.work}")
         save_listings(sources)
         contents = build_datasets(arguments, settings, sources, datasets, folders, console)
     seconds = time.monotonic() - started
-    how = {"executor": arguments.executor, "workers": arguments.workers}
+    how = {"executor": arguments.executor, "workers": arguments.workers, "is_continued": is_continued}
     BuildLog(folders.out / BUILD_LOG).write("finished", seconds=round(seconds, 3), **how)
     for name, content in contents.items():
-        print_summary(console, folders.out / name, content, seconds=seconds)
+        print_summary(console, folders.out / name, content, seconds=None if is_continued else seconds)
 
 
 def print_notice(console: Console, text: str) -> None:
@@ -200,6 +201,7 @@ def build_datasets(
     remove_unlisted(folders, contents)
     for name, content in contents.items():
         write_dataset_json(folders.out / name, content)
+    folders.remove_holder()
     if not arguments.keep_work:
         remove_work(folders)
     return contents

@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # started as `python pipeline/export.py`
 import tyro
 
 from pipeline.adopt import adopt
+from pipeline.arguments import parse_count
 from pipeline.catalogue import Catalogue
 from pipeline.export_copies import copy_for_hf, copy_for_litdata, copy_for_llmc, copy_for_mds
 from pipeline.export_views import (
@@ -91,8 +92,8 @@ class ExportArguments:
     """What the other program calls the tokenizer, for datatrove and nanotron."""
     interleave: bool = False
     """One stream of documents in the order of the mix, for readers that cannot mix."""
-    tokens: int | None = None
-    """About how many tokens the stream has. Default: until the first source ends."""
+    tokens: str | None = None
+    """About how many tokens the stream has: 300_000_000, 1e9, 10B. Default: until the first source ends."""
     import_from: Annotated[Path | None, tyro.conf.arg(name="import")] = None
     """A file or folder of Megatron's (.bin, .idx), datatrove's (.ds) or OLMo's (.npy) to wrap as a dataset."""
     tokenizer: str | None = None
@@ -182,10 +183,11 @@ def choose_view(arguments: ExportArguments, out: Path) -> View:
         raise ValueError(f"{catalogue.name} has no split {', '.join(missing)}: it has {', '.join(catalogue.splits)}")
     if arguments.tokens is not None and not arguments.interleave:
         raise ValueError("--tokens is the length of the stream of --interleave: give both")
+    num_tokens = None if arguments.tokens is None else parse_count(arguments.tokens, flag="--tokens")
     bring_whole(catalogue, splits)
     if arguments.interleave:
         stream = out / STREAM_FOLDER
-        catalogue = interleave(catalogue, stream, mix=mix, splits=splits, num_tokens=arguments.tokens)
+        catalogue = interleave(catalogue, stream, mix=mix, splits=splits, num_tokens=num_tokens)
         mix = dict(catalogue.content["mix"])
     return View(
         catalogue, splits, out, home=arguments.out.absolute(), is_copied=arguments.copy,

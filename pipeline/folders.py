@@ -25,7 +25,7 @@ SPANS_FOLDER = "spans"
 FETCH_FAILURE = "fetched/failure.txt"
 WORK_PARTS = ("ingest", "dedup", "records", TOKENIZER_FOLDER, SPANS_FOLDER, "listings", "fetched", FETCHED_FOLDER)
 WORK_TABLES = (TASKS_FILE, HOLDER_FILE, PLAN_FILE)  # in the order in which they are removed
-RESERVED_NAMES = (DATASET_FILE, BUILD_LOG, TOKENIZER_FOLDER, SIGNATURES_FOLDER, WORK_FOLDER, "report.html")
+RESERVED_NAMES = (DATASET_FILE, BUILD_LOG, HOLDER_FILE, TOKENIZER_FOLDER, SIGNATURES_FOLDER, WORK_FOLDER, "report.html")
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,20 @@ class Folders:
     work: Path
     datasets: tuple[str, ...] = ("",)
 
+    @property
+    def is_work_inside(self) -> bool:
+        """Whether the work folder is the usual one, in `out`, and moves with it."""
+        return self.work.resolve() == self.out.resolve() / WORK_FOLDER
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders that a build has for itself."""
+        return (self.out,) if self.is_work_inside else (self.out, self.work)
+
     def check(self, raw_folders: Mapping[str, Path]) -> None:
         """Raise ValueError where one folder lies in another, so that a build would read or remove its own files."""
         out, work = self.out.resolve(), self.work.resolve()
-        if work != out / WORK_FOLDER and (work == out or out in work.parents or work in out.parents):
+        if not self.is_work_inside and (work == out or out in work.parents or work in out.parents):
             raise ValueError(f"--work {self.work} must be a folder of its own: not --out {self.out}, in it or above it")
         for name, folder in raw_folders.items():
             for flag, path in (("--out", out), ("--work", work)):
@@ -53,28 +63,41 @@ class Folders:
         Raises ValueError that names the holder where another build is at work. Folders that stay empty are not left.
         """
         with contextlib.ExitStack() as stack:
-            for folder in dict.fromkeys((self.out, self.out if self.work == self.out / WORK_FOLDER else self.work)):
+            for folder in self.roots:
                 folder.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(folder, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise ValueError(f"another build is at work in {folder}{self._name_holder()}") from None
+                    raise ValueError(f"another build is at work in {folder}{name_holder(folder)}") from None
                 # Done before the lock is given up, and never without it: another build may have just made a folder.
                 stack.callback(remove_empty_folders, folder)
             yield
 
-    def _name_holder(self) -> str:
-        path = self.work / HOLDER_FILE
-        if not path.is_file():
-            return ""
-        holder = read_json(path)
-        return f": process {holder['process']} on {holder['host']}"
-
     def write_holder(self) -> None:
-        """Say who builds here, for whoever comes and finds it locked."""
-        write_json(self.work / HOLDER_FILE, {"process": os.getpid(), "host": socket.gethostname()})
+        """Say who builds here, for whoever comes and finds it locked, and where the work files are."""
+        work = None if self.is_work_inside else str(self.work.resolve())
+        for folder in self.roots:
+            write_json(folder / HOLDER_FILE, {"process": os.getpid(), "host": socket.gethostname(), "work": work})
+
+    def remove_holder(self) -> None:
+        """Take back what `write_holder` said."""
+        for folder in self.roots:
+            (folder / HOLDER_FILE).unlink(missing_ok=True)
+
+    def refuse_other_work(self) -> None:
+        """Raise ValueError where an unfinished build in the output folder has its work files in another place."""
+        path = self.out / HOLDER_FILE
+        if not path.is_file():
+            return
+        work = Path(read_json(path)["work"] or self.out / WORK_FOLDER)
+        if work.resolve() == self.work.resolve():
+            return
+        what = f"{self.out} holds an unfinished build, whose work files are in {work}"
+        if not (work / PLAN_FILE).is_file():
+            raise ValueError(f"{what}, but gone: choose another --out, or remove this one")
+        raise ValueError(f"{what}: --work {work} goes on with it, --replace beside that starts over")
 
     def read_plan(self) -> dict[str, Any] | None:
         """The plan of the unfinished build in the work folder, or None. Raises ValueError where it is another's."""
@@ -84,9 +107,18 @@ class Folders:
         plan = read_json(path)
         if not isinstance(plan, dict) or not {"datasets", "out", "tokenizer_files"} <= set(plan):
             raise ValueError(f"{path} is not a plan of this program: choose another --work")
-        if plan["out"] != str(self.out.resolve()):
+        if not self.is_work_inside and plan["out"] != str(self.out.resolve()):
             raise ValueError(f"{self.work} belongs to the build of {plan['out']}: choose another --work")
         return plan
+
+
+def name_holder(folder: Path) -> str:
+    """Who builds in a folder, for a person; nothing where it does not say."""
+    path = folder / HOLDER_FILE
+    if not path.is_file():
+        return ""
+    holder = read_json(path)
+    return f": process {holder['process']} on {holder['host']}"
 
 
 def refuse_foreign(folder: Path, foreign: Iterator[Path]) -> None:

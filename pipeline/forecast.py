@@ -66,8 +66,8 @@ class Forecast:
 
     def find_share(self, sample: SourceSample) -> int | None:
         """The tokens that --tokens asks of a source; None: all it has."""
-        tokens = self.arguments.tokens
-        return None if tokens is None else int(tokens * sample.source.weight)
+        tokens = self.arguments.num_tokens
+        return None if tokens is None else sample.source.find_share(tokens)
 
     def find_part(self, sample: SourceSample, number: int) -> float:
         """The part of a source's tokens that dataset `number` takes: 1 or less."""

@@ -44,13 +44,13 @@ class Tally:
         """Count rows that are not kept."""
         self.count(reason, len(rows), int(np.sum(num_bytes)))
 
-    def reserve(self, num_tokens: list[int]) -> list[np.ndarray]:
-        """Room for the ids of some documents, per tokenizer, which nobody will read."""
-        self.tokens = [before + more for before, more in zip(self.tokens, num_tokens, strict=True)]
-        return [np.empty(more, dtype) for more, dtype in zip(num_tokens, self.dtypes, strict=True)]
+    def reserve(self, most_ids: int) -> list[np.ndarray]:
+        """Room for so many ids of each tokenizer, which nobody will read."""
+        return [np.empty(most_ids, dtype) for dtype in self.dtypes]
 
-    def add(self, documents: np.ndarray, splits: np.ndarray, sketches: Sketches) -> None:
-        """Count documents that are kept."""
+    def add(self, documents: np.ndarray, splits: np.ndarray, ids: list[np.ndarray], sketches: Sketches) -> None:
+        """Count documents that are kept, and their ids."""
+        self.tokens = [before + len(more) for before, more in zip(self.tokens, ids, strict=True)]
         self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
 
     def add_short(self, keys: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from pipeline.document_batch import BAD_REASONS
 from pipeline.forecast import Forecast, list_folders
 from pipeline.forecast_sample import SourceSample
 from pipeline.held import open_held
-from pipeline.progress import format_bytes
+from pipeline.progress import format_bytes, format_seconds
 
 DIGITS = 4  # of a figure that is not exact
 FEW_DOCUMENTS = 200
@@ -63,14 +63,13 @@ def describe_contaminated(forecast: Forecast) -> Iterator[str]:
 
 def tokens_table(forecast: Forecast) -> Table:
     """Tokens and epochs, a row per source and tokenizer."""
-    goal = "all at once" if forecast.arguments.tokens is None else f"{forecast.arguments.tokens:,}"
-    goal = forecast.arguments.tokens
+    goal = forecast.arguments.num_tokens
     title = f"tokens, before dedup; shares and epochs for --tokens {goal:,}" if goal else "tokens, before dedup"
     table = make_table(title, ("source", "tokenizer"), ("tokens", "error", "weight", "share", "epochs", "output"))
     for number, tokenizer in enumerate(forecast.names):
         tokens = goal or forecast.find_one_epoch(number)[0]
         for sample in forecast.samples:
-            share = format_count(tokens * sample.source.weight, is_exact=sample.is_exact or goal is not None)
+            share = format_count(sample.source.find_share(tokens), is_exact=sample.is_exact or goal is not None)
             table.add_row(
                 sample.source.name,
                 tokenizer,
@@ -159,7 +158,7 @@ def find_warnings(forecast: Forecast) -> Iterator[str]:
     """What would stop the build, or is not as asked for."""
     for sample in forecast.samples:
         yield from find_source_warnings(forecast, sample)
-    for number, tokenizer in enumerate(forecast.names if forecast.arguments.tokens else []):
+    for number, tokenizer in enumerate(forecast.names if forecast.arguments.num_tokens else []):
         for sample in forecast.samples:
             yield from find_lack(forecast, sample, number, tokenizer)
     yield from find_full_disks(forecast)
@@ -189,7 +188,7 @@ def find_lack(forecast: Forecast, sample: SourceSample, number: int, tokenizer: 
     """Whether --tokens asks a source for more than it has."""
     share, tokens = forecast.find_share(sample), sample.estimate_tokens(number)
     if share > tokens:
-        epochs = forecast.find_epochs(sample, number, forecast.arguments.tokens)
+        epochs = forecast.find_epochs(sample, number, forecast.arguments.num_tokens)
         yield (
             f"{sample.source.name} has {format_count(tokens, is_exact=sample.is_exact)} {tokenizer} tokens before "
             f"dedup, fewer than its share of {share:,}: the build takes all, and the mix reads them {epochs:.3g} times"
@@ -246,10 +245,3 @@ def format_error(error: float | None) -> str:
     if error is None:
         return "?"
     return f"{error:.1%}" if error else "exact"
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"

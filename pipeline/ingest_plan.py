@@ -6,6 +6,7 @@ changes between two runs changes its own task and no other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,9 @@ def plan_ingest(
     encode = tuple(describe_encoding(dataset, engine=engine) for dataset in datasets)
     groups = load_groups(sources, work / TASKS_FILE)
     return [
-        make_task(source, number, group, choose_settings(source, settings, encode, contamination), work)
+        make_task(source, number, group, size_bytes, choose_settings(source, settings, encode, contamination), work)
         for source in sources
-        for number, group in enumerate(groups[source.name])
+        for number, (group, size_bytes) in enumerate(size_groups(source, groups[source.name]))
     ]
 
 
@@ -78,7 +79,9 @@ def choose_settings(
     )
 
 
-def make_task(source: PlannedSource, number: int, group: Group, settings: IngestSettings, work: Path) -> IngestTask:
+def make_task(
+    source: PlannedSource, number: int, group: Group, size_bytes: int, settings: IngestSettings, work: Path
+) -> IngestTask:
     """The task that reads a group of raw files or parts."""
     name = f"{source.name}-{number:05d}"
     failure = str(work / FETCH_FAILURE) if source.fetching else None
@@ -87,7 +90,7 @@ def make_task(source: PlannedSource, number: int, group: Group, settings: Ingest
         name=name,
         source=source.name,
         files=files,
-        size_bytes=sum(size_of(source.files[file.number], file.part) for file in files),
+        size_bytes=size_bytes,
         settings=settings,
         folder=str(work / "ingest" / name),
         fingerprint=fingerprint_task(source, files, settings),
@@ -108,11 +111,18 @@ def make_task_file(source: PlannedSource, number: int, start: int, end: int | No
     return TaskFile(number, str(source.folder / file.path), file.split, file.subset, Part(start, end), signals=signals)
 
 
-def size_of(file: RawFile, part: Part) -> int:
-    """About how many bytes of a raw file a part has: of parquet, whose parts are row groups, only the first counts."""
-    if file.path.endswith(".parquet"):
-        return file.size_bytes if part.start == 0 else 0
-    return max(0, (file.size_bytes if part.end is None else part.end) - part.start)
+def size_groups(source: PlannedSource, groups: list[Group]) -> Iterator[tuple[Group, int]]:
+    """The groups, each with about how many bytes of raw files it has; together they have all.
+
+    The parts of a file count alike: row groups are cut to be of one size, and so are bytes.
+    """
+    num_parts = Counter(number for group in groups for number, _, _ in group)
+    for group in groups:
+        size_bytes = 0
+        for number, start, _ in group:
+            share, rest = divmod(source.files[number].size_bytes, num_parts[number])
+            size_bytes += share + (rest if start == 0 else 0)
+        yield group, size_bytes
 
 
 def load_groups(sources: tuple[PlannedSource, ...], path: Path) -> dict[str, list[Group]]:

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command within two seconds, whatever it is doing. Knows nothing of what that is.
+"""Ctrl-C, or SIGTERM, ends a command within two seconds, whatever it is doing. Knows nothing of what that is.
 
 Python raises KeyboardInterrupt between two steps of its own: a sort of four million documents is one step. So a thread
 waits beside it, and ends the process where it has not ended in order. Whatever `kill -9` leaves can be gone on with.
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_TO_END_IN_ORDER = 1.5
 STOPPED = "stopped. What was finished is kept: run the same command again to continue"
 SHOW_CURSOR = "\x1b[?25h"  # a live display hides it
@@ -22,27 +23,32 @@ SHOW_CURSOR = "\x1b[?25h"  # a live display hides it
 
 @contextlib.contextmanager
 def ending_soon_on_ctrl_c() -> Iterator[None]:
-    """In the block, Ctrl-C raises KeyboardInterrupt as ever; where the block has not ended soon, the process does.
+    """In the block, Ctrl-C raises KeyboardInterrupt as ever, and SIGTERM does; where the block has not ended soon, the
+    process does.
 
     For the main thread alone: no other may say what becomes of signals.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    on_term = signal.getsignal(signal.SIGTERM)
+    if on_term is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     watcher = threading.Thread(target=watch, args=(reader,), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, on_term)
         os.close(writer)
         watcher.join()
         os.close(reader)
 
 
 def watch(reader: int) -> None:
-    """Read the signals that arrive. Returns when the pipe's other end is closed; ends the process after Ctrl-C."""
-    while (received := os.read(reader, 1)) != bytes([signal.SIGINT]):
+    """Read the signals that arrive. Returns when the pipe's other end is closed; ends the process after a stop."""
+    while (received := os.read(reader, 1)) not in [bytes([stop]) for stop in STOPS]:
         if not received:
             return
     is_said_again, _, _ = select.select([reader], [], [], SECONDS_TO_END_IN_ORDER)

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
@@ -73,12 +74,12 @@ class Executor(ABC):
         """Leave nothing running."""
 
     @abstractmethod
-    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Any]]:
-        """Each job's task and result, in the order in which they finish. Raises as `run` says."""
+    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Outcome]]:
+        """Each job's task and outcome, in the order in which they finish. Raises as `run` says."""
 
     def run(
         self, function: Callable[[Any], Any], tasks: Sequence[Task], *, records: Path
-    ) -> Iterator[tuple[Task, Any]]:
+    ) -> Iterator[tuple[Task, Outcome]]:
         """Each task with function(task), in the order in which they finish; those with a record in `records` first.
 
         function must be importable by name, its result JSON. A worker that dies is replaced, its task tried once more.
@@ -93,7 +94,7 @@ class Executor(ABC):
             if reason:
                 repeated.append(f"task {job.task.name} ({job.task.subject}): {reason}")
             if record is not None and not reason:
-                yield job.task, record["result"]
+                yield job.task, Outcome(record["result"], None)
             else:
                 unfinished.append(job)
         if repeated:
@@ -123,8 +124,8 @@ class Workers(Executor):
         for process in self.processes.values():
             process.join()
 
-    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Any]]:
-        """Each job's task and result, in the order in which they finish."""
+    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Outcome]]:
+        """Each job's task and outcome, in the order in which they finish."""
         if self.num_workers == 1 or (len(jobs) <= 1 and not self.processes):
             for job in jobs:
                 yield job.task, job.run()
@@ -143,7 +144,7 @@ class Workers(Executor):
         self.processes[ours] = process
         return ours
 
-    def _run_jobs(self, waiting: deque[Job]) -> Iterator[tuple[Task, Any]]:
+    def _run_jobs(self, waiting: deque[Job]) -> Iterator[tuple[Task, Outcome]]:
         busy: dict[Connection, Job] = {}
         for connection in self.processes:
             self._hand_out(connection, waiting, busy)
@@ -151,13 +152,13 @@ class Workers(Executor):
             for connection in wait(list(busy)):
                 job = busy.pop(connection)
                 try:
-                    outcome, value = connection.recv()
+                    kind, value = connection.recv()
                 except (EOFError, OSError):  # OSError: it died halfway through its answer
                     waiting.appendleft(self._bury(connection, job))
                     self._hand_out(self._start_one(), waiting, busy)
                     continue
                 self._hand_out(connection, waiting, busy)
-                yield job.task, check_outcome(outcome, value, job)
+                yield job.task, check_answer(kind, value, job)
 
     def _hand_out(self, connection: Connection, waiting: deque[Job], busy: dict[Connection, Job]) -> None:
         if not waiting:
@@ -185,6 +186,14 @@ def try_again(job: Job, how: str, *, notice: Callable[[str], None]) -> Job:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a finished task left. seconds: that it took; None: in an earlier run."""
+
+    result: Any
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Job:
     """A task with what is to be done to it, and where the result is recorded."""
 
@@ -193,12 +202,13 @@ class Job:
     record: Path
     has_died: bool = False  # a worker died of it once
 
-    def run(self) -> Any:
-        """The function's result. Its record is written last: a task that has one is finished."""
+    def run(self) -> Outcome:
+        """What the function leaves. Its record is written last: a task that has one is finished."""
+        began = time.monotonic()
         result = self.function(self.task)
         sizes = [path.stat().st_size for path in self.task.list_outputs(result)]
         write_json(self.record, {"fingerprint": self.task.fingerprint, "output_bytes": sizes, "result": result})
-        return result
+        return Outcome(result, time.monotonic() - began)
 
     def read_record(self) -> dict[str, Any] | None:
         """The record of the finished task, or None; empty where it is damaged."""
@@ -229,20 +239,20 @@ class Job:
 
 
 def run_job(job: Job) -> tuple[str, Any]:
-    """What becomes of a job, as a worker sends it home: for `check_outcome`."""
+    """What becomes of a job, as a worker sends it home: for `check_answer`."""
     try:
-        return "result", job.run()
+        return "outcome", job.run()
     except USER_ERRORS as error:
         return "user error", describe(error)
     except Exception:
         return "broken", traceback.format_exc()
 
 
-def check_outcome(outcome: str, value: Any, job: Job) -> Any:
-    """A job's result, or the error that a worker sent instead."""
-    if outcome == "result":
+def check_answer(kind: str, value: Any, job: Job) -> Outcome:
+    """A job's outcome, or the error that a worker sent instead."""
+    if kind == "outcome":
         return value
-    if outcome == "user error":
+    if kind == "user error":
         raise ValueError(value)
     raise RuntimeError(f"task {job.task.name} ({job.task.subject}) broke:\n{value}")
 

@@ -56,7 +56,8 @@ def select(
 ) -> Selection:
     """What the dataset, the build's `number`, takes; says what is left, or lacking.
 
-    tokens: of all documents that stay, by its tokenizer: int64, shape (sources, splits, buckets).
+    tokens: of all documents that stay, by its tokenizer: int64, shape (sources, splits, buckets). Raises ValueError
+    where nothing would be left of any source.
     """
     documents, tokens = kept.counts.copy(), tokens.copy()
     limits: list[Limit | None] = [None] * len(sources)
@@ -72,6 +73,8 @@ def select(
         taken = int(tokens[index, TRAIN].sum())
         name = f"{dataset.name}: {source.name}" if dataset.name else source.name
         notice(describe_share(name, share=share, taken=taken, total=total))
+    if dataset.described["tokens"] and not tokens[:, TRAIN].any():
+        raise ValueError("--tokens: not even the first document of any source fits into its share: ask for more")
     return Selection(number, dataset.name, out, limits, documents, tokens)
 
 
@@ -79,6 +82,10 @@ def describe_share(name: str, *, share: int, taken: int, total: int) -> str:
     """What a source gave of what it was asked for, for a person."""
     if taken == total:
         return f"{name} has {total:,} training tokens, fewer than its share of {share:,}: all are taken"
+    if share and not taken:
+        return (
+            f"{name}: none of {total:,} training tokens taken: its share of {share:,} is less than its first document"
+        )
     return f"{name}: {taken:,} of {total:,} training tokens taken (its share is {share:,}), {total - taken:,} left out"
 
 

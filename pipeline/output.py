@@ -84,6 +84,7 @@ def claim(folders: Folders, plan: Mapping[str, Any], *, notice: Callable[[str], 
     """
     there = folders.read_plan()
     if there is None:
+        folders.refuse_other_work()
         for folder in (folders.out, folders.work):
             refuse_foreign(folder, (path for path in list_files(folder) if not is_of_every_build(path.name)))
     else:
@@ -114,4 +115,4 @@ def say_changed_files(there: Mapping[str, Any], here: Mapping[str, Any], *, noti
 
 def is_of_every_build(name: str) -> bool:
     """Whether a file may lie in a folder where no build is planned: what an aborted start leaves."""
-    return name in (BUILD_LOG, HOLDER_FILE) or is_temporary(name, (PLAN_FILE,))
+    return name in (BUILD_LOG, HOLDER_FILE) or is_temporary(name, (PLAN_FILE, HOLDER_FILE))

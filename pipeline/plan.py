@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ class PlannedSource:
     source: Source
     folder: Path
     exclude: tuple[str, ...]
-    weight: float
+    exact_weight: Fraction
     files: tuple[RawFile, ...]
     fetching: Fetching | None = None
     rules: tuple[str, ...] = ()
@@ -58,6 +59,15 @@ class PlannedSource:
     def name(self) -> str:
         """The source's name."""
         return self.source.name
+
+    @property
+    def weight(self) -> float:
+        """Its share of the mix."""
+        return float(self.exact_weight)
+
+    def find_share(self, tokens: int) -> int:
+        """Its share of so many tokens of the mix, exact but for less than one."""
+        return int(tokens * self.exact_weight)
 
     @functools.cached_property
     def fingerprints(self) -> tuple[str, ...]:

@@ -78,8 +78,8 @@ def plan_datasets(
 ) -> list[DatasetPlan]:
     """What each tokenizer's dataset is decided by."""
     shares = None
-    if arguments.tokens is not None:
-        shares = {source.name: int(arguments.tokens * source.weight) for source in sources}
+    if arguments.num_tokens is not None:
+        shares = {source.name: source.find_share(arguments.num_tokens) for source in sources}
     datasets = []
     for name, tokenizer in tokenizers.items():
         rule = choose_document_rule(arguments.document_rule, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from pipeline.storage import naming, write_all
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -23,6 +28,13 @@ def format_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours: 5400 -> "90 min"."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 def make_console() -> Console:
@@ -37,10 +49,16 @@ class BuildLog:
         self.path = path
 
     def write(self, event: str, **details: Any) -> None:
-        """Append one event with the time of day."""
+        """Append one event with the time of day, whole or not at all: a full disk takes the start of a line."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        with naming(self.path), open(self.path, "ab", buffering=0) as file:
+            size_bytes = file.tell()
+            try:
+                write_all(file, data)
+            except OSError:
+                file.truncate(size_bytes)
+                raise
 
 
 def add_totals(parts: Iterable[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:
@@ -72,6 +90,37 @@ class Done:
             setattr(self, name, getattr(self, name) + value)
 
 
+@dataclass
+class Pace:
+    """How fast this run works on a source: from the start of its first task to the end of its last one so far.
+
+    What earlier runs left is not in it, nor the time in which a stage was busy with other sources.
+    """
+
+    began: float = math.inf
+    ended: float = -math.inf
+    weight: int = 0
+    num_bytes: int = 0
+
+    def add(self, done: Done, seconds: float) -> None:
+        """Count in a task that has just finished."""
+        self.ended = time.monotonic()
+        self.began = min(self.began, self.ended - seconds)
+        self.weight += done.weight
+        self.num_bytes += done.num_bytes
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return max(self.ended - self.began, 1e-3)
+
+    def seconds_left(self, weight: int) -> float:
+        """For so much more of it, counted down since the last task ended; infinite where there is no pace yet."""
+        if not self.weight:
+            return math.inf
+        return max(0.0, self.seconds * weight / self.weight - (time.monotonic() - self.ended))
+
+
 class StageProgress:
     """The progress of one stage, a line for each of its sources.
 
@@ -83,12 +132,14 @@ class StageProgress:
     ):
         self.console, self.log, self.stage, self.unit, self.totals = console, log, stage, unit, totals
         self.done = {source: Done(0, 0) for source in totals}
+        self.paces = {source: Pace() for source in totals}
         self.started = self.last_line = time.monotonic()
         self.live = Progress(
             TextColumn(f"{stage:12}{{task.description}}"),
+            TimeColumn(self),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            # What is long is folded where a terminal is narrow, so that the columns before it are not cut.
+            TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -117,37 +168,60 @@ class StageProgress:
         """Since the stage began."""
         return time.monotonic() - self.started
 
-    def advance(self, source: str, done: Done, *, task: str) -> None:
-        """Count what a finished task of a source did."""
+    def advance(self, source: str, done: Done, *, task: str, seconds: float | None) -> None:
+        """Count what a finished task of a source did. seconds: that it took; None: in an earlier run."""
         self.done[source].add(done)
-        self.log.write("task finished", stage=self.stage, task=task, **vars(done))
+        if seconds is None:
+            self.log.write("task kept", stage=self.stage, task=task, **vars(done))
+        else:
+            self.paces[source].add(done, seconds)
+            self.log.write("task finished", stage=self.stage, task=task, seconds=round(seconds, 3), **vars(done))
         self.live.update(self.lines[source], completed=self.done[source].weight, note=self.note(source))
-        is_last = all(self.done[name].units == units for name, (units, _) in self.totals.items())
+        is_last = all(map(self.is_done, self.totals))
         if not (self.console.is_terminal or is_last) and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.print_lines()
+
+    def is_done(self, source: str) -> bool:
+        """Whether all tasks of a source are finished. Not by its units alone: a file counts with its first part."""
+        done = self.done[source]
+        return (done.units, done.weight) == self.totals[source]
 
     def note(self, source: str) -> str:
         """Units, size, rate and documents of a source so far."""
         done, (units, _) = self.done[source], self.totals[source]
         parts = [f"{done.units:>6,}/{units:,} {self.unit}"]
         if done.num_bytes:
-            rate = format_bytes(done.num_bytes / max(self.seconds, 1e-3))
-            parts.append(f"{format_bytes(done.num_bytes):>8}  {rate:>8}/s")
+            pace = self.paces[source]
+            rate = f"{format_bytes(pace.num_bytes / pace.seconds)}/s" if pace.num_bytes else ""
+            parts.append(f"{format_bytes(done.num_bytes):>8}  {rate:>10}")
         if done.kept or done.dropped:
             parts.append(f"{done.kept:,} kept  {done.dropped:,} dropped")
         if done.bad:
             parts.append(f"{done.bad:,} bad rows")
         return "  ".join(parts)
 
-    def time_left(self, source: str) -> str:
-        """How long a source still takes at the stage's rate so far, or how long the stage took."""
-        weight, total = self.done[source].weight, self.totals[source][1]
-        if weight >= total or not weight:
-            return f"{self.seconds:6.1f} s"
-        return f"{self.seconds * (total - weight) / weight:6.0f} s left"
+    def describe_time(self, source: str) -> str:
+        """How long a source still takes at its pace so far, or, once it is done, took; until then how long it waits."""
+        pace = self.paces[source]
+        if self.is_done(source):
+            return f"{pace.seconds if pace.weight else 0:6.1f} s"
+        seconds_left = pace.seconds_left(self.totals[source][1] - self.done[source].weight)
+        return f"{self.seconds:6.1f} s" if math.isinf(seconds_left) else f"{format_seconds(seconds_left)} left"
 
     def print_lines(self) -> None:
         """A plain line for each source, the same columns each time."""
         self.last_line = time.monotonic()
         for source in self.totals:
-            self.console.print(f"{self.stage:12}{source:16}{self.note(source)}  {self.time_left(source)}")
+            self.console.print(f"{self.stage:12}{source:16}{self.note(source)}  {self.describe_time(source)}")
+
+
+class TimeColumn(ProgressColumn):
+    """The column of the live display that counts a source's time."""
+
+    def __init__(self, progress: StageProgress):
+        super().__init__()
+        self.progress = progress
+
+    def render(self, task: Task) -> Text:
+        """For rich, which asks several times a second."""
+        return Text(f"{self.progress.describe_time(task.description):>13}")

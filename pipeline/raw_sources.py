@@ -69,7 +69,7 @@ def find_source(entry: MixEntry, places: RawPlaces, *, may_be_gone: bool, notice
     folder = places.find_folder(source.name, is_fetched=is_fetched)
     if origin is not None and not is_fetched:
         folder = Path(origin.address)
-    planned = PlannedSource(source, folder, entry.exclude, entry.weight, (), rules=entry.choice.rules)
+    planned = PlannedSource(source, folder, entry.exclude, entry.exact_weight, (), rules=entry.choice.rules)
     if (is_fetched and may_be_gone) or not (is_fetched or folder.is_dir()):
         return planned
     if is_fetched:

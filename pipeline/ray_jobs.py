@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.jobs import Executor, Job, Task, check_outcome, run_job, try_again
+from pipeline.jobs import Executor, Job, Outcome, Task, check_answer, run_job, try_again
 
 PROJECT = Path(__file__).absolute().parent.parent
 SECONDS_TO_ANSWER = 5
@@ -57,8 +57,8 @@ class RayWorkers(Executor):
         self.busy.clear()
         self.ray.shutdown()
 
-    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Any]]:
-        """Each job's task and result, in the order in which they finish."""
+    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Outcome]]:
+        """Each job's task and outcome, in the order in which they finish."""
         for folder in {job.record.parent for job in jobs}:
             folder.mkdir(parents=True, exist_ok=True)  # by which a machine sees that it shares our storage
         waiting = deque(jobs)
@@ -67,12 +67,12 @@ class RayWorkers(Executor):
             finished, _ = self.ray.wait(list(self.busy), timeout=SECONDS_BETWEEN_LOOKS)
             for reference in finished:
                 job = self.busy.pop(reference)
-                outcome, value = self._receive(reference)
-                if outcome == "death":
+                kind, value = self._receive(reference)
+                if kind == "death":
                     waiting.appendleft(try_again(job, value, notice=self.notice))
                     continue
                 self._hand_out(waiting)
-                yield job.task, check_outcome(outcome, value, job)
+                yield job.task, check_answer(kind, value, job)
 
     def _hand_out(self, waiting: deque[Job]) -> None:
         num_wanted = max(1, self._count_cpus())  # with none, one task waits in Ray for a machine to come
@@ -84,7 +84,7 @@ class RayWorkers(Executor):
         return int(self.ray.cluster_resources().get("CPU", 0))
 
     def _receive(self, reference: Any) -> tuple[str, Any]:
-        """A job's outcome, which is "death" with how it came about where the worker did not live to tell."""
+        """A worker's answer, which is "death" with how it came about where the worker did not live to tell."""
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayError as error:

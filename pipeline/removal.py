@@ -43,6 +43,7 @@ def remove_build(folders: Folders, *, keep: list[Path]) -> None:
     dataset.json goes first: from then on there is no finished dataset. keep: the tokenizer files of the coming build.
     Raises ValueError, before anything is removed, where the folders hold files that no build made, or `keep`.
     """
+    folders.refuse_other_work()
     parts = name_parts(folders)
     ours = [path for path in list_files(folders.out) if is_ours(path.relative_to(folders.out), parts)]
     inside_work = [path for path in list_files(folders.work) if is_work_file(path.relative_to(folders.work))]
@@ -102,7 +103,8 @@ def is_ours(path: Path, parts: Mapping[str, DatasetParts]) -> bool:
     top, *rest = path.parts
     if top in parts and rest:  # a dataset among several
         return is_of_dataset(Path(*rest), parts[top])
-    return top != WORK_FOLDER and (path.name == HOLDER_FILE and not rest or is_of_dataset(path, parts[""]))
+    is_holder = not rest and (top == HOLDER_FILE or is_temporary(top, (HOLDER_FILE,)))
+    return top != WORK_FOLDER and (is_holder or is_of_dataset(path, parts[""]))
 
 
 def is_of_dataset(path: Path, parts: DatasetParts) -> bool:
@@ -158,6 +160,7 @@ def remove_work(folders: Folders) -> None:
     """Remove the work files; the plan goes last, so that a half-removed folder is still known as ours."""
     for name in WORK_PARTS:
         shutil.rmtree(folders.work / name, ignore_errors=True)
+    folders.remove_holder()
     for name in WORK_TABLES:
         (folders.work / name).unlink(missing_ok=True)
     remove_empty_folders(folders.work)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipeline import slimpajama
 from pipeline.document_batch import text_buffers
 from pipeline.minhash import KEY_BITS, NUM_BANDS, NUM_PERMUTATIONS, NUM_TRACES, sign_documents
-from pipeline.storage import naming
+from pipeline.storage import naming, write_all
 
 NUMBER_BITS = 64 - KEY_BITS  # a run must have fewer documents than 2**24
 KEYED = np.dtype([("key", "<u8"), ("number", "<u8")])
@@ -136,7 +136,5 @@ def sort_keys(keys: np.ndarray, numbers: np.ndarray, recipe: Recipe) -> np.ndarr
 
 def write_records(file: BinaryIO, records: np.ndarray) -> None:
     """Append an array's bytes to an unbuffered file, naming it where the disk refuses."""
-    left = memoryview(np.ascontiguousarray(records).reshape(-1).view(np.uint8))
     with naming(Path(file.name)):
-        while left:
-            left = left[file.write(left) :]
+        write_all(file, np.ascontiguousarray(records).reshape(-1).view(np.uint8))

@@ -105,6 +105,13 @@ def write_file(path: Path, buffers: Iterable[Any]) -> None:
             file.write(buffer)
 
 
+def write_all(file: BinaryIO, buffer: Any) -> None:
+    """Write all of a bytes-like buffer to an unbuffered file, which may take it piece by piece."""
+    left = memoryview(buffer)
+    while left:
+        left = left[file.write(left) :]
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Save an array as numpy does (.npy), whole or not at all. np.save would hide the system's error of a full disk."""
     header = io.BytesIO()

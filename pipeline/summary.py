@@ -23,7 +23,19 @@ from pipeline.folders import BUILD_LOG
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import read_dataset_json
 
-COLUMNS = ("read", "kept", "excluded", "short", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
+# Every outcome, so that a row adds up: read is the sum of the others.
+COLUMNS = (
+    "read",
+    "kept",
+    "excluded",
+    "short",
+    "contaminated",
+    "duplicate_exact",
+    "duplicate_near",
+    "beyond_tokens",
+    "bad",
+)
+ALWAYS_SHOWN = ("read", "kept", "short", "duplicate_exact", "duplicate_near", "bad")
 
 
 @dataclass(frozen=True)
@@ -39,17 +51,19 @@ def main() -> None:
     arguments = tyro.cli(SummaryArguments)
     try:
         content = read_dataset_json(arguments.dataset)
+        seconds = read_build_seconds(arguments.dataset)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print_summary(make_console(), arguments.dataset, content, seconds=read_build_seconds(arguments.dataset))
+    print_summary(make_console(), arguments.dataset, content, seconds=seconds)
 
 
 def read_build_seconds(out: Path) -> float | None:
-    """How long the last build took, by its log; None where the log is gone."""
+    """How long the build took, by its log; None where the log is gone, or the build was stopped and went on."""
     path = out / BUILD_LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     events = [json.loads(line) for line in lines]
-    return next((event["seconds"] for event in reversed(events) if event["event"] == "finished"), None)
+    last = next((event for event in reversed(events) if event["event"] == "finished"), None)
+    return None if last is None or last.get("is_continued") else last["seconds"]
 
 
 def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, seconds: float | None) -> None:
@@ -86,10 +100,15 @@ def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, se
 
 
 def documents_table(sources: Mapping[str, Any]) -> Table:
-    """Documents by outcome, a row per source."""
+    """Documents by outcome, a row per source; outcomes that only some builds have are shown where there are any."""
+    columns = [
+        column
+        for column in COLUMNS
+        if column in ALWAYS_SHOWN or any(source["counts"][column]["documents"] for source in sources.values())
+    ]
     table = Table(title="documents")
     table.add_column("source")
-    for column in ("raw files", "text", *COLUMNS):
+    for column in ("raw files", "text", *columns):
         table.add_column(column.replace("_", " "), justify="right")
     for name, source in sources.items():
         counts = source["counts"]
@@ -97,7 +116,7 @@ def documents_table(sources: Mapping[str, Any]) -> Table:
             name,
             f"{len(source['raw_files']):,}",
             format_bytes(counts["read"]["bytes"]),
-            *(f"{counts[column]['documents']:,}" for column in COLUMNS),
+            *(f"{counts[column]['documents']:,}" for column in columns),
         )
     return table
 

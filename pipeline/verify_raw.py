@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,13 @@ class SourceCheck:
         )
         if self.settings.rules:
             files = attach_signals(files, lambda path: (raw / path).is_file())
-        planned = PlannedSource(self.source.source, raw, self.settings.exclude, 0.0, files)
+        planned = PlannedSource(self.source.source, raw, self.settings.exclude, Fraction(0), files)
         if hash_texts(planned.fingerprints) != self.source.settings["raw_files"][self.source.name]:
             yield f"{raw}: the raw files are not those of which settings.raw_files holds the digest"
         for number in range(len(files)):
             yield from self.verify_file(make_task_file(planned, number, WHOLE.start, WHOLE.end))
         claimed = self.source.entry["counts"]["kept"]["bytes"]
-        if self.num_kept_bytes != claimed:
-            found = self.num_kept_bytes
+        if (found := self.num_kept_bytes) != claimed:
             yield f"{self.source.name}: the documents kept have {found:,} bytes, dataset.json says {claimed:,}"
 
     def verify_file(self, file: TaskFile) -> Iterator[str]:

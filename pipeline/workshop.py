@@ -49,10 +49,10 @@ class Workshop:
         """
         results = {}
         with StageProgress(self.console, self.log, stage, unit=unit, totals=totals) as progress:
-            for task, result in self.workers.run(function, tasks, records=self.work / "records" / stage / folder):
-                results[task.name] = result
-                source, done = describe(task, result)
-                progress.advance(source, done, task=task.name)
+            for task, outcome in self.workers.run(function, tasks, records=self.work / "records" / stage / folder):
+                results[task.name] = outcome.result
+                source, done = describe(task, outcome.result)
+                progress.advance(source, done, task=task.name, seconds=outcome.seconds)
         return results
 
 

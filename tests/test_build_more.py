@@ -150,6 +150,14 @@ def test_tokens_takes_the_first_documents_in_the_order_of_places(
     assert run_verify(tmp_path / "out", "--raw", raw) == 0
 
 
+def test_tokens_that_leave_nothing_are_refused(raw, tmp_path, sample_model, run_build):
+    outcome = run_build(flags(raw, tmp_path / "out", sample_model, "--tokens 4 --workers 1"))
+    assert outcome.code == 1
+    assert "none of 32,109 training tokens taken: its share of 3 is less than its first document" in outcome.out
+    assert "--tokens: not even the first document of any source fits" in outcome.error
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
 @pytest.mark.long
 def test_more_tokens_take_the_same_documents_and_more(raw, tmp_path, sample_model, run_build):
     documents = []
@@ -203,6 +211,19 @@ def test_a_bad_row_in_a_later_part_is_named_by_its_row_in_the_file(tmp_path, sam
     write_rows(tmp_path / "raw/web/big.jsonl", [{"text": "good " * 40}] * 200 + [b"{"] * 40)
     outcome = run_build(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} --workers 1")
     assert outcome.code == 1 and "big.jsonl row 200: bad_json" in outcome.error
+
+
+def test_bad_rows_at_the_start_of_a_huge_table_stop_no_build_that_has_few(
+    tmp_path, sample_model, run_build, monkeypatch
+):
+    monkeypatch.setattr("pipeline.ingest_plan.SMALLEST_TASK_BYTES", 2000)
+    monkeypatch.setattr("pipeline.ingest_plan.LARGEST_TASK_BYTES", 2000)
+    texts = [None] * 20 + [f"{number} " + "mill " * (number % 80) for number in range(3980)]
+    (tmp_path / "raw/web").mkdir(parents=True)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "raw/web/big.parquet", row_group_size=200)  # 10 % of the first
+    outcome = run_build(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} --workers 1")
+    assert outcome.code == 0, outcome.error
+    assert read_shards(tmp_path / "out")[0]["sources"]["web"]["counts"]["bad"]["documents"] == 20
 
 
 # --- what changes between two runs

@@ -169,7 +169,7 @@ def test_the_stream_keeps_every_document_whole_and_the_mix_all_along(run, packed
 
 
 def test_a_stream_ends_after_its_tokens_and_names_its_raw_files(run):
-    out = run("olmo", interleave=True, tokens=2000)
+    out = run("olmo", interleave=True, tokens="2k")
     content = read_dataset_json(out / "stream")
     split = content["sources"]["interleaved"]["splits"]["train"]
     assert 2000 <= split["tokens"] < 2200
@@ -177,7 +177,7 @@ def test_a_stream_ends_after_its_tokens_and_names_its_raw_files(run):
     table = pq.read_table(out / "stream/interleaved/train/shard-00000.docs.parquet").to_pydict()
     assert {raw_files[number].split("/")[0] for number in table["raw_file"]} == {"web", "code"}
     with pytest.raises(ValueError, match="with this mix source 'code' ends after"):
-        run("olmo", out=out.with_name("more"), interleave=True, tokens=10**6)
+        run("olmo", out=out.with_name("more"), interleave=True, tokens="1e6")
 
 
 def test_copies_instead_of_links_for_storage_without_links(run):

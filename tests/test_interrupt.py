@@ -41,8 +41,10 @@ def test_a_command_in_the_middle_of_one_long_step_ends_within_two_seconds():
     assert any(interrupt_deaf() < 2 for _ in range(2))  # other work may hold this machine up, hardly twice in a row
 
 
-def test_a_command_that_listens_ends_in_order_and_signals_are_as_before():
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_listens_ends_in_order_and_signals_are_as_before(stop):
+    before = signal.getsignal(stop)
     with pytest.raises(KeyboardInterrupt), ending_soon_on_ctrl_c():
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), stop)
         time.sleep(60)
-    assert signal.set_wakeup_fd(-1) == -1
+    assert signal.set_wakeup_fd(-1) == -1 and signal.getsignal(stop) is before

@@ -49,7 +49,8 @@ def run(names, folder, workers):
     said = []
     steps = [Step(name, str(folder)) for name in names]
     with Workers(workers, notice=said.append) as pool:
-        return {task.name: result for task, result in pool.run(act, steps, records=folder / "records")} | {"said": said}
+        finished = pool.run(act, steps, records=folder / "records")
+        return {task.name: outcome.result for task, outcome in finished} | {"said": said}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

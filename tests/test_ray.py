@@ -164,7 +164,8 @@ def run_steps(cluster, names, folder):
     said = []
     steps = [Step(name, str(folder)) for name in names]
     with RayWorkers(cluster.address, notice=said.append) as pool:
-        return {task.name: result for task, result in pool.run(act, steps, records=folder / "records")} | {"said": said}
+        finished = pool.run(act, steps, records=folder / "records")
+        return {task.name: outcome.result for task, outcome in finished} | {"said": said}
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """What a build finds when it starts: another build, files that are gone, cut or changed, folders it may not use."""
 
 import os
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -65,6 +66,49 @@ def test_a_second_build_names_the_first_and_goes_on_at_once_when_that_is_killed(
     assert f"another build is at work in {tmp_path}/out: process {first.process.pid} on " in second.error
     third = run_build(arguments)
     assert third.code == 0 and "going on with the unfinished build" in third.out
+
+
+def test_a_second_build_with_another_work_folder_names_the_first_too(raw, tmp_path, sample_model, run_build):
+    folders = Folders(tmp_path / "out", tmp_path / "elsewhere")
+    with folders.locked():
+        folders.write_holder()
+        for more in ("", f"--work {tmp_path}/third"):
+            outcome = run_build(one_worker(raw, tmp_path / "out", sample_model, more))
+            assert f"at work in {tmp_path}/out: process {os.getpid()} on " in outcome.error
+        outcome = run_build(one_worker(raw, tmp_path / "other", sample_model, f"--work {tmp_path}/elsewhere"))
+        assert f"at work in {tmp_path}/elsewhere: process {os.getpid()} on " in outcome.error
+
+
+@pytest.mark.parametrize(("first", "second"), [("", "w"), pytest.param("w", "v", marks=pytest.mark.long)])
+def test_an_unfinished_build_says_where_its_work_files_are(
+    raw, tmp_path, sample_model, run_build, monkeypatch, first, second
+):
+    first, second = (f"--work {tmp_path}/{name}" if name else "" for name in (first, second))
+    with killed_at(monkeypatch, "pipeline.stages.run_pack", call=3):
+        run_build(one_worker(raw, tmp_path / "out", sample_model, first))
+    work = tmp_path / "w" if first else tmp_path / "out/work"
+    said = f"an unfinished build, whose work files are in {work}: --work {work} goes on with it"
+    for more in ("", "--replace"):
+        assert said in run_build(one_worker(raw, tmp_path / "out", sample_model, f"{second} {more}")).error
+    assert run_build(one_worker(raw, tmp_path / "out", sample_model, f"--work {work}")).code == 0
+    assert not work.exists() and not list(tmp_path.rglob("holder.json"))
+
+
+def test_an_unfinished_build_whose_work_folder_is_gone_says_so(raw, tmp_path, sample_model, run_build, monkeypatch):
+    with killed_at(monkeypatch, "pipeline.stages.run_pack", call=3):
+        run_build(one_worker(raw, tmp_path / "out", sample_model, f"--work {tmp_path}/w"))
+    shutil.rmtree(tmp_path / "w")
+    outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert f"whose work files are in {tmp_path}/w, but gone" in outcome.error
+
+
+def test_an_unfinished_build_may_be_moved(raw, tmp_path, sample_model, run_build, monkeypatch):
+    run_build(one_worker(raw, tmp_path / "whole", sample_model))
+    leave_unfinished(raw, tmp_path / "out", sample_model, run_build, monkeypatch)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    outcome = run_build(one_worker(raw, tmp_path / "moved", sample_model))
+    assert outcome.code == 0 and "going on" in outcome.out and "done again" not in outcome.out
+    assert hashes(tmp_path / "moved") == hashes(tmp_path / "whole")
 
 
 # --- killed between two steps
@@ -136,7 +180,7 @@ def leave_unfinished(raw, out, model, run_build, monkeypatch):
         ("web/train/shard-00000.docs.parquet", "shard-00000.docs.parquet is gone"),
         ("notes/drops/drops-00000.parquet", "drops-00000.parquet is gone"),
         ("work/tasks.json", ""),
-        ("work/holder.json", ""),
+        ("holder.json", ""),
     ],
 )
 def test_an_unfinished_build_makes_again_what_it_lost(raw, tmp_path, sample_model, run_build, monkeypatch, lost, said):
