@@ -44,10 +44,10 @@ from model.loss import IGNORED
 from pipeline.dataset import PackedDataset
 from pipeline.progress import make_console
 from train.config import TrainConfig, load_recipe
-from train.data import document_mask_of
+from train.data import RankReader, document_mask_of
 from train.distributed import resolve_device, start_ranks, stop_ranks
 from train.hardware import device_name, flops_utilization, peak_flops
-from train.loop import count_step, log, measure, open_reader, train_step
+from train.loop import count_step, log, measure, train_step
 from train.metrics import Meter
 from train.optim import clip_gradients, update_weights
 from train.run import Run, start_run
@@ -124,8 +124,9 @@ def open_run(config: TrainConfig) -> Run:
 
 def run_steps(run: Run, *, num_steps: int) -> Iterator[None]:
     """What train/loop.py does in each step, one step for each value."""
-    stop, meter, reader = StopRequest(world_size=run.placement.world_size), Meter(), open_reader(run)
-    for batch in meter.watch(reader.read_steps(run.progress.position, num_steps=num_steps)):
+    stop, meter = StopRequest(world_size=run.placement.world_size), Meter()
+    reader = RankReader(run.dataset, run.config, run.placement)
+    for batch in meter.watch(reader.read_steps(run.manifest.position, num_steps=num_steps)):
         loss, grad_norm = train_step(run, batch, learning_rate=run.config.learning_rate / 10, stop=stop)
         count_step(run)
         if run.step % run.config.log_every == 0:
@@ -266,12 +267,12 @@ def time_cpu(step: Callable[[], Any], *, num_steps: int) -> float:
 
 def without_mask(run: Run) -> Run:
     """The same run with documents that see each other, as the peer has it."""
-    return replace(run, config=replace(run.config, document_mask=False), progress=replace(run.progress))
+    return replace(run, config=replace(run.config, document_mask=False))
 
 
 def model_alone(run: Run) -> Callable[[], None]:
     """One step of the model on a batch that is at hand: forward, backward, clip, update."""
-    (micro_batch,) = open_reader(run).read_step(0)
+    (micro_batch,) = RankReader(run.dataset, run.config, run.placement).read_step(0)
     on_device = micro_batch.to(run.placement.device)
     documents = document_mask_of(on_device, backend=run.model.attention_backend)
     none_skipped = torch.tensor(False)
