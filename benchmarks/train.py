@@ -61,7 +61,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "attention sdpa": {"attention": "sdpa"},
     "attention varlen": {"attention": "varlen"},
     "attention flash": {"attention": "flash"},
-    "no document mask": {"document_mask": False},
+    "no document mask": {"document_mask": "off"},
     "no compile": {"compile": "off"},
     "torch's linear_cross_entropy": {"loss": "torch"},
     "all logits at once": {"loss": "plain"},
@@ -267,7 +267,7 @@ def time_cpu(step: Callable[[], Any], *, num_steps: int) -> float:
 
 def without_mask(run: Run) -> Run:
     """The same run with documents that see each other, as the peer has it."""
-    return replace(run, config=replace(run.config, document_mask=False))
+    return replace(run, config=replace(run.config, document_mask="off"))
 
 
 def model_alone(run: Run) -> Callable[[], None]:

@@ -9,9 +9,9 @@ from train_fixtures import SMALL_MODEL, train, two_sources, write_dataset
 
 from train import export, ledger, plot
 from train.config import load_recipe
-from train.forecast import estimate_memory, estimate_times, plot_schedule
 from train.main import main
 from train.manifest import find_checkpoints, read_manifest
+from train.preflight import estimate_memory, estimate_times, plot_schedule
 from train.watching import flatten
 
 GIB = 1 << 30

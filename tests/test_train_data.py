@@ -28,7 +28,9 @@ def dataset(tmp_path):
 
 
 def reader_of(dataset, rank=0, world_size=1, has_mask=True):
-    config = TrainConfig(seq_len=16, tokens_per_step=8 * 16, micro_batch_size=2, document_mask=has_mask)
+    config = TrainConfig(
+        seq_len=16, tokens_per_step=8 * 16, micro_batch_size=2, document_mask="on" if has_mask else "off"
+    )
     return RankReader(dataset, config, Placement(rank, world_size, torch.device("cpu")))
 
 

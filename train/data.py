@@ -200,7 +200,9 @@ class RankReader:
 
     def _read(self, positions: np.ndarray) -> MicroBatch:
         has_bos_fill = "bos-fill" in self.config.mistakes
-        batch = read_micro_batch(self.dataset, positions, has_mask=self.config.document_mask, has_bos_fill=has_bos_fill)
+        batch = read_micro_batch(
+            self.dataset, positions, has_mask=self.config.document_mask == "on", has_bos_fill=has_bos_fill
+        )
         return batch.pin_memory() if self.placement.device.type == "cuda" else batch
 
     def read_steps(self, position: int, *, num_steps: int) -> Iterator[list[MicroBatch]]:

@@ -88,7 +88,7 @@ def _chunk_loss(
 ) -> Tensor:
     """The loss summed over the real targets of these positions."""
     readable = np.minimum(positions, source.num_windows - 1)
-    batch = read_micro_batch(source.dataset, readable, has_mask=config.document_mask)
+    batch = read_micro_batch(source.dataset, readable, has_mask=config.document_mask == "on")
     batch = batch.to(device)
     is_filler = torch.from_numpy(positions >= source.num_windows).to(device)
     targets = batch.targets.masked_fill(is_filler[:, None], IGNORED)

@@ -1,6 +1,8 @@
-"""Loss curves of one or more runs as a PNG.
+"""What came of one or more runs: a summary of each, and their loss curves as a PNG.
 
-python train/plot.py runs/demo runs/other --out loss.png
+    python train/plot.py runs/demo runs/other --out loss.png
+
+With --require-fall the exit code is 1 unless every loss fell to that share of where it began: `make demo` asks for it.
 """
 
 import sys
@@ -14,31 +16,37 @@ if __package__ in (None, ""):  # started as `python train/plot.py`
 
 import tyro
 
-from train.metrics import Record, read_metrics
+from train.metrics import Record, last_loss, read_metrics, summarise
 
 
 @dataclass(frozen=True)
 class PlotFlags:
-    """Draw the loss of training runs over their tokens."""
+    """Say what came of training runs, and draw their loss over their tokens."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The runs' folders."""
     out: Path = Path("loss.png")
     """The picture."""
+    require_fall: float | None = None
+    """Exit with 1 unless the last loss of each run is at most this share of its first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     flags = tyro.cli(PlotFlags, args=arguments)
     try:
-        draw({run.name: read_run(run) for run in flags.runs}, flags.out)
+        runs = {name: read_run(run) for name, run in zip(short_names(flags.runs), flags.runs, strict=True)}
+        for name, records in runs.items():
+            print(name, *summarise(records), sep="\n")
+        draw(runs, flags.out)
+        print(f"drawn   {flags.out}")
+        refuse_height(runs, share=flags.require_fall)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
         print(f"error: {error}: pip install 'tokenmill[log]'", file=sys.stderr)
         return 1
-    print(f"saved   {flags.out}")
     return 0
 
 
@@ -48,6 +56,20 @@ def read_run(run: Path) -> list[Record]:
     if not records:
         raise ValueError(f"{run} holds no metrics: is it the folder of a training run?")
     return records
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """The runs' names: those of their folders, or where two are alike, as they were given."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def refuse_height(runs: dict[str, list[Record]], *, share: float | None) -> None:
+    """Raises ValueError where the loss of a run did not fall to a share of its first."""
+    for name, records in runs.items():
+        first, last = records[0]["loss"], last_loss(records)
+        if share is not None and not last <= share * first:  # not a number fails too
+            raise ValueError(f"the loss of {name} did not fall to {share:g} of {first:.4f}: {last:.4f}")
 
 
 def curves_of(records: Sequence[Record]) -> dict[str, tuple[list[int], list[float]]]:

@@ -11,14 +11,13 @@ from model.attention import choose_backend
 from model.config import ModelConfig
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
-from train.checkpoint import choose_checkpoint, load_checkpoint
+from train.checkpoint import Saver, choose_checkpoint, load_checkpoint
 from train.config import TrainConfig, save_config
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
 from train.manifest import Manifest, carry_on, find_checkpoints, list_changes, read_manifest, refuse_other_run
-from train.metrics import cut_metrics, format_validation, read_metrics
+from train.metrics import cut_metrics, read_metrics, summarise
 from train.optim import build_optimizer, weight_norm
-from train.saver import Saver
 
 LARGEST_NUM_ROLLBACKS = 3
 """So often a run goes back to the same checkpoint."""
@@ -121,7 +120,7 @@ def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
         placement.say(f"source  {line}")
     placement.say(
         f"model   {run.model_config.num_parameters():,} parameters  vocabulary {run.model_config.vocab_size:,}"
-        f"  attention {run.model.attention_backend}  document mask {'on' if config.document_mask else 'off'}"
+        f"  attention {run.model.attention_backend}  document mask {config.document_mask}"
     )
     placement.say(
         f"run     {config.out}  {config.num_steps:,} steps of {config.tokens_per_step:,} tokens"
@@ -179,17 +178,9 @@ def not_finite(run: Run, finding: str) -> AlikeError:
 
 
 def report(run: Run) -> None:
-    """Say what came of the run: the first and last loss, tokens per source, where everything is."""
-    if run.placement.rank:
-        return
-    records = read_metrics(run.metrics_path)
-    if not records:
-        return
-    last = records[-1]
-    trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.manifest.tokens_per_source.items())
-    for name, record in (("first", records[0]), ("last", last)):
-        print(f"{name:5}   loss {record['loss']:.4f} at step {record['step']:,}")
-    if "valid_loss" in last:
-        print(format_validation(last["valid_loss"]))
-    print(f"tokens  {last['tokens']:,}: {trained}")
-    print(f"saved   {find_checkpoints(run.config.out)[-1]}  metrics {run.metrics_path}", flush=True)
+    """Say what came of the run, and where everything is."""
+    records = [] if run.placement.rank else read_metrics(run.metrics_path)
+    if records:
+        trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.manifest.tokens_per_source.items())
+        print(*summarise(records), f"tokens  {trained}", sep="\n")
+        print(f"saved   {find_checkpoints(run.config.out)[-1]}  metrics {run.metrics_path}", flush=True)
