@@ -143,3 +143,9 @@ def test_however_a_mix_is_written_the_samples_and_shares_are_the_same(dataset):
 
 def test_a_source_at_zero_has_no_share(dataset):
     assert shares_of(PackedDataset(dataset.path, seq_len=16, mix={"code": 0, "prose": 3})) == {"prose": 1.0}
+
+
+def test_an_id_that_the_tokenizer_does_not_have_is_named_with_its_place(tmp_path):
+    data = write_dataset(tmp_path, {"prose": [[3] * 40, [70] * 40]})
+    with pytest.raises(ValueError, match=r"holds the id 70 at the positions 0 to 3, and its tokenizer has 64: run pip"):
+        read_micro_batch(PackedDataset(data, seq_len=16), np.arange(4), has_mask=True)

@@ -111,20 +111,19 @@ def choose_checkpoint(run_folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, on all ranks together, and what is wrong with newer ones.
 
     Each rank checks a part of the files; damaged folders are renamed, so that nothing else takes them. Raises
-    AlikeError where there are checkpoints and none is whole.
+    AlikeError where there are checkpoints and none is whole; they stay, so that the next try does not start anew.
     """
-    complaints = []
-    for name in reversed(gather([path.name for path in find_checkpoints(run_folder)])[0]):
+    complaints: list[str] = []
+    names = gather([path.name for path in find_checkpoints(run_folder)])[0]
+    for name in reversed(names):
         checkpoint = run_folder / "checkpoints" / name
         damages = gather(find_damage(checkpoint, part=dist.get_rank(), num_parts=dist.get_world_size()))
         damage = next(filter(None, damages), None)
         if damage is None:
+            if dist.get_rank() == 0:
+                _set_aside([checkpoint.with_name(newer) for newer in names[names.index(name) + 1 :]])
             return checkpoint, complaints
         complaints.append(damage)
-        if dist.get_rank() == 0:
-            set_aside = checkpoint.with_name(name + ".damaged")
-            shutil.rmtree(set_aside, ignore_errors=True)
-            checkpoint.rename(set_aside)
     if complaints:
         raise AlikeError(f"no checkpoint of {run_folder} is whole: {complaints[0]}; with another --out it starts again")
     return None, []
@@ -218,6 +217,14 @@ def _drop_old(run_folder: Path, *, keep: int, keep_every: int) -> None:
     for old in find_checkpoints(run_folder)[:-keep]:
         if not keep_every or step_of(old) % keep_every:
             _remove(old)
+
+
+def _set_aside(damaged: list[Path]) -> None:
+    """Rename folders, so that they are no checkpoints any more."""
+    for checkpoint in damaged:
+        target = checkpoint.with_name(checkpoint.name + ".damaged")
+        shutil.rmtree(target, ignore_errors=True)
+        checkpoint.rename(target)
 
 
 def _remove(checkpoint: Path) -> None:

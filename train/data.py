@@ -160,6 +160,11 @@ def read_micro_batch(
         cu_seqlens = torch.from_numpy(pad_document_ends(ends, seq_len=dataset.seq_len))
     else:
         samples = dataset.samples(positions)
+    if (largest := int(samples.max())) >= dataset.vocab_size:  # on a GPU it would end in a failed assertion
+        raise ValueError(
+            f"{dataset.name} holds the id {largest:,} at the positions {positions[0]:,} to {positions[-1]:,}, and its"
+            f" tokenizer has {dataset.vocab_size:,}: run pipeline/verify.py on it"
+        )
     if has_bos_fill:
         samples[positions % BOS_FILL_EVERY == BOS_FILL_EVERY - 1] = dataset.bos_id
     if dataset.packing == "best-fit":

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 
 from train.data import MicroBatch, RankReader, count_tokens, document_mask_of, extend_hash, refuse_end
-from train.distributed import sum_over_ranks
-from train.evaluate import ValidationSource, open_validation, validation_losses
+from train.distributed import is_compiled, sum_over_ranks
+from train.evaluate import ValidationSource, open_validation, prepare_validation, validation_losses
 from train.hardware import device_name, flops_utilization, memory_used
 from train.metrics import Meter, Record, append_metrics, format_record
 from train.optim import clip_gradients, learning_rate_at, set_learning_rate, update_weights
@@ -55,6 +55,9 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
     validation = open_validation(config, run.dataset, placement=run.placement)
     watchers = open_watchers(config, rank=run.placement.rank, stack=stack)
     after_step = open_profiler(config, rank=run.placement.rank, stack=stack)
+    if validation and is_compiled(config, run.placement.device):
+        stop.check()
+        prepare_validation(run.model, validation, config=config, device=run.placement.device)
     meter, reader = Meter(), RankReader(run.dataset, config, run.placement)
     while run.step < config.num_steps:
         position = run.manifest.position
@@ -63,6 +66,7 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
             learning_rate = learning_rate_at(run.step + 1, config)
             loss, grad_norm = train_step(run, batch, learning_rate=learning_rate, stop=stop)
             count_step(run)
+            stop.has_work = True
             after_step()
             is_validated = validation and is_due(run, config.valid_every)
             is_logged, is_saved = is_validated or is_due(run, config.log_every), is_due(run, config.checkpoint_every)
