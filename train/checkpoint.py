@@ -179,8 +179,11 @@ def _agreement(final: Path, group: dist.ProcessGroup) -> Iterator[None]:
         failure = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in failures.items())
     failure = next(filter(None, gather(failure, group)), None)
     if failure:
-        raise AlikeError(f"{final} could not be written ({failure}): the checkpoints before it are whole; mend that,"
-                         " and the same command goes on from the newest")  # fmt: skip
+        free_bytes = shutil.disk_usage(final.parent).free if final.parent.is_dir() else 0
+        raise AlikeError(
+            f"{final} could not be written ({failure}; {free_bytes / 1e9:,.1f} GB are free there): the checkpoints"
+            " before it are whole; mend that, and the same command goes on from the newest"
+        )
 
 
 def _make_empty(temporary: Path) -> None:

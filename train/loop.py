@@ -53,7 +53,7 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
     """All steps, with metrics, validation and checkpoints on the way. `stack` closes what they need."""
     config = run.config
     validation = open_validation(config, run.dataset, placement=run.placement)
-    watchers = open_watchers(config, rank=run.placement.rank, stack=stack)
+    watchers = open_watchers(config, first_step=run.step + 1, rank=run.placement.rank, stack=stack)
     after_step = open_profiler(config, rank=run.placement.rank, stack=stack)
     if validation and is_compiled(config, run.placement.device):
         stop.check()

@@ -8,6 +8,7 @@ With --require-fall the exit code is 1 unless every loss fell to that share of w
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,9 @@ if __package__ in (None, ""):  # started as `python train/plot.py`
 import tyro
 
 from train.metrics import Record, last_loss, read_metrics, summarise
+
+STYLES = ("-", "o--", "s--", "^--", "d--", "v--")
+"""A run's curves have one colour; the first is of the training."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,9 @@ def draw(runs: dict[str, list[Record]], out: Path) -> None:
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="tokens", ylabel="loss")
-    for name, records in runs.items():
-        for curve, (tokens, losses) in curves_of(records).items():
-            axes.plot(tokens, losses, marker="." if curve != "train" else None, label=f"{name} {curve}")
+    for number, (name, records) in enumerate(runs.items()):
+        for style, (curve, (tokens, losses)) in zip(cycle(STYLES), curves_of(records).items(), strict=False):
+            axes.plot(tokens, losses, style, color=f"C{number}", label=f"{name} {curve}")
     axes.legend()
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(out)
