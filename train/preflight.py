@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 
 from model.config import ModelConfig
+from model.loss import ROWS_PER_CHUNK
 from pipeline.dataset import Catalogue, PackedDataset
 from train.config import TrainConfig, load_recipe, recipe_names
 from train.data import describe_sources
@@ -124,7 +125,7 @@ def estimate_memory(config: TrainConfig, model_config: ModelConfig, *, num_parts
         "weights, gradients, AdamW's moments": BYTES_PER_WEIGHT * shape.num_parameters() / num_parts,
         "weights in bfloat16": 2.0 * shape.num_parameters(),
         "activations": 2.0 * tokens * shape.num_layers * per_block,
-        "the loss: one chunk of logits, gradients of head and inputs": 3 * 2**26
+        "the loss: one chunk of logits, gradients of head and inputs": 8.0 * ROWS_PER_CHUNK["cuda"] * shape.vocab_size
         + 6.0 * shape.vocab_size * shape.hidden_size
         + 4.0 * tokens * shape.hidden_size,
     }
