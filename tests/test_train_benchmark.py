@@ -33,7 +33,8 @@ kept = {"numpy", "torch", "torchgen", *sys.stdlib_module_names, "pipeline", "mod
         "sympy", "mpmath", "networkx", "filelock", "fsspec", "jinja2", "markupsafe"}  # torch and what it needs
 
 def find(cls, name, path=None, target=None):
-    return find_spec(name, path, target) if name.split(".")[0] in kept else None
+    top = name.split(".")[0]
+    return find_spec(name, path, target) if top in kept or top.startswith("_") else None
 
 importlib.machinery.PathFinder.find_spec = classmethod(find)
 sys.argv = sys.argv[1:]
