@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from train_fixtures import SMALL_MODEL, train, two_sources, write_dataset
 
+from model.config import named_size
 from train import export, ledger, plot
 from train.config import TrainConfig, load_recipe
 from train.main import main
@@ -51,6 +53,16 @@ def test_a_dry_run_of_a_large_recipe_needs_no_gpu_but_refuses_data_that_does_not
     assert "1,430,512 of 2,097,152 tokens, 3,000,001,101,824 wanted" in capsys.readouterr().out
     assert main(["--data", str(data), "--recipe", "tinyllama-1.1b", "--seq-len", "32", "--dry-run"]) == 1
     assert "wants llama2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sharding", "num_parts"), [("full", 8), ("hybrid", 4), ("replicate", 1)])
+def test_a_dry_run_counts_memory_as_the_ranks_will_hold_it(data, monkeypatch, capsys, sharding, num_parts):
+    for name, number in (("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")):  # two machines
+        monkeypatch.setenv(name, number)
+    flags = ["--data", str(data), "--recipe", "demo", "--model", "160m", "--seq-len", "32", "--sharding", sharding]
+    assert main([*flags, "--tokens-per-step", "2048", "--dry-run"]) == 0
+    num_bytes = 16 * replace(named_size("160m"), vocab_size=64).num_parameters() / num_parts
+    assert f"memory  {num_bytes / 2**30:7.2f} GiB  weights, gradients, AdamW's moments" in capsys.readouterr().out
 
 
 def test_the_schedule_is_drawn_as_high_as_it_is():
