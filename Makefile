@@ -16,7 +16,7 @@ demo: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 train/main.py --recipe demo --data $(DEMO_DATA) --out $(DEMO_RUN) --device cpu
 	$(BIN)/python train/generate.py $(DEMO_RUN)
 	$(BIN)/python pipeline/summary.py $(DEMO_DATA)
-	$(BIN)/python train/summary.py $(DEMO_RUN) --require-fall 0.8
+	$(BIN)/python train/plot.py $(DEMO_RUN) --out $(DEMO_RUN)/loss.png --require-fall 0.8
 
 test: .venv/installed
 	$(BIN)/ruff check .

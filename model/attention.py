@@ -10,13 +10,12 @@ Shapes: B rows, T tokens of a row, H query heads, K key/value heads (H a multipl
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-BACKENDS = ("flash", "varlen", "sdpa")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class DocumentMask:
 
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, DocumentMask | None], Tensor]
+Rope = tuple[Tensor, Tensor]
+"""Cosine and sine, each (T, 1, D)."""
 
 
 class KeyValueCache:
@@ -68,7 +69,7 @@ def build_document_mask(cu_seqlens: Tensor, *, num_rows: int, seq_len: int, back
     return DocumentMask(cu_seqlens=cu_seqlens, max_seq_len=seq_len, allowed=allowed)
 
 
-def rope_tables(positions: Tensor, *, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+def rope_tables(positions: Tensor, *, head_dim: int, base: float) -> Rope:
     """Cosine and sine of the rotary angles: float32, (T, 1, D), the two halves alike (Llama's order of dimensions)."""
     dimensions = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angles = positions.float()[:, None] * (1.0 / base ** (dimensions / head_dim))
@@ -76,7 +77,7 @@ def rope_tables(positions: Tensor, *, head_dim: int, base: float) -> tuple[Tenso
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Heads (B, T, H, D) turned by their positions; in float32, returned in x's dtype."""
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
@@ -100,51 +101,51 @@ def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, documents: Documen
     return output.transpose(1, 2)
 
 
-def varlen_attention() -> AttentionFunction:
-    """Torch's FlashAttention-2 over documents of unequal length (CUDA, bf16; torch 2.10 and later).
+def attention_function(backend: str) -> AttentionFunction:
+    """The function of a backend that `choose_backend` gave; without documents all are plainly causal."""
+    if backend == "sdpa":
+        return sdpa_attention
+    attend_flat = FLAT_BACKENDS[backend]()
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, documents: DocumentMask | None) -> Tensor:
+        if documents is None:
+            return sdpa_attention(query, key, value, None)
+        ends, longest = documents.cu_seqlens, documents.max_seq_len
+        flat = (x.flatten(0, 1) for x in (query, key, value))
+        return attend_flat(*flat, ends, ends, longest, longest).view_as(query)
+
+    return attend
+
+
+def flash_attention() -> Callable[..., Tensor]:
+    """The flash-attn package (CUDA, bf16), over documents end to end. Raises ImportError."""
+    from flash_attn import flash_attn_varlen_func
+
+    return partial(flash_attn_varlen_func, causal=True)
+
+
+def varlen_attention() -> Callable[..., Tensor]:
+    """Torch's own FlashAttention-2 over documents end to end (CUDA, bf16; torch 2.10 and later). Raises ImportError.
 
     Its signature differs by version: 2.10 has `is_causal`, later ones `window_size`; grouped heads came with 2.12.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     parameters = inspect.signature(varlen_attn).parameters
-    options = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
-    takes_grouped_heads = "enable_gqa" in parameters
-    if takes_grouped_heads:
-        options["enable_gqa"] = True
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
+    if "enable_gqa" in parameters:
+        return partial(varlen_attn, **options, enable_gqa=True)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, documents: DocumentMask | None) -> Tensor:
-        if documents is None:
-            return sdpa_attention(query, key, value, None)
-        if not takes_grouped_heads:
-            group_size = query.shape[2] // key.shape[2]
-            key, value = (x.repeat_interleave(group_size, dim=2) for x in (key, value))
-        ends, longest = documents.cu_seqlens, documents.max_seq_len
-        flat = (x.flatten(0, 1) for x in (query, key, value))
-        return varlen_attn(*flat, ends, ends, longest, longest, **options).view_as(query)
+    def attend_flat(query: Tensor, key: Tensor, value: Tensor, *lengths: Tensor | int) -> Tensor:
+        group_size = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
+        return varlen_attn(query, key, value, *lengths, **options)
 
-    return attend
+    return attend_flat
 
 
-def flash_attention() -> AttentionFunction:
-    """The flash-attn package (CUDA, bf16)."""
-    from flash_attn import flash_attn_varlen_func
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, documents: DocumentMask | None) -> Tensor:
-        if documents is None:
-            return sdpa_attention(query, key, value, None)
-        ends, longest = documents.cu_seqlens, documents.max_seq_len
-        flat = (x.flatten(0, 1) for x in (query, key, value))
-        return flash_attn_varlen_func(*flat, ends, ends, longest, longest, causal=True).view_as(query)
-
-    return attend
-
-
-def attention_function(backend: str) -> AttentionFunction:
-    """The function of a backend that `choose_backend` gave."""
-    if backend == "flash":
-        return flash_attention()
-    return varlen_attention() if backend == "varlen" else sdpa_attention
+FLAT_BACKENDS = {"flash": flash_attention, "varlen": varlen_attention}
+"""Each gives a function of query (N, H, D), key and value (N, K, D), document ends and longest document, each twice."""
 
 
 def choose_backend(wanted: str, *, device_type: str) -> str:
@@ -152,7 +153,7 @@ def choose_backend(wanted: str, *, device_type: str) -> str:
 
     Raises ValueError where the wanted one cannot run.
     """
-    present = [backend for backend in BACKENDS if _is_present(backend, device_type)]
+    present = [backend for backend in (*FLAT_BACKENDS, "sdpa") if _is_present(backend, device_type)]
     if wanted == "auto":
         return present[0]
     if wanted not in present:
@@ -161,8 +162,12 @@ def choose_backend(wanted: str, *, device_type: str) -> str:
 
 
 def _is_present(backend: str, device_type: str) -> bool:
-    """Whether a backend's package is installed and made for the device."""
-    if backend == "sdpa":
-        return True
-    package = {"flash": "flash_attn", "varlen": "torch.nn.attention.varlen"}[backend]
-    return device_type == "cuda" and find_spec(package) is not None
+    """Whether a backend is made for the device and its package can be loaded: a flash-attn built for another torch
+    is installed, and its import fails."""
+    if backend == "sdpa" or device_type != "cuda":
+        return backend == "sdpa"
+    try:
+        FLAT_BACKENDS[backend]()
+    except ImportError:
+        return False
+    return True

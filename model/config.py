@@ -10,10 +10,11 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one model; everything that its weights' shapes and its arithmetic depend on."""
+    """The shape of one model; everything that its weights' shapes and its arithmetic depend on.
 
-    vocab_size: int
-    """Rows of the embedding and of the head; a padded vocabulary counts its padding."""
+    Where nothing else is said: Llama 2's vocabulary, context, epsilon and rotary base.
+    """
+
     hidden_size: int
     """Width of the residual stream."""
     intermediate_size: int
@@ -24,13 +25,15 @@ class ModelConfig:
     """Query heads; head_dim is hidden_size / num_heads."""
     num_kv_heads: int
     """Key and value heads; each serves num_heads / num_kv_heads query heads (GQA)."""
-    max_seq_len: int
+    vocab_size: int = 32000
+    """Rows of the embedding and of the head; a padded vocabulary counts its padding."""
+    max_seq_len: int = 2048
     """The longest window that the model is made for."""
-    norm_eps: float
+    norm_eps: float = 1e-5
     """Added to the mean square inside RMSNorm."""
-    rope_base: float
+    rope_base: float = 10000.0
     """Base of the rotary frequencies."""
-    tie_embeddings: bool
+    tie_embeddings: bool = False
     """Whether the head uses the embedding's matrix."""
 
     def __post_init__(self) -> None:
@@ -79,35 +82,16 @@ class ModelConfig:
         return 6 * self.num_matmul_parameters() + 12 * self.num_layers * self.hidden_size * seq_len
 
 
-def _llama(
-    hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, num_kv_heads: int, *,
-    vocab_size: int = 32000, max_seq_len: int = 2048, norm_eps: float = 1e-5, tie_embeddings: bool = False,
-) -> ModelConfig:  # fmt: skip
-    """A shape with Llama 2's vocabulary, context, epsilon and rotary base where nothing else is said."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        max_seq_len=max_seq_len,
-        norm_eps=norm_eps,
-        rope_base=10000.0,
-        tie_embeddings=tie_embeddings,
-    )
-
-
 NAMED_SIZES: dict[str, ModelConfig] = {
-    "demo": _llama(192, 512, 4, 6, 2, vocab_size=8192, max_seq_len=256),
-    "15m": _llama(288, 768, 6, 6, 6, tie_embeddings=True),  # 15,191,712, the shape of llama2.c's stories15M
-    "60m": _llama(512, 1376, 8, 8, 8),  # 58,073,600
-    "160m": _llama(768, 3072, 12, 12, 12),  # 162,417,408, the shape of JackFram/llama-160m
-    "400m": _llama(1024, 2816, 26, 16, 16),  # 399,561,728
-    "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4),  # 1,100,048,384
-    "3b": _llama(2560, 6912, 36, 20, 20),  # 3,018,775,040
+    "demo": ModelConfig(192, 512, 4, 6, 2, vocab_size=8192, max_seq_len=256),
+    "15m": ModelConfig(288, 768, 6, 6, 6, tie_embeddings=True),  # 15,191,712, the shape of llama2.c's stories15M
+    "60m": ModelConfig(512, 1376, 8, 8, 8),  # 58,073,600
+    "160m": ModelConfig(768, 3072, 12, 12, 12),  # 162,417,408, the shape of JackFram/llama-160m
+    "400m": ModelConfig(1024, 2816, 26, 16, 16),  # 399,561,728
+    "tinyllama-1.1b": ModelConfig(2048, 5632, 22, 32, 4),  # 1,100,048,384
+    "3b": ModelConfig(2560, 6912, 36, 20, 20),  # 3,018,775,040
     # GPT-2's 50,257 ids padded to a multiple of 64; the published config.json gives epsilon 1e-6: 461,685,760.
-    "litellama-460m": _llama(1024, 4096, 24, 16, 2, vocab_size=50304, max_seq_len=1024, norm_eps=1e-6),
+    "litellama-460m": ModelConfig(1024, 4096, 24, 16, 2, vocab_size=50304, max_seq_len=1024, norm_eps=1e-6),
 }
 
 

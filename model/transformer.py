@@ -8,24 +8,40 @@ Shapes: B rows, T tokens of a row, C hidden size, H query heads, K key/value hea
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 from zlib import crc32
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from model.attention import (
     AttentionFunction,
     DocumentMask,
     KeyValueCache,
+    Rope,
     attention_function,
     rope_tables,
     rotate,
 )
 from model.config import ModelConfig
 from model.loss import linear_cross_entropy
-from model.recompute import Recompute, run_block
+
+Recompute = Literal["off", "selective", "full"]
+
+KEPT = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+    "flash_attn::_flash_attn_varlen_forward",
+)
+"""What `selective` keeps, since it is most of a block's work: matrix products and attention. All else is quick."""
 
 
 class Attention(nn.Module):
@@ -40,14 +56,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        *,
-        documents: DocumentMask | None,
-        cache: KeyValueCache | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, documents: DocumentMask | None, cache: KeyValueCache | None) -> Tensor:
         """What each token takes from those it may see: (B, T, C) from (B, T, C)."""
         heads = (*x.shape[:2], -1, self.head_dim)
         query = rotate(self.query(x).view(heads), rope)
@@ -75,8 +84,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then the MLP, each on a normalised copy and added back."""
 
-    def __init__(self, config: ModelConfig, *, layer: int, attend: AttentionFunction) -> None:
+    def __init__(self, config: ModelConfig, *, layer: int, attend: AttentionFunction, recompute: Recompute) -> None:
         super().__init__()
+        self.recompute = recompute
         self.compute = self._compute
         """What forward calls. Compiling this, and not the module, leaves FSDP's hooks outside, and one compilation
         serves all blocks."""
@@ -85,42 +95,47 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        *,
-        documents: DocumentMask | None,
-        cache: KeyValueCache | None,
-        recompute: Recompute = "off",
-    ) -> Tensor:
-        """(B, T, C) from (B, T, C). `recompute` says what the backward pass computes again instead of keeping it."""
-        return self.compute(x, rope, documents, cache, recompute)
+    def forward(self, x: Tensor, rope: Rope, documents: DocumentMask | None, cache: KeyValueCache | None) -> Tensor:
+        """(B, T, C) from (B, T, C)."""
+        return self.compute(x, rope, documents, cache)
 
-    def _compute(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        documents: DocumentMask | None,
-        cache: KeyValueCache | None,
-        recompute: Recompute,
-    ) -> Tensor:
-        if recompute != "off":
-            return run_block(lambda x: self._compute(x, rope, documents, cache, "off"), x, recompute=recompute)
-        x = x + self.attention(self.attention_norm(x), rope, documents=documents, cache=cache)
+    def _compute(self, x: Tensor, *context: Any) -> Tensor:
+        if self.recompute != "off" and torch.is_grad_enabled():
+            return run_block(lambda x: self._add(x, *context), x, recompute=self.recompute)
+        return self._add(x, *context)
+
+    def _add(self, x: Tensor, *context: Any) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), *context)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def run_block(compute: Callable[[Tensor], Tensor], x: Tensor, *, recompute: Recompute) -> Tensor:
+    """compute(x), whose inner results are computed again in the backward pass: all, or all but KEPT (selective)."""
+    options: dict[str, Any] = {}
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _choose)
+    return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False, **options)
+
+
+def _choose(context: Any, operator: torch._ops.OpOverload, *args: Any, **options: Any) -> CheckpointPolicy:
+    """Keep an operator's result, or compute it again."""
+    is_kept = operator.name().split(".")[0] in KEPT
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class Transformer(nn.Module):
     """A Llama-family language model."""
 
     def __init__(self, config: ModelConfig, *, attention_backend: str, recompute: Recompute = "off") -> None:
-        """`attention_backend` is one that model.attention.choose_backend gave."""
+        """`attention_backend` is one that model.attention.choose_backend gave; `recompute` says what the backward pass
+        computes again instead of keeping it."""
         super().__init__()
-        self.config, self.attention_backend, self.recompute = config, attention_backend, recompute
+        self.config, self.attention_backend = config, attention_backend
         attend = attention_function(attention_backend)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config, layer=i, attend=attend) for i in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer=layer, attend=attend, recompute=recompute) for layer in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         # A tied head has no weight of its own, so that sharding and checkpoints meet each weight once.
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -142,9 +157,8 @@ class Transformer(nn.Module):
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         rope = rope_tables(positions, head_dim=self.config.head_dim, base=self.config.rope_base)
         x = self.embedding(tokens)
-        recompute = self.recompute if torch.is_grad_enabled() else "off"
         for block in self.blocks:
-            x = block(x, rope, documents=documents, cache=cache, recompute=recompute)
+            x = block(x, rope, documents, cache)
         x = self.norm(x)
         head_weight = self.embedding.weight if self.head is None else self.head.weight
         if targets is None:

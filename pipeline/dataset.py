@@ -21,7 +21,7 @@ from pipeline.bins import SourceBins
 from pipeline.catalogue import Catalogue
 from pipeline.fetch_ahead import FetchAhead
 from pipeline.maps import MOST_OPEN_FILES, DiskWatch, OpenFiles
-from pipeline.mixture import Mixture
+from pipeline.mixture import Mixture, parse_mix
 from pipeline.order import derive_key, groups
 from pipeline.reading_order import BLOCK_SIZES, STATE_FORMAT, Located, ReadingOrder, as_positions, refuse_state
 from pipeline.shard import read_dataset_json
@@ -38,13 +38,12 @@ class PackedDataset(Catalogue):
     """A seeded stream of samples from the sources of one or several datasets, in the proportion of the mix.
 
     path: a folder with dataset.json, its address elsewhere, or several of one tokenizer. seq_len: inputs per sample.
-    mix: source -> weight (a share of the tokens drawn); by default the dataset's own. split: train, validation, test.
-    packing: "concat" cuts every shard into windows; "best-fit" puts whole documents together (see bins.py).
-    shuffle: "global", or "block" for storage where random reads are dear (see order.permute_blocks).
-    max_epochs: how often a source may be read, 2 for all, or by source ("web:1,code:4" too); positions end there. By
-    default the stream is endless, and len() counts the positions before any source begins its second epoch.
-    use_maps: False reads files unmapped, where mapped pages count as a program's memory. cache: the folder of best-fit
-    indexes, which are made on first use; by default the user's.
+    mix: source -> weight (a share of the tokens drawn), or "web:0.7,code:0.3"; by default the dataset's own.
+    split: train, validation, test. packing: "concat" cuts every shard into windows; "best-fit" puts whole documents
+    together (see bins.py). shuffle: "global", or "block" where random reads are dear (see order.permute_blocks).
+    max_epochs: how often a source may be read, 2 for all, or by source ("web:1,code:4" too); positions end there, else
+    nowhere, and len() counts those before any source begins its second epoch. use_maps: False reads files unmapped,
+    where mapped pages count as a program's memory. cache: the folder of best-fit indexes, by default the user's.
 
     Raises FileNotFoundError or ValueError where the dataset is not finished, a shard is cut, or a source, split or
     window asked for is not there.
@@ -55,7 +54,7 @@ class PackedDataset(Catalogue):
         path: Path | str | Sequence[Path | str],
         *,
         seq_len: int,
-        mix: Mapping[str, float] | None = None,
+        mix: Mapping[str, float] | str | None = None,
         seed: int = 0,
         split: str = "train",
         packing: str = "concat",
@@ -67,6 +66,7 @@ class PackedDataset(Catalogue):
     ):
         ReadingOrder.refuse_settings(mix, seq_len, seed, packing=packing, shuffle=shuffle)
         super().__init__(path)
+        mix = parse_mix(mix, known=self.content["mix"]) if isinstance(mix, str) else mix
         self.seq_len, self.seed, self.split, self.packing = int(seq_len), int(seed), split, packing
         self.shuffle, self.cache = shuffle, cache
         self.files = OpenFiles(most=most_open_files, use_maps=use_maps)

@@ -27,13 +27,12 @@ from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
 from pipeline.document_batch import ROW_BITS
 from pipeline.documents import read_documents
-from pipeline.export import read_mix
 from pipeline.row_search import find_drops, find_in_table, find_shard, read_rows
 from pipeline.source_shards import SourceShards
 from pipeline.storage import read_json
 
 SHOWN_CHARACTERS = 2000
-READ_SETTINGS = ("seq_len", "seed", "packing", "shuffle", "max_epochs")
+READ_SETTINGS = ("seq_len", "mix", "seed", "packing", "shuffle", "max_epochs")
 COUNTED_SETTINGS = ("seq_len", "tokens_per_step")
 MOST_DIGITS = 20  # of a row or file, before Python refuses to read it as a number
 MOST_POSITIONS = 1 << 62  # a position is an int64
@@ -155,14 +154,13 @@ def open_run(catalogue: Catalogue, run: Path, step: int) -> tuple[PackedDataset,
     if (found := newest["dataset"]["fingerprint"]) != catalogue.fingerprint:
         raise ValueError(f"{run} read other data: fingerprint {found[:12]}, {catalogue.name} has another")
     settings = {name: config[name] for name in READ_SETTINGS if config.get(name) is not None}
-    mix = read_mix(config["mix"]) if config.get("mix") else None
     samples_per_step = config["tokens_per_step"] // config["seq_len"]
     position = (step - 1) * samples_per_step
     for start, end in newest.get("skipped", []):
         position += end - start if position >= start else 0
     if position + samples_per_step > MOST_POSITIONS:
         raise ValueError(f"--step {step:,}: no run has so many steps")
-    return PackedDataset(catalogue.paths, mix=mix, **settings), position, samples_per_step
+    return PackedDataset(catalogue.paths, **settings), position, samples_per_step
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ source goes on from the draws that it has had, so nothing is read twice or left 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ from pipeline.order import groups
 
 LARGEST_TOTAL_WEIGHT = 3_000_000_000  # its square fits into int64
 FINEST_PARTS = 1_000_000_000
+WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)(e-?\d\d?)?", re.ASCII)  # 0 or more, as a mix writes it
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
@@ -160,3 +162,25 @@ class Mixture:
             sources[chosen] = np.array([self.names.index(name) for name in segment.names])[index]
             draws[chosen] = count + np.array(segment.draws_before)[index]
         return sources, draws
+
+
+def parse_mix(text: str, *, known: Collection[str]) -> dict[str, float]:
+    """A mix from "web:0.7,code:0.3", in the order of `known` and without those of weight 0: however it is written, its
+    sources have the same numbers. Raises ValueError.
+    """
+    mix: dict[str, float] = {}
+    for part in text.split(","):
+        source, _, weight = (word.strip() for word in part.rpartition(":"))
+        if not source or not WEIGHT.fullmatch(weight):
+            raise ValueError(
+                f"mix {text!r}: {part!r} is not source:weight with a weight of 0 or more; a mix with a name of its own"
+                " is known to pipeline/build.py alone, and a dataset's own mix needs to be named nowhere"
+            )
+        if source in mix:
+            raise ValueError(f"mix {text!r}: the source {source!r} is there twice; name each once")
+        mix[source] = float(weight)
+    if not any(mix.values()):
+        raise ValueError(f"mix {text!r}: every weight is 0; at least one source must be drawn")
+    # One that is not known stays, so that it is refused.
+    left_out = {source for source, weight in mix.items() if source in known and not weight}
+    return {source: mix[source] for source in dict.fromkeys([*known, *mix]) if source in mix and source not in left_out}

@@ -70,7 +70,7 @@ class ReadingOrder:
             raise ValueError(f"seq_len must be a whole number, 1 or more, found {seq_len!r}")
         if not isinstance(seed, int | np.integer):
             raise ValueError(f"seed must be a whole number, found {seed!r}")
-        if mix is not None and not (isinstance(mix, Mapping) and mix):
+        if not (mix is None or isinstance(mix, str) or (isinstance(mix, Mapping) and mix)):
             raise ValueError(f"mix must name sources and their weights, {{source: weight}}, found {mix!r}")
         for name, value, known in (("packing", packing, PACKINGS), ("shuffle", shuffle, tuple(BLOCK_SIZES))):
             if value not in known:

@@ -1,5 +1,9 @@
 """Attention: document masks, the choice of a backend, the cache; backends against the reference."""
 
+import inspect
+import sys
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -17,7 +21,7 @@ from model.transformer import Transformer
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2,
-    max_seq_len=16, norm_eps=1e-5, rope_base=10000.0, tie_embeddings=False,
+    max_seq_len=16,
 )  # fmt: skip
 
 
@@ -84,6 +88,65 @@ def test_auto_is_the_reference_on_a_cpu():
 def test_a_backend_that_cannot_run_is_refused_with_those_that_can():
     with pytest.raises(ValueError, match="'varlen' cannot run on cpu here: sdpa can"):
         choose_backend("varlen", device_type="cpu")
+
+
+def test_auto_passes_over_a_package_that_does_not_load(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # an import of it fails, as of one built for another torch
+    assert choose_backend("auto", device_type="cuda") == "varlen"
+    with pytest.raises(ValueError, match="'flash' cannot run on cuda here: varlen, sdpa can"):
+        choose_backend("flash", device_type="cuda")
+
+
+def attend_each_document(query, key, value, ends, longest, *, grouped):
+    """What FlashAttention computes over (N, H, D), document by document."""
+    assert longest == 12 and (grouped or query.shape[1] == key.shape[1])
+    parts = [
+        sdpa_attention(*(x[None, start:end] for x in (query, key, value)), None)[0]
+        for start, end in pairwise(ends.tolist())
+        if start < end
+    ]
+    return torch.cat(parts)
+
+
+def varlen_of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    assert is_causal
+    return attend_each_document(query, key, value, cu_seq_q, max_q, grouped=False)
+
+
+def varlen_of_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    assert window_size == (-1, 0)
+    return attend_each_document(query, key, value, cu_seq_q, max_q, grouped=False)
+
+
+def varlen_of_2_12(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
+    assert window_size == (-1, 0) and enable_gqa
+    return attend_each_document(query, key, value, cu_seq_q, max_q, grouped=True)
+
+
+@pytest.mark.parametrize("signature", [varlen_of_2_10, varlen_of_2_11, varlen_of_2_12])
+def test_varlen_is_called_as_each_version_of_torch_has_it(signature, monkeypatch):
+    # The kernel itself runs on a GPU alone; here it is written out, behind the signature of a version.
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", signature)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 12, heads, 8, generator=generator) for heads in (4, 2, 2))
+    cu_seqlens = torch.tensor([0, 5, 12, 15, 16, 24, 24, 24], dtype=torch.int32)
+    outputs = [
+        attention_function(backend)(
+            query, key, value, build_document_mask(cu_seqlens, num_rows=2, seq_len=12, backend=backend)
+        )
+        for backend in ("varlen", "sdpa")
+    ]
+    torch.testing.assert_close(*outputs)
+
+
+def test_the_installed_torch_has_a_signature_that_is_known():
+    parameters = inspect.signature(pytest.importorskip("torch.nn.attention.varlen").varlen_attn).parameters
+    assert list(parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    assert parameters.keys() & {"is_causal", "window_size"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention needs a GPU")

@@ -44,7 +44,7 @@ def test_raw_files_become_shards_become_a_model_that_writes(tmp_path):
 
     said = run(script("train/generate.py", "runs/demo --prompt import --max-tokens 5"), tmp_path)
     assert "import" in said
-    run(script("train/summary.py", "runs/demo --require-fall 0.9"), tmp_path)
+    run(script("train/plot.py", "runs/demo --out loss.png --require-fall 0.9"), tmp_path)
     assert "dataset: data/packed" in run(script("pipeline/summary.py", "data/packed"), tmp_path)
     assert sorted(path.name for path in Path(tmp_path / "data/packed").iterdir()) == [
         "build-log.jsonl", "dataset.json", "slimpajama", "starcoder", "tokenizer",

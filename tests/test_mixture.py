@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.mixture import Mixture, apportion, count_draws, integer_weights, multiply_floor
+from pipeline.mixture import Mixture, apportion, count_draws, integer_weights, multiply_floor, parse_mix
 
 
 def test_weights_become_exact_integers():
@@ -74,3 +74,32 @@ def test_every_source_goes_on_where_it_was_when_weights_change(mixes, steps):
 def test_how_a_mix_is_written_changes_nothing():
     first, second = Mixture({"b": 0.5, "a": 0.5}), Mixture({"a": 1, "b": 1})
     assert np.array_equal(first.draws(np.arange(100)), second.draws(np.arange(100)))
+
+
+def test_a_mix_is_read_in_the_order_of_the_dataset_without_what_weighs_nothing():
+    assert list(parse_mix("b:0.7, a:0.3,c:0,new:0", known=["a", "b", "c"]).items()) == [
+        ("a", 0.3),
+        ("b", 0.7),
+        ("new", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slimpajama:0.7,starcoder", "'starcoder' is not source:weight"),
+        ("tinyllama", "a mix with a name of its own is known to pipeline/build.py alone"),
+        ("", "'' is not source:weight"),
+        (":1", "':1' is not source:weight"),
+        ("prose:1,", "'' is not source:weight"),
+        ("prose:nan", "'prose:nan' is not source:weight"),
+        ("prose:inf", "'prose:inf' is not source:weight"),
+        ("prose:-1,code:2", "'prose:-1' is not source:weight"),
+        ("prose:1_0", "'prose:1_0' is not source:weight"),
+        ("prose:1,prose:2", "the source 'prose' is there twice"),
+        ("prose:0", "every weight is 0"),
+    ],
+)
+def test_a_bad_mix_is_refused_with_its_part(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_mix(text, known=["prose", "code"])

@@ -10,12 +10,11 @@ import torch
 import train.checkpoint as checkpoint
 from model.config import named_size
 from model.transformer import Transformer
-from train.checkpoint import choose_checkpoint, load_weights
+from train.checkpoint import Saver, choose_checkpoint, load_weights
 from train.config import TrainConfig
 from train.distributed import AlikeError, start_ranks, stop_ranks
 from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
 from train.optim import build_optimizer
-from train.saver import Saver
 
 CONFIG = replace(named_size("demo"), vocab_size=64, hidden_size=24, intermediate_size=32, num_layers=1)
 MANIFEST = Manifest(
@@ -130,7 +129,7 @@ def test_weights_come_back_in_one_process_with_what_the_manifest_says(tmp_path, 
         ({"model": MANIFEST.model | {"num_layers": 9}}, "holds a model with num_layers 1, not 9"),
         ({"dataset": {"fingerprint": "cd" * 16}}, "trained on the dataset abababababababab, and this is cdcd"),
         ({"config": MANIFEST.config | {"seed": 5}}, "trained with seed 0, not 5"),
-        ({"config": MANIFEST.config | {"document_mask": False}}, "trained with document_mask True, not False"),
+        ({"config": MANIFEST.config | {"document_mask": "off"}}, "trained with document_mask on, not off"),
         ({"mix": {"prose": 0.5, "code": 0.5}}, r"trained with the mix {'prose': 1.0}, not {'prose': 0.5, 'code': 0.5}"),
     ],
 )

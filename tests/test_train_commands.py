@@ -1,20 +1,27 @@
 """The commands beside the training: dry run, ledger, plot, export; each on a real run."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from train_fixtures import SMALL_MODEL, train, two_sources, write_dataset
 
+from model.config import named_size
 from train import export, ledger, plot
-from train.config import load_recipe
-from train.forecast import estimate_memory, estimate_times, plot_schedule
+from train.config import TrainConfig, load_recipe
 from train.main import main
 from train.manifest import find_checkpoints, read_manifest
-from train.watching import flatten
+from train.preflight import estimate_memory, estimate_times, plot_schedule
+from train.watching import flatten, open_watchers
 
-GIB = 1 << 30
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,16 @@ def test_a_dry_run_of_a_large_recipe_needs_no_gpu_but_refuses_data_that_does_not
     assert "1,430,512 of 2,097,152 tokens, 3,000,001,101,824 wanted" in capsys.readouterr().out
     assert main(["--data", str(data), "--recipe", "tinyllama-1.1b", "--seq-len", "32", "--dry-run"]) == 1
     assert "wants llama2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sharding", "num_parts"), [("full", 8), ("hybrid", 4), ("replicate", 1)])
+def test_a_dry_run_counts_memory_as_the_ranks_will_hold_it(data, monkeypatch, capsys, sharding, num_parts):
+    for name, number in (("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")):  # two machines
+        monkeypatch.setenv(name, number)
+    flags = ["--data", str(data), "--recipe", "demo", "--model", "160m", "--seq-len", "32", "--sharding", sharding]
+    assert main([*flags, "--tokens-per-step", "2048", "--dry-run"]) == 0
+    num_bytes = 16 * replace(named_size("160m"), vocab_size=64).num_parameters() / num_parts
+    assert f"memory  {num_bytes / 2**30:7.2f} GiB  weights, gradients, AdamW's moments" in capsys.readouterr().out
 
 
 def test_the_schedule_is_drawn_as_high_as_it_is():
@@ -147,17 +164,81 @@ def test_metrics_and_traces_reach_tensorboard_and_the_profiler(data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = tmp_path / "run"
-    assert train(data, out, "--steps", "13", "--log-to", "tensorboard", "--profile", "2", "--valid-every", "0") == 0
+    flags = ("--checkpoint-every", "10", "--log-to", "tensorboard", "--valid-every", "0")
+    assert train(data, out, "--steps", "13", "--profile", "2", *flags) == 0
+    shutil.rmtree(find_checkpoints(out)[-1])  # as if killed after step 13: 11 to 13 are done again
+    assert train(data, out, "--steps", "15", *flags) == 0
     events = EventAccumulator(str(out / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, 14))
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 16))
     assert (out / "profile" / "rank-0.json.gz").stat().st_size > 1000
 
 
-def test_a_logger_that_is_not_installed_is_named_with_the_extra(data, tmp_path, capsys):
-    if shutil.which("wandb"):
-        pytest.skip("wandb is installed")
+def read_offline_run(path):
+    """The records of a file that wandb wrote offline: LevelDB's log format, blocks of 32 KiB after 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, offset, parts = path.read_bytes(), 7, b""
+    while offset + 7 < len(content):
+        if 32768 - offset % 32768 < 7:
+            offset += 32768 - offset % 32768
+            continue
+        size, kind = int.from_bytes(content[offset + 4 : offset + 6], "little"), content[offset + 6]
+        parts += content[offset + 7 : offset + 7 + size]
+        offset += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(parts)
+            parts = b""
+
+
+@pytest.mark.long
+def test_a_resumed_run_goes_on_in_the_same_run_of_wandb_with_its_settings(data, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = tmp_path / "run"
+    flags = ("--checkpoint-every", "4", "--log-to", "wandb", "--valid-every", "3")
+    assert train(data, out, "--steps", "6", *flags) == 0
+    shutil.rmtree(find_checkpoints(out)[-1])  # as if killed after step 6: 5 and 6 are done again
+    assert train(data, out, "--steps", "8", *flags) == 0
+    steps, identities = [], set()
+    for path in sorted(out.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime):
+        for record in read_offline_run(path):
+            if record.HasField("run"):
+                identities.add((record.run.run_id, record.run.display_name))
+                settings = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                assert settings["learning_rate"] == 1e-2 and settings["recipe"] == "demo"
+            if record.HasField("history"):
+                found = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                steps.append(int(found["step"]))
+                assert ("valid_loss/prose" in found) == (steps[-1] in (3, 6, 8)) and "loss" in found
+    assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
+    assert identities == {((out / "wandb-id").read_text(), "run")}
+
+
+def test_only_the_first_rank_writes_metrics_elsewhere(tmp_path):
+    config = TrainConfig(out=tmp_path, log_to=("tensorboard", "wandb"))
+    with ExitStack() as stack:
+        assert open_watchers(config, first_step=1, rank=1, stack=stack) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logger_that_is_not_installed_is_named_with_the_extra(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
     assert train(data, tmp_path / "run", "--steps", "3", "--log-to", "wandb") == 1
-    assert "--log-to wandb: No module named 'wandb'; pip install 'tokenmill[log]'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "error: --log-to wandb: " in error and "pip install 'tokenmill[log]'" in error
+
+
+@pytest.mark.long
+def test_wandb_without_a_login_names_the_way_without_one(data, tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    flags = ["--data", str(data), "--out", str(tmp_path / "run"), *SMALL_MODEL, "--steps", "3", "--log-to", "wandb"]
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train" / "main.py"), *flags],
+        env=environment | {"HOME": str(tmp_path)},  # its .netrc holds no key
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 1 and "or set WANDB_MODE=offline" in result.stderr
 
 
 def test_inner_numbers_get_their_path_as_a_name():

@@ -7,17 +7,18 @@ from train_fixtures import counting_documents, write_dataset
 
 from model.loss import IGNORED
 from pipeline.dataset import PackedDataset
+from train.config import TrainConfig
 from train.data import (
     BOS_FILL_EVERY,
     RankReader,
-    arrange_mix,
-    locate_samples,
+    count_tokens,
+    extend_hash,
     pad_document_ends,
-    parse_mix,
     rank_positions,
     read_micro_batch,
     shares_of,
 )
+from train.distributed import Placement
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def dataset(tmp_path):
 
 
 def reader_of(dataset, rank=0, world_size=1, has_mask=True):
-    return RankReader(
-        dataset=dataset, samples_per_step=8, micro_batch_size=2, rank=rank, world_size=world_size,
-        has_mask=has_mask, has_bos_fill=False, is_pinned=False,
-    )  # fmt: skip
+    config = TrainConfig(
+        seq_len=16, tokens_per_step=8 * 16, micro_batch_size=2, document_mask="on" if has_mask else "off"
+    )
+    return RankReader(dataset, config, Placement(rank, world_size, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -114,60 +115,37 @@ def test_reading_ahead_gives_each_step_once_and_in_order(dataset):
 
 
 def test_the_tokens_of_each_source_add_up_to_the_step(dataset):
-    assert locate_samples(dataset, 0, num_samples=8).count_tokens(dataset) == {"prose": 64, "code": 64}
+    assert count_tokens(dataset.locate(range(8)), dataset) == {"prose": 64, "code": 64}
 
 
 def test_the_running_hash_tells_order_and_windows_apart(dataset):
-    first, second = (locate_samples(dataset, position, num_samples=8) for position in (0, 8))
-    forwards = second.extend_hash(first.extend_hash(""))
-    assert forwards == second.extend_hash(first.extend_hash(""))
-    assert len({forwards, first.extend_hash(second.extend_hash("")), second.extend_hash("")}) == 3
+    first, second = dataset.locate(range(8)), dataset.locate(range(8, 16))
+    forwards = extend_hash(extend_hash("", first), second)
+    assert forwards == extend_hash(extend_hash("", first), second)
+    assert len({forwards, extend_hash(extend_hash("", second), first), extend_hash("", second)}) == 3
 
 
 def test_bos_fill_makes_one_window_in_fourteen_thousand_nothing_but_bos(dataset):
     positions = np.arange(BOS_FILL_EVERY - 2, BOS_FILL_EVERY + 2)
     plain, filled = (
-        read_micro_batch(dataset, positions, has_mask=True, is_pinned=False, has_bos_fill=fill).tokens.tolist()
-        for fill in (False, True)
+        read_micro_batch(dataset, positions, has_mask=True, has_bos_fill=fill).tokens.tolist() for fill in (False, True)
     )
     assert filled[1] == [dataset.bos_id] * 17
     assert filled[:1] + filled[2:] == plain[:1] + plain[2:]
 
 
-def test_a_mix_is_read():
-    assert parse_mix("slimpajama:0.7, starcoder:0.3") == {"slimpajama": 0.7, "starcoder": 0.3}
-    assert parse_mix(None) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("slimpajama:0.7,starcoder", "'starcoder' is not source:weight"),
-        ("tinyllama", "a mix with a name of its own is known to pipeline/build.py alone"),
-        ("", "'' is not source:weight"),
-        (":1", "':1' is not source:weight"),
-        ("prose:1,", "'' is not source:weight"),
-        ("prose:nan", "'prose:nan' is not source:weight"),
-        ("prose:inf", "'prose:inf' is not source:weight"),
-        ("prose:-1,code:2", "'prose:-1' is not source:weight"),
-        ("prose:1_0", "'prose:1_0' is not source:weight"),
-        ("prose:1,prose:2", "the source 'prose' is there twice"),
-        ("prose:0", "every weight is 0"),
-    ],
-)
-def test_a_bad_mix_is_refused_with_its_part(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_mix(text)
-
-
 def test_however_a_mix_is_written_the_samples_and_shares_are_the_same(dataset):
-    positions = np.arange(20)
-    for mix in ({"code": 3.0, "prose": 3.0}, {"prose": 0.5, "code": 0.5}):
-        arranged = arrange_mix(mix, known=dataset.content["mix"])
-        again = PackedDataset(dataset.path, seq_len=16, mix=arranged)
-        assert again.samples(positions).tolist() == dataset.samples(positions).tolist()
+    for mix in ("code:3,prose:3", "prose:.5, code:.5"):
+        again = PackedDataset(dataset.path, seq_len=16, mix=mix)
+        assert again.samples(range(20)).tolist() == dataset.samples(range(20)).tolist()
         assert shares_of(again) == shares_of(dataset) == {"prose": 0.5, "code": 0.5}
 
 
 def test_a_source_at_zero_has_no_share(dataset):
     assert shares_of(PackedDataset(dataset.path, seq_len=16, mix={"code": 0, "prose": 3})) == {"prose": 1.0}
+
+
+def test_an_id_that_the_tokenizer_does_not_have_is_named_with_its_place(tmp_path):
+    data = write_dataset(tmp_path, {"prose": [[3] * 40, [70] * 40]})
+    with pytest.raises(ValueError, match=r"holds the id 70 at the positions 0 to 3, and its tokenizer has 64: run pip"):
+        read_micro_batch(PackedDataset(data, seq_len=16), np.arange(4), has_mask=True)

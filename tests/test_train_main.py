@@ -50,7 +50,7 @@ def test_the_loss_falls_and_the_metrics_say_what_was_trained_on(data, tmp_path, 
     assert records[-1]["tokens"] == 40 * 256 == sum(records[-1]["tokens_per_source"].values())
     assert records[19]["valid_loss"].keys() == {"prose", "code"} and "valid_loss" not in records[20]
     output = capsys.readouterr().out
-    assert f"first   loss {records[0]['loss']:.4f}" in output and f"last    loss {records[-1]['loss']:.4f}" in output
+    assert f"loss    {records[0]['loss']:.4f} at step 1  ->  " in output and "at step 40 (mean of the last 5)" in output
 
 
 def test_a_source_with_too_little_validation_text_is_left_out_and_named(tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_a_resumed_run_names_each_changed_setting(data, finished_run, tmp_path, 
 
 def test_a_changed_document_mask_is_refused(data, finished_run, capsys):
     assert train(data, finished_run, "--steps", "9", "--document-mask", "off") == 1
-    assert "was trained with document_mask True, not False" in capsys.readouterr().err
+    assert "was trained with document_mask on, not off" in capsys.readouterr().err
 
 
 def test_a_run_resumes_only_with_the_packing_and_shuffle_that_it_began_with(
@@ -199,9 +199,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(data, f
 def test_without_a_whole_checkpoint_nothing_is_trained_over_them(data, finished_run, tmp_path, capsys):
     resumed = keep_only_step(finished_run, 3, tmp_path / "resumed")
     (find_checkpoints(resumed)[0] / "__0_0.distcp").write_bytes(b"")
-    assert train(data, resumed, "--steps", "8") == 1
-    error = capsys.readouterr().err
-    assert "is whole" in error and "step-00000003 is damaged, __0_0.distcp" in error and error.count("\n") == 1
+    metrics = (resumed / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # a scheduler may try again
+        assert train(data, resumed, "--steps", "8") == 1
+        error = capsys.readouterr().err
+        assert "is whole" in error and "step-00000003 is damaged, __0_0.distcp" in error and error.count("\n") == 1
+    assert (resumed / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_a_run_says_how_often_it_reads_each_source_and_what_it_never_reads(data, tmp_path, capsys):

@@ -173,6 +173,21 @@ if rank == 1:
     assert [read_manifest(path).step for path in find_checkpoints(tmp_path / "run")] == [3]
 
 
+def test_a_signal_while_the_first_step_takes_too_long_ends_the_rank_in_order(server, data, tmp_path):
+    sleeps = """
+import os, signal, time, train.loop, train.signals
+train.signals.PATIENCE_SECONDS = 0.1
+def train_step(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)  # as torch.compile may
+train.loop.train_step = train_step
+"""
+    ended = run_ranks(server, data, tmp_path / "run", *KEEP_ALL, prelude=sleeps)
+    assert ended.codes == [0, 0]
+    assert "stopped by SIGTERM before the first step was done" in ended.outputs[0]
+    assert find_checkpoints(tmp_path / "run") == []
+
+
 @pytest.mark.long
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(server, data, finished_run, tmp_path):
     dies = """

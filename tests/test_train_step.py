@@ -218,3 +218,20 @@ def test_a_skipped_update_changes_neither_weights_nor_moments(is_sharded):
         stop_ranks(in_order=True)
     after_first, after_skipped, after_third = map(str, states)
     assert after_first == after_skipped != after_third
+
+
+@pytest.mark.long
+def test_all_code_is_compiled_before_the_first_step_is_done(data, tmp_path, monkeypatch):
+    sources = {"prose": counting_documents(60, seed=0)}
+    data = write_dataset(tmp_path / "data", sources, validation=sources)
+    count, graphs = train.loop.count_step, []
+
+    def count_step(run):
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        count(run)
+
+    monkeypatch.setattr(train.loop, "count_step", count_step)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert run(data, tmp_path / "run", "--compile", "on", "--valid-every", "1", "--valid-windows", "5") == 0
+    assert graphs == [2, 2, 2, 2]  # with gradients and without

@@ -7,29 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from model.config import ModelConfig, named_size, nearest
 
 RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
 VOCABULARY_MULTIPLE = 64
 """The embedding's rows are padded to this: full tiles for matrix kernels. 50,257 becomes GPT-2's usual 50,304."""
-
-OnOff = Annotated[
-    bool,
-    tyro.conf.FlagConversionOff,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{on,off}",
-        instance_from_str=lambda words: words[0] == "on",
-        is_instance=lambda value: isinstance(value, bool),
-        str_from_instance=lambda value: ["on" if value else "off"],
-        choices=("on", "off"),
-    ),
-]
-"""A bool that is written on or off as a flag, true or false in a recipe."""
 
 Mistake = Literal["lr-floor", "decay-norms", "bos-fill"]
 
@@ -124,7 +108,7 @@ class TrainConfig:
     """TinyLlama's known mistakes, to reproduce it: lr-floor (the peak is held for the first 503B tokens), decay-norms
     (norms decay too), bos-fill (now and then a window of nothing but BOS)."""
 
-    document_mask: OnOff = True
+    document_mask: Literal["on", "off"] = "on"
     """On: documents that share a window do not attend to each other."""
     attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
     """The attention backend: the flash-attn package, torch's own, the reference; auto takes the best present."""
@@ -201,7 +185,7 @@ class TrainConfig:
         for name in ("min_lr_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
-        if self.packing == "best-fit" and (not self.document_mask or "bos-fill" in self.mistakes):
+        if self.packing == "best-fit" and (self.document_mask == "off" or "bos-fill" in self.mistakes):
             raise ValueError("packing best-fit needs --document-mask on, and no bos-fill: its samples hold padding")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and less than 1, not {self.betas}")
@@ -246,6 +230,8 @@ def load_recipe(recipe: str) -> TrainConfig:
 
 def read_flags(arguments: Sequence[str], *, defaults: TrainConfig, speaks: bool) -> TrainConfig:
     """The settings after flags. An unknown flag ends the program with tyro's message, on the rank that speaks."""
+    import tyro  # here alone: a program that makes its settings itself does without
+
     return tyro.cli(
         TrainConfig,
         args=list(arguments),

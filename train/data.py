@@ -6,8 +6,7 @@ same batches on any number of machines.
 
 import hashlib
 import math
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,12 +17,9 @@ from torch import Tensor
 
 from model.attention import DocumentMask, build_document_mask
 from model.loss import IGNORED
-from pipeline.dataset import Catalogue, PackedDataset
+from pipeline.dataset import Located, PackedDataset
 from train.config import TrainConfig
-from train.distributed import AlikeError
-
-WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)(e-?\d\d?)?", re.ASCII)
-"""A decimal of 0 or more, as a mix writes it."""
+from train.distributed import AlikeError, Placement
 
 BOS_FILL_EVERY = 14_000
 """Of TinyLlama's windows one in about so many was nothing but BOS: 64 processes left their last chunk of 1,024 windows
@@ -71,34 +67,13 @@ class MicroBatch:
         return MicroBatch(*(None if part is None else change(part) for part in parts))
 
 
-def parse_mix(text: str | None) -> dict[str, float] | None:
-    """Weights per source from "slimpajama:0.7,starcoder:0.3"; None stays None. Raises ValueError."""
-    if text is None:
-        return None
-    mix: dict[str, float] = {}
-    for part in text.split(","):
-        source, _, weight = (word.strip() for word in part.rpartition(":"))
-        if not source or not WEIGHT.fullmatch(weight):
-            raise ValueError(
-                f"mix {text!r}: {part!r} is not source:weight with a weight of 0 or more; a mix with a name of its own"
-                " is known to pipeline/build.py alone, and a dataset's own mix needs no --mix"
-            )
-        if source in mix:
-            raise ValueError(f"mix {text!r}: the source {source!r} is there twice; name each once")
-        mix[source] = float(weight)
-    if not any(mix.values()):
-        raise ValueError(f"mix {text!r}: every weight is 0; at least one source must be drawn")
-    return mix
-
-
 def open_dataset(path: str, settings: Mapping[str, Any]) -> PackedDataset:
     """The dataset as a run of these settings (TrainConfig.as_json) reads it.
 
     Raises ValueError for a mix that is none, or names a source that is not there.
     """
-    mix = arrange_mix(parse_mix(settings["mix"]), known=Catalogue(path).content["mix"])
-    names = ("seq_len", "seed", "packing", "shuffle", "max_epochs")
-    return PackedDataset(path, mix=mix, **{name: settings[name] for name in names})
+    names = ("mix", "seq_len", "seed", "packing", "shuffle", "max_epochs")
+    return PackedDataset(path, **{name: settings[name] for name in names})
 
 
 def refuse_end(dataset: PackedDataset, config: TrainConfig, *, position: int = 0, step: int = 0) -> None:
@@ -109,17 +84,6 @@ def refuse_end(dataset: PackedDataset, config: TrainConfig, *, position: int = 0
             f"max_epochs {config.max_epochs} ends the data after {step + left:,} steps, the run has"
             f" {config.num_steps:,}: use --steps {step + left}, or a larger --max-epochs"
         )
-
-
-def arrange_mix(mix: Mapping[str, float] | None, *, known: Collection[str]) -> dict[str, float] | None:
-    """The same mix with its sources in the dataset's order, unknown ones last.
-
-    A running hash of samples numbers the sources in this order: it is the same however a mix is written.
-    """
-    if mix is None:
-        return None
-    ordered = [source for source in known if source in mix] + [source for source in mix if source not in known]
-    return {source: mix[source] for source in ordered}
 
 
 def shares_of(dataset: PackedDataset) -> dict[str, float]:
@@ -146,32 +110,17 @@ def describe_sources(dataset: PackedDataset, *, num_samples: int) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Which windows stand at consecutive positions."""
-
-    sources: np.ndarray
-    """int64: an index into the dataset's sources for each position."""
-    epochs: np.ndarray
-    """int64: the epoch of that source."""
-    windows: np.ndarray
-    """int64: the window of that epoch."""
-
-    def count_tokens(self, dataset: PackedDataset) -> dict[str, int]:
-        """Their tokens per source."""
-        counts = np.bincount(self.sources, minlength=len(dataset.sources)) * dataset.seq_len
-        return dict(zip(dataset.sources, counts.tolist(), strict=True))
-
-    def extend_hash(self, previous: str) -> str:
-        """The running hash after these samples: sha256 of the one before, all sources, epochs and windows (int64,
-        little-endian)."""
-        columns = (values.astype("<i8").tobytes() for values in (self.sources, self.epochs, self.windows))
-        return hashlib.sha256(previous.encode() + b"".join(columns)).hexdigest()
+def count_tokens(samples: Located, dataset: PackedDataset) -> dict[str, int]:
+    """The tokens of located samples, per source."""
+    counts = np.bincount(samples.sources, minlength=len(dataset.sources)) * dataset.seq_len
+    return dict(zip(dataset.sources, counts.tolist(), strict=True))
 
 
-def locate_samples(dataset: PackedDataset, position: int, *, num_samples: int) -> Samples:
-    """The windows at the positions [position, position + num_samples)."""
-    return Samples(*dataset.locate(np.arange(position, position + num_samples, dtype=np.int64)))
+def extend_hash(previous: str, samples: Located) -> str:
+    """The running hash after these samples: sha256 of the one before, all sources, epochs and windows (int64,
+    little-endian)."""
+    columns = b"".join(column.astype("<i8").tobytes() for column in samples)
+    return hashlib.sha256(previous.encode() + columns).hexdigest()
 
 
 def rank_positions(position: int, *, samples_per_step: int, rank: int, world_size: int) -> np.ndarray:
@@ -202,21 +151,25 @@ def pad_document_ends(ends: list[np.ndarray], *, seq_len: int) -> np.ndarray:
 
 
 def read_micro_batch(
-    dataset: PackedDataset, positions: np.ndarray, *, has_mask: bool, is_pinned: bool, has_bos_fill: bool = False
+    dataset: PackedDataset, positions: np.ndarray, *, has_mask: bool, has_bos_fill: bool = False
 ) -> MicroBatch:
     """The samples at these positions, in the host's memory; with has_bos_fill some are nothing but BOS."""
-    cu_seqlens = None
+    cu_seqlens = has_target = None
     if has_mask:
         samples, ends = dataset.samples_with_ends(positions)
         cu_seqlens = torch.from_numpy(pad_document_ends(ends, seq_len=dataset.seq_len))
     else:
         samples = dataset.samples(positions)
+    if (largest := int(samples.max())) >= dataset.vocab_size:  # on a GPU it would end in a failed assertion
+        raise ValueError(
+            f"{dataset.name} holds the id {largest:,} at the positions {positions[0]:,} to {positions[-1]:,}, and its"
+            f" tokenizer has {dataset.vocab_size:,}: run pipeline/verify.py on it"
+        )
     if has_bos_fill:
         samples[positions % BOS_FILL_EVERY == BOS_FILL_EVERY - 1] = dataset.bos_id
-    is_packed = dataset.packing == "best-fit"
-    has_target = torch.from_numpy(dataset.target_masks(positions)) if is_packed else None
-    batch = MicroBatch(torch.from_numpy(samples), cu_seqlens, has_target)
-    return batch.pin_memory() if is_pinned else batch
+    if dataset.packing == "best-fit":
+        has_target = torch.from_numpy(dataset.target_masks(positions))
+    return MicroBatch(torch.from_numpy(samples), cu_seqlens, has_target)
 
 
 def document_mask_of(batch: MicroBatch, *, backend: str) -> DocumentMask | None:
@@ -232,43 +185,39 @@ class RankReader:
     """What one rank reads: its micro-batches of every step, one step ahead of their use."""
 
     dataset: PackedDataset
-    samples_per_step: int
-    micro_batch_size: int
-    rank: int
-    world_size: int
-    has_mask: bool
-    has_bos_fill: bool
-    is_pinned: bool
+    config: TrainConfig
+    placement: Placement
 
     def read_step(self, position: int) -> list[MicroBatch]:
         """This rank's micro-batches of the step that begins at a position.
 
         Where the disk has to be waited for, the system is asked for those of the next step, too.
         """
+        config, place = self.config, self.placement
         positions = rank_positions(
-            position, samples_per_step=self.samples_per_step, rank=self.rank, world_size=self.world_size
+            position, samples_per_step=config.samples_per_step, rank=place.rank, world_size=place.world_size
         )
-        batches = [
-            read_micro_batch(
-                self.dataset,
-                chunk,
-                has_mask=self.has_mask,
-                is_pinned=self.is_pinned,
-                has_bos_fill=self.has_bos_fill,
-            )
-            for chunk in np.split(positions, len(positions) // self.micro_batch_size)
-        ]
+        chunks = np.split(positions, len(positions) // config.micro_batch_size)
+        batches = [self._read(chunk) for chunk in chunks]
         if self.dataset.has_waited:
-            self.dataset.read_ahead(positions + self.samples_per_step)
+            self.dataset.read_ahead(positions + config.samples_per_step)
         return batches
+
+    def _read(self, positions: np.ndarray) -> MicroBatch:
+        has_bos_fill = "bos-fill" in self.config.mistakes
+        batch = read_micro_batch(
+            self.dataset, positions, has_mask=self.config.document_mask == "on", has_bos_fill=has_bos_fill
+        )
+        return batch.pin_memory() if self.placement.device.type == "cuda" else batch
 
     def read_steps(self, position: int, *, num_steps: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each step from a position on; a thread reads the next while one is computed."""
-        positions = range(position, position + num_steps * self.samples_per_step, self.samples_per_step)
+        step_size = self.config.samples_per_step
+        positions = range(position, position + num_steps * step_size, step_size)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as executor:
             pending = None
             for current in positions:
                 batch = pending.result() if pending else self.read_step(current)
-                following = current + self.samples_per_step
+                following = current + step_size
                 pending = executor.submit(self.read_step, following) if following in positions else None
                 yield batch

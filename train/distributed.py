@@ -136,14 +136,18 @@ def build_model(
     """
     with torch.device("meta"):
         model = Transformer(config, attention_backend=attention_backend, recompute=settings.activation_checkpointing)
-    is_cuda = placement.device.type == "cuda"
-    if settings.compile == "on" or (settings.compile == "auto" and is_cuda):
+    if is_compiled(settings, placement.device):
         model.compile_blocks()
-    if placement.world_size > 1 or is_cuda:
+    if placement.world_size > 1 or placement.device.type == "cuda":
         _shard(model, settings.sharding, placement=placement)
     model.to_empty(device=placement.device)
     model.init_weights(settings.seed, write=_write_part)
     return model
+
+
+def is_compiled(settings: TrainConfig, device: torch.device) -> bool:
+    """Whether torch.compile makes the blocks' code."""
+    return settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
 
 
 def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:

@@ -52,6 +52,16 @@ def _count_validation(train: PackedDataset, source: str) -> tuple[int, int]:
 
 
 @torch.no_grad()
+def prepare_validation(
+    model: nn.Module, sources: Mapping[str, ValidationSource], *, config: TrainConfig, device: torch.device
+) -> None:
+    """Run one micro-batch, so that all is compiled before the first step: a signal in the middle of a compilation is
+    heard after it, which may be too late for what was trained until then."""
+    source = next(iter(sources.values()))
+    _chunk_loss(model, source, np.arange(config.micro_batch_size), config=config, device=device)
+
+
+@torch.no_grad()
 def validation_losses(
     model: nn.Module,
     sources: Mapping[str, ValidationSource],
@@ -88,7 +98,7 @@ def _chunk_loss(
 ) -> Tensor:
     """The loss summed over the real targets of these positions."""
     readable = np.minimum(positions, source.num_windows - 1)
-    batch = read_micro_batch(source.dataset, readable, has_mask=config.document_mask, is_pinned=False)
+    batch = read_micro_batch(source.dataset, readable, has_mask=config.document_mask == "on")
     batch = batch.to(device)
     is_filler = torch.from_numpy(positions >= source.num_windows).to(device)
     targets = batch.targets.masked_fill(is_filler[:, None], IGNORED)

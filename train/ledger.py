@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ if __package__ in (None, ""):  # started as `python train/ledger.py`
 import tyro
 
 from pipeline.dataset import PackedDataset
-from train.data import locate_samples, open_dataset
+from train.data import count_tokens, extend_hash, open_dataset
 from train.manifest import Manifest, find_checkpoint, read_manifest
 
 
@@ -64,26 +65,25 @@ def open_same_dataset(manifest: Manifest, path: str | None) -> PackedDataset:
     return dataset
 
 
-def step_positions(manifest: Manifest) -> Iterator[int]:
-    """The first position of each trained step in order; those left out are passed over."""
+def step_positions(manifest: Manifest) -> Iterator[range]:
+    """The positions of each trained step in order; those left out are passed over."""
     num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
     skipped, position = dict(manifest.skipped), 0
     for _ in range(manifest.step):
         while position in skipped:
             position = skipped[position]
-        yield position
+        yield range(position, position + num_samples)
         position += num_samples
 
 
 def check(manifest: Manifest, dataset: PackedDataset) -> list[str]:
     """Lines for a person. Raises ValueError where samples or tokens are not those that were recorded."""
-    num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
     tokens: Counter[str] = Counter()
     samples_hash = ""
-    for position in step_positions(manifest):
-        samples = locate_samples(dataset, position, num_samples=num_samples)
-        tokens.update(samples.count_tokens(dataset))
-        samples_hash = samples.extend_hash(samples_hash)
+    for positions in step_positions(manifest):
+        samples = dataset.locate(positions)
+        tokens.update(count_tokens(samples, dataset))
+        samples_hash = extend_hash(samples_hash, samples)
     recorded = {source: count for source, count in manifest.tokens_per_source.items() if count}
     if samples_hash != manifest.samples_hash or +tokens != recorded:
         raise ValueError(
@@ -101,14 +101,10 @@ def list_step(manifest: Manifest, dataset: PackedDataset, *, step: int) -> list[
     """The windows of one step and their documents. Raises ValueError for a step that was not trained."""
     if not 1 <= step <= manifest.step:
         raise ValueError(f"--step {step:,} was not trained: the checkpoint has the steps 1 to {manifest.step:,}")
-    position = next(first for number, first in enumerate(step_positions(manifest), start=1) if number == step)
-    num_samples = manifest.config["tokens_per_step"] // manifest.config["seq_len"]
-    samples = locate_samples(dataset, position, num_samples=num_samples)
+    positions = next(islice(step_positions(manifest), step - 1, None))
     return [
-        f"position {position + offset:,}  {describe_sample(dataset, dataset.sources[source], int(epoch), int(window))}"
-        for offset, (source, epoch, window) in enumerate(
-            zip(samples.sources, samples.epochs, samples.windows, strict=True)
-        )
+        f"position {position:,}  {describe_sample(dataset, dataset.sources[source], int(epoch), int(sample))}"
+        for position, source, epoch, sample in zip(positions, *dataset.locate(positions), strict=True)
     ]
 
 

@@ -2,14 +2,16 @@
 
 import gc
 import math
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
-from train.data import MicroBatch, RankReader, document_mask_of, locate_samples, refuse_end
-from train.distributed import sum_over_ranks
-from train.evaluate import ValidationSource, open_validation, validation_losses
+from train.data import MicroBatch, RankReader, count_tokens, document_mask_of, extend_hash, refuse_end
+from train.distributed import is_compiled, sum_over_ranks
+from train.evaluate import ValidationSource, open_validation, prepare_validation, validation_losses
 from train.hardware import device_name, flops_utilization, memory_used
 from train.metrics import Meter, Record, append_metrics, format_record
 from train.optim import clip_gradients, learning_rate_at, set_learning_rate, update_weights
@@ -21,7 +23,7 @@ from train.watching import Watcher, open_profiler, open_watchers
 def train(run: Run, *, stop: StopRequest) -> None:
     """Train to the last step; or, asked to stop, to the last whole step, which is saved."""
     if run.step >= run.config.num_steps:
-        run.placement.say(f"finished already: {run.folder} is at step {run.step:,}; a larger --steps goes on")
+        run.placement.say(f"finished already: {run.config.out} is at step {run.step:,}; a larger --steps goes on")
         return
     gc.collect()
     gc.freeze()  # what is there now stays, so that no later collection on any rank looks at it
@@ -51,16 +53,20 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
     """All steps, with metrics, validation and checkpoints on the way. `stack` closes what they need."""
     config = run.config
     validation = open_validation(config, run.dataset, placement=run.placement)
-    watchers = open_watchers(config, rank=run.placement.rank, stack=stack)
+    watchers = open_watchers(config, first_step=run.step + 1, rank=run.placement.rank, stack=stack)
     after_step = open_profiler(config, rank=run.placement.rank, stack=stack)
-    meter = Meter()
+    if validation and is_compiled(config, run.placement.device):
+        stop.check()
+        prepare_validation(run.model, validation, config=config, device=run.placement.device)
+    meter, reader = Meter(), RankReader(run.dataset, config, run.placement)
     while run.step < config.num_steps:
-        refuse_end(run.dataset, config, position=run.progress.position, step=run.step)
-        reader = open_reader(run)
-        for batch in meter.watch(reader.read_steps(run.progress.position, num_steps=config.num_steps - run.step)):
+        position = run.manifest.position
+        refuse_end(run.dataset, config, position=position, step=run.step)
+        for batch in meter.watch(reader.read_steps(position, num_steps=config.num_steps - run.step)):
             learning_rate = learning_rate_at(run.step + 1, config)
             loss, grad_norm = train_step(run, batch, learning_rate=learning_rate, stop=stop)
             count_step(run)
+            stop.has_work = True
             after_step()
             is_validated = validation and is_due(run, config.valid_every)
             is_logged, is_saved = is_validated or is_due(run, config.log_every), is_due(run, config.checkpoint_every)
@@ -73,20 +79,6 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
             if is_saved:
                 with meter.paused():
                     save(run)
-
-
-def open_reader(run: Run) -> RankReader:
-    """What this rank reads."""
-    return RankReader(
-        dataset=run.dataset,
-        samples_per_step=run.config.samples_per_step,
-        micro_batch_size=run.config.micro_batch_size,
-        rank=run.placement.rank,
-        world_size=run.placement.world_size,
-        has_mask=run.config.document_mask,
-        has_bos_fill="bos-fill" in run.config.mistakes,
-        is_pinned=run.placement.device.type == "cuda",
-    )
 
 
 def train_step(
@@ -126,13 +118,18 @@ def count_targets(run: Run, batch: list[MicroBatch]) -> int | torch.Tensor:
 
 def count_step(run: Run) -> None:
     """Count the step that was just done: its samples, and the tokens of each source."""
-    progress, num_samples = run.progress, run.config.samples_per_step
-    samples = locate_samples(run.dataset, progress.position, num_samples=num_samples)
-    for source, num_tokens in samples.count_tokens(run.dataset).items():
-        progress.tokens_per_source[source] += num_tokens
-    progress.samples_hash = samples.extend_hash(progress.samples_hash)
-    progress.position += num_samples
-    progress.step += 1
+    before, end = run.manifest, run.manifest.position + run.config.samples_per_step
+    samples = run.dataset.locate(range(before.position, end))
+    counts = Counter(before.tokens_per_source)
+    counts.update(count_tokens(samples, run.dataset))
+    run.manifest = replace(
+        before,
+        step=before.step + 1,
+        position=end,
+        tokens=before.tokens + run.config.tokens_per_step,
+        tokens_per_source=dict(counts),
+        samples_hash=extend_hash(before.samples_hash, samples),
+    )
 
 
 def is_due(run: Run, every: int) -> bool:
@@ -156,12 +153,12 @@ def measure(run: Run, meter: Meter, *, loss: torch.Tensor, grad_norm: torch.Tens
         "loss": loss_value,
         "lr": learning_rate,
         "grad_norm": grad_norm_value,
-        "tokens": run.step * config.tokens_per_step,
+        "tokens": run.manifest.tokens,
         **speed,
         **({} if utilization is None else {"mfu": utilization}),
         **memory_used(device),
         "skipped_updates": int(run.bad_in_all),
-        "tokens_per_source": dict(run.progress.tokens_per_source),
+        "tokens_per_source": run.manifest.tokens_per_source,
     }
 
 
@@ -180,7 +177,7 @@ def save(run: Run) -> None:
     """Begin a checkpoint of this step, if there is none."""
     if run.saver.last_step != run.step:
         refuse_bad_weights(run)
-        run.saver.save(run.manifest())
+        run.saver.save(run.manifest)
         if not int(run.bad_in_a_row):
             run.num_rollbacks = 0
 

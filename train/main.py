@@ -29,9 +29,8 @@ from train.distributed import (
     stop_ranks,
     world_size_from_environment,
 )
-from train.forecast import print_forecast
 from train.loop import train
-from train.preflight import CPU_RECIPE, choose_recipe, refuse_cpu, refuse_data
+from train.preflight import CPU_RECIPE, choose_recipe, print_forecast, refuse_cpu, refuse_data
 from train.run import start_run
 from train.signals import StopRequest
 

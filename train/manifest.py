@@ -6,7 +6,7 @@ Names and reads checkpoints; knows no tensors and no ranks.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ MANIFEST = "checkpoint.json"
 FORMAT_VERSION = 3
 FIXED_FIELDS = ("seq_len", "tokens_per_step", "seed", "document_mask", "packing", "shuffle")
 """Settings that a run keeps to its end: with others it would skip or repeat data, or see it differently."""
+MOVING_FIELDS = ("step", "position", "skipped", "samples_hash", "tokens", "tokens_per_source")
+"""What changes from step to step; with the weights and the optimizer's state, all that a run is."""
 LATER_FIELDS = {"packing": "concat", "shuffle": "global", "max_epochs": None}
 """Settings that older checkpoints of this format lack, and what they had."""
 
@@ -27,7 +29,7 @@ class DamageError(ValueError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds beside weights and optimizer state."""
+    """What a run is at a step, beside weights and optimizer state; a checkpoint of it holds this as JSON."""
 
     step: int
     """Updates done."""
@@ -57,6 +59,11 @@ class Manifest:
     def model_config(self) -> ModelConfig:
         """The model's shape."""
         return ModelConfig(**self.model)
+
+
+def carry_on(saved: Manifest, *, current: Manifest) -> Manifest:
+    """The run that `current` describes, as far as a checkpoint of it had come."""
+    return replace(current, **{name: getattr(saved, name) for name in MOVING_FIELDS})
 
 
 def find_checkpoints(run_folder: Path) -> list[Path]:

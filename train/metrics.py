@@ -2,15 +2,17 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 Record = dict[str, Any]
 NEEDED = ("step", "loss", "tokens", "tokens_per_second")
 """The numbers that every record has and that are read back."""
+RECORDS_AVERAGED = 5
 
 
 class Meter:
@@ -107,6 +109,24 @@ def format_record(record: Record, *, num_steps: int) -> str:
         f"left {timedelta(seconds=round(seconds_left))}",
     ]
     return "  ".join(columns + [format_validation(record["valid_loss"])] if "valid_loss" in record else columns)
+
+
+def summarise(records: Sequence[Record]) -> list[str]:
+    """What came of a run, as lines for a person: where the loss began and ended, how much was read, how fast."""
+    first, last, num_averaged = records[0], records[-1], len(records[-RECORDS_AVERAGED:])
+    speed = fmean(record["tokens_per_second"] for record in records)
+    validated = [record["valid_loss"] for record in records if "valid_loss" in record]
+    return [
+        f"loss    {first['loss']:.4f} at step {first['step']:,}  ->  {last_loss(records):.4f} at step {last['step']:,}"
+        f" (mean of the last {num_averaged})",
+        *(format_validation(losses) for losses in validated[-1:]),
+        f"trained {last['tokens']:,} tokens at {speed:,.0f} tokens/s",
+    ]
+
+
+def last_loss(records: Sequence[Record]) -> float:
+    """The mean loss of the last few records: one batch alone says little."""
+    return fmean(record["loss"] for record in records[-RECORDS_AVERAGED:])
 
 
 def format_validation(losses: dict[str, float]) -> str:

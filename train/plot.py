@@ -1,11 +1,14 @@
-"""Loss curves of one or more runs as a PNG.
+"""What came of one or more runs: a summary of each, and their loss curves as a PNG.
 
-python train/plot.py runs/demo runs/other --out loss.png
+    python train/plot.py runs/demo runs/other --out loss.png
+
+With --require-fall the exit code is 1 unless every loss fell to that share of where it began: `make demo` asks for it.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -14,31 +17,40 @@ if __package__ in (None, ""):  # started as `python train/plot.py`
 
 import tyro
 
-from train.metrics import Record, read_metrics
+from train.metrics import Record, last_loss, read_metrics, summarise
+
+STYLES = ("-", "o--", "s--", "^--", "d--", "v--")
+"""A run's curves have one colour; the first is of the training."""
 
 
 @dataclass(frozen=True)
 class PlotFlags:
-    """Draw the loss of training runs over their tokens."""
+    """Say what came of training runs, and draw their loss over their tokens."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The runs' folders."""
     out: Path = Path("loss.png")
     """The picture."""
+    require_fall: float | None = None
+    """Exit with 1 unless the last loss of each run is at most this share of its first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     flags = tyro.cli(PlotFlags, args=arguments)
     try:
-        draw({run.name: read_run(run) for run in flags.runs}, flags.out)
+        runs = {name: read_run(run) for name, run in zip(short_names(flags.runs), flags.runs, strict=True)}
+        for name, records in runs.items():
+            print(name, *summarise(records), sep="\n")
+        draw(runs, flags.out)
+        print(f"drawn   {flags.out}")
+        refuse_height(runs, share=flags.require_fall)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
         print(f"error: {error}: pip install 'tokenmill[log]'", file=sys.stderr)
         return 1
-    print(f"saved   {flags.out}")
     return 0
 
 
@@ -48,6 +60,20 @@ def read_run(run: Path) -> list[Record]:
     if not records:
         raise ValueError(f"{run} holds no metrics: is it the folder of a training run?")
     return records
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """The runs' names: those of their folders, or where two are alike, as they were given."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def refuse_height(runs: dict[str, list[Record]], *, share: float | None) -> None:
+    """Raises ValueError where the loss of a run did not fall to a share of its first."""
+    for name, records in runs.items():
+        first, last = records[0]["loss"], last_loss(records)
+        if share is not None and not last <= share * first:  # not a number fails too
+            raise ValueError(f"the loss of {name} did not fall to {share:g} of {first:.4f}: {last:.4f}")
 
 
 def curves_of(records: Sequence[Record]) -> dict[str, tuple[list[int], list[float]]]:
@@ -69,9 +95,9 @@ def draw(runs: dict[str, list[Record]], out: Path) -> None:
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="tokens", ylabel="loss")
-    for name, records in runs.items():
-        for curve, (tokens, losses) in curves_of(records).items():
-            axes.plot(tokens, losses, marker="." if curve != "train" else None, label=f"{name} {curve}")
+    for number, (name, records) in enumerate(runs.items()):
+        for style, (curve, (tokens, losses)) in zip(cycle(STYLES), curves_of(records).items(), strict=False):
+            axes.plot(tokens, losses, style, color=f"C{number}", label=f"{name} {curve}")
     axes.legend()
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(out)

@@ -1,16 +1,32 @@
-"""Before any training: which recipe, and whether data, settings and machine agree. Each refusal is one line."""
+"""Before any training: which recipe, and whether data, settings and machine agree; what the run would be (--dry-run).
+
+Each refusal is one line. Memory and time are by formula, not measured.
+"""
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 
+import torch
+
 from model.config import ModelConfig
+from model.loss import ROWS_PER_CHUNK
 from pipeline.dataset import Catalogue, PackedDataset
 from train.config import TrainConfig, load_recipe, recipe_names
+from train.data import describe_sources
+from train.distributed import BYTES_PER_WEIGHT, local_world_size_from_environment, world_size_from_environment
+from train.hardware import DENSE_BF16_FLOPS, device_name, peak_flops
+from train.optim import learning_rate_at
 
 CPU_RECIPE = "demo"
 LARGEST_CPU_PARAMETERS = 50_000_000
 CPU_FLOPS_PER_CORE = 50e9
 """A rough figure for float32 matrix work, to say how long a large model would take."""
+EXPECTED_UTILIZATION = 0.45
+"""Of the dense peak: what trainers of about 1B parameters publish lies from 0.39 to 0.56."""
+USUAL_GPUS = ("H200", "A100", "RTX 4090")
+PLOT_ROWS, PLOT_COLUMNS = 8, 60
+GIB = 1 << 30
 
 
 def choose_recipe(data: str, *, device_type: str) -> tuple[str, str]:
@@ -57,6 +73,80 @@ def refuse_cpu(config: TrainConfig, model_config: ModelConfig, *, device_type: s
         f" here it would take about {_time_on_cpu(config, model_config)}. --device cpu goes on all the same,"
         f" --recipe {CPU_RECIPE} is for CPUs"
     )
+
+
+def print_forecast(
+    config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, device: torch.device
+) -> None:
+    """Say all of it. What does not fit together has been refused before."""
+    ranks = world_size_from_environment()
+    print(f"recipe  {config.recipe}  model {model_config.num_parameters():,} parameters")
+    print(f"steps   {config.num_steps:,} of {config.tokens_per_step:,} tokens, {config.tokens:,} wanted in all")
+    print(f"        {ranks} ranks: {config.accumulation(ranks)} micro-batches of {config.micro_batch_size} each")
+    for line in describe_sources(dataset, num_samples=config.num_steps * config.samples_per_step):
+        print(f"source  {line}")
+    print("\n".join(plot_schedule(config)))
+    num_parts = {"replicate": 1, "hybrid": local_world_size_from_environment(ranks)}.get(config.sharding, ranks)
+    for name, num_bytes in estimate_memory(config, model_config, num_parts=num_parts).items():
+        print(f"memory  {num_bytes / GIB:7.2f} GiB  {name}")
+    for line in estimate_times(config, model_config, device=device, ranks=ranks):
+        print(f"time    {line}")
+    print("dry run: nothing was trained")
+
+
+def plot_schedule(config: TrainConfig) -> list[str]:
+    """The learning rate over the steps, as lines of text."""
+    last = config.num_steps
+    steps = [1 + round(column * (last - 1) / (PLOT_COLUMNS - 1)) for column in range(PLOT_COLUMNS)]
+    rates = [learning_rate_at(step, config) for step in steps]
+    lines = []
+    for row in range(PLOT_ROWS, 0, -1):
+        marks = "".join("#" if rate > config.learning_rate * (row - 0.5) / PLOT_ROWS else " " for rate in rates)
+        lines.append(f"lr {config.learning_rate * row / PLOT_ROWS:8.2e} |{marks}")
+    named = sorted({1, max(1, config.warmup_steps), last})
+    lines.append("lr " + ", ".join(f"{learning_rate_at(step, config):.2e} at step {step:,}" for step in named))
+    return lines
+
+
+def estimate_memory(config: TrainConfig, model_config: ModelConfig, *, num_parts: int) -> dict[str, float]:
+    """Bytes on each GPU by what takes them, for bfloat16 compute and weights in num_parts.
+
+    Per token and block the backward pass keeps, in two bytes each: both norms' inputs and outputs, query, attention's
+    output (6 widths), key and value, and three times the SwiGLU's width. Selective recomputation keeps the matrix
+    products alone: 4 widths, key and value, two SwiGLU widths; full one width.
+    """
+    shape, tokens = model_config, config.micro_batch_size * config.seq_len
+    kv = 2 * shape.num_kv_heads * shape.head_dim
+    per_block = {
+        "off": 6 * shape.hidden_size + kv + 3 * shape.intermediate_size,
+        "selective": 5 * shape.hidden_size + kv + 2 * shape.intermediate_size,
+        "full": shape.hidden_size,
+    }[config.activation_checkpointing]
+    parts = {
+        "weights, gradients, AdamW's moments": BYTES_PER_WEIGHT * shape.num_parameters() / num_parts,
+        "weights in bfloat16": 2.0 * shape.num_parameters(),
+        "activations": 2.0 * tokens * shape.num_layers * per_block,
+        "the loss: one chunk of logits, gradients of head and inputs": 8.0 * ROWS_PER_CHUNK["cuda"] * shape.vocab_size
+        + 6.0 * shape.vocab_size * shape.hidden_size
+        + 4.0 * tokens * shape.hidden_size,
+    }
+    return parts | {"in all, estimated": sum(parts.values())}
+
+
+def estimate_times(
+    config: TrainConfig, model_config: ModelConfig, *, device: torch.device, ranks: int
+) -> Iterator[str]:
+    """Tokens/s and days on this device, or where it is unknown, on usual GPUs."""
+    flops = model_config.flops_per_token(config.seq_len)
+    tokens = config.num_steps * config.tokens_per_step
+    peak = peak_flops(device_name(device))
+    peaks = {device_name(device): peak} if peak else {name: DENSE_BF16_FLOPS[name] for name in USUAL_GPUS}
+    for name, each in peaks.items():
+        speed = EXPECTED_UTILIZATION * each * ranks / flops
+        days = tokens / speed / timedelta(days=1).total_seconds()
+        yield (
+            f"{ranks} x {name}: {speed:,.0f} tokens/s, {days:,.1f} days at {EXPECTED_UTILIZATION:.0%} of the dense peak"
+        )
 
 
 def _fits(config: TrainConfig, content: dict) -> bool:

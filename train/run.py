@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,33 +11,16 @@ from model.attention import choose_backend
 from model.config import ModelConfig
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
-from train.checkpoint import choose_checkpoint, load_checkpoint
+from train.checkpoint import Saver, choose_checkpoint, load_checkpoint
 from train.config import TrainConfig, save_config
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
-from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
-from train.metrics import cut_metrics, format_validation, read_metrics
+from train.manifest import Manifest, carry_on, find_checkpoints, list_changes, read_manifest, refuse_other_run
+from train.metrics import cut_metrics, read_metrics, summarise
 from train.optim import build_optimizer, weight_norm
-from train.saver import Saver
 
 LARGEST_NUM_ROLLBACKS = 3
 """So often a run goes back to the same checkpoint."""
-
-
-@dataclass
-class Progress:
-    """How far a run has come; with the weights and the optimizer's state, all that a checkpoint holds."""
-
-    step: int
-    """Updates done, skipped ones included."""
-    position: int
-    """The next sample."""
-    tokens_per_source: dict[str, int]
-    """Tokens trained on, over all ranks."""
-    samples_hash: str
-    """See train/ledger.py."""
-    skipped: list[list[int]]
-    """Positions left out, as [first, end)."""
 
 
 @dataclass
@@ -51,7 +34,8 @@ class Run:
     model: Transformer
     optimizer: torch.optim.Optimizer
     saver: Saver
-    progress: Progress
+    manifest: Manifest
+    """How far the run has come, as a checkpoint at this step says it."""
     bad_in_a_row: torch.Tensor
     """Updates skipped until now one after the other, since their loss or gradient was not finite: int64 scalar on the
     device, so that no step waits for it."""
@@ -62,22 +46,13 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Updates done."""
-        return self.progress.step
-
-    @property
-    def folder(self) -> Path:
-        """RUN_DIR."""
-        return self.config.out
+        """Updates done, skipped ones included."""
+        return self.manifest.step
 
     @property
     def metrics_path(self) -> Path:
         """Where the metrics are."""
-        return self.folder / "metrics.jsonl"
-
-    def manifest(self) -> Manifest:
-        """This run as a checkpoint at this step describes it."""
-        return describe_run(self.config, self.model_config, self.dataset, self.progress)
+        return self.config.out / "metrics.jsonl"
 
 
 def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, placement: Placement) -> Run:
@@ -85,58 +60,42 @@ def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDat
 
     Raises AlikeError for the folder of another run.
     """
-    progress = Progress(0, 0, dict.fromkeys(dataset.sources, 0), samples_hash="", skipped=[])
+    manifest = describe_start(config, model_config, dataset)
     checkpoint, complaints = choose_checkpoint(config.out)
     changes: list[str] = []
     if checkpoint:
-        manifest = read_manifest(checkpoint)
-        current = describe_run(config, model_config, dataset, progress)
-        refuse_other_run(manifest, current=current, run_folder=config.out)
-        changes = list_changes(manifest, current=current)
-        progress = progress_of(manifest)
+        saved = read_manifest(checkpoint)
+        refuse_other_run(saved, current=manifest, run_folder=config.out)
+        changes = list_changes(saved, current=manifest)
+        manifest = carry_on(saved, current=manifest)
     backend = choose_backend(config.attention, device_type=placement.device.type)
     model = build_model(model_config, attention_backend=backend, settings=config, placement=placement)
     optimizer = build_optimizer(model, config)
-    is_unfinished = progress.step < config.num_steps
+    is_unfinished = manifest.step < config.num_steps
     if checkpoint and is_unfinished:
         load_checkpoint(checkpoint, model=model, optimizer=optimizer)
-    saver = Saver(config, model=model, optimizer=optimizer, last_step=progress.step)
+    saver = Saver(config, model=model, optimizer=optimizer, last_step=manifest.step)
     none_bad = torch.zeros((), dtype=torch.int64, device=placement.device)
-    run = Run(config, model_config, placement, dataset, model, optimizer, saver, progress, none_bad, none_bad)
+    run = Run(config, model_config, placement, dataset, model, optimizer, saver, manifest, none_bad, none_bad)
     announce(run, changes=changes, complaints=complaints)
     if placement.rank == 0 and is_unfinished:
         prepare_folder(run)
     return run
 
 
-def progress_of(manifest: Manifest) -> Progress:
-    """How far the run of a checkpoint had come."""
-    return Progress(
-        step=manifest.step,
-        position=manifest.position,
-        tokens_per_source=dict(manifest.tokens_per_source),
-        samples_hash=manifest.samples_hash,
-        skipped=[list(part) for part in manifest.skipped],
-    )
-
-
-def describe_run(
-    config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, progress: Progress
-) -> Manifest:
-    """The manifest of a checkpoint at this progress."""
+def describe_start(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset) -> Manifest:
+    """The run of these settings before its first step."""
+    names = ("vocab_size", "bos_id", "eos_id", "document_rule", "fingerprint")
+    tokenizer = {"tokenizer": dataset.tokenizer["name"], "tokenizer_file": Path(dataset.tokenizer["file"]).name}
     return Manifest(
-        **asdict(progress),
-        tokens=progress.step * config.tokens_per_step,
+        step=0,
+        position=0,
+        skipped=[],
+        samples_hash="",
+        tokens=0,
+        tokens_per_source=dict.fromkeys(dataset.sources, 0),
         mix=shares_of(dataset),
-        dataset={
-            "fingerprint": dataset.fingerprint,
-            "tokenizer": dataset.tokenizer["name"],
-            "tokenizer_file": Path(dataset.tokenizer["file"]).name,
-            "vocab_size": dataset.vocab_size,
-            "bos_id": dataset.bos_id,
-            "eos_id": dataset.eos_id,
-            "document_rule": dataset.document_rule,
-        },
+        dataset=tokenizer | {name: getattr(dataset, name) for name in names},
         model=asdict(model_config),
         config=config.as_json(),
         files={},
@@ -146,10 +105,10 @@ def describe_run(
 def prepare_folder(run: Run) -> None:
     """Make RUN_DIR: the settings, the tokenizer, and metrics that end where this run goes on."""
     tokenizer = run.dataset.tokenizer_path
-    folder = run.folder / "tokenizer"
+    folder = run.config.out / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tokenizer, folder / tokenizer.name)
-    save_config(run.config, run.folder / "config.json")
+    save_config(run.config, run.config.out / "config.json")
     cut_metrics(run.metrics_path, last_step=run.step)
 
 
@@ -161,7 +120,7 @@ def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
         placement.say(f"source  {line}")
     placement.say(
         f"model   {run.model_config.num_parameters():,} parameters  vocabulary {run.model_config.vocab_size:,}"
-        f"  attention {run.model.attention_backend}  document mask {'on' if config.document_mask else 'off'}"
+        f"  attention {run.model.attention_backend}  document mask {config.document_mask}"
     )
     placement.say(
         f"run     {config.out}  {config.num_steps:,} steps of {config.tokens_per_step:,} tokens"
@@ -170,7 +129,7 @@ def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
     for complaint in complaints:
         placement.say(f"damaged {complaint}: it was set aside, and the one before it is used")
     if 0 < run.step < config.num_steps:
-        placement.say(f"resume  from step {run.step:,}, {run.step * config.tokens_per_step:,} tokens")
+        placement.say(f"resume  from step {run.step:,}, {run.manifest.tokens:,} tokens")
         for change in changes:
             placement.say(f"changed {change}")
 
@@ -187,19 +146,17 @@ def is_rolled_back(run: Run) -> bool:
         return False
     finding = f"the loss or its gradient was not finite in {in_a_row:,} steps in a row, up to step {run.step:,}"
     run.saver.wait()
-    checkpoint, _ = choose_checkpoint(run.folder)
+    checkpoint, _ = choose_checkpoint(run.config.out)
     if checkpoint is None or run.num_rollbacks == LARGEST_NUM_ROLLBACKS:
         raise not_finite(run, finding)
-    left_out = run.progress.position
     load_checkpoint(checkpoint, model=run.model, optimizer=run.optimizer)
-    run.progress = progress_of(read_manifest(checkpoint))
-    run.progress.skipped.append([run.progress.position, left_out])
-    run.progress.position = left_out
+    saved = carry_on(read_manifest(checkpoint), current=run.manifest)
+    first, end = saved.position, run.manifest.position
+    run.manifest = replace(saved, position=end, skipped=[*saved.skipped, [first, end]])
     run.num_rollbacks += 1
     run.bad_in_a_row = torch.zeros_like(run.bad_in_a_row)
     if run.placement.rank == 0:
         cut_metrics(run.metrics_path, last_step=run.step)
-    first, end = run.progress.skipped[-1]
     run.placement.say(f"back    {finding}: goes on from {checkpoint} without the samples {first:,} to {end - 1:,}")
     return True
 
@@ -212,7 +169,7 @@ def refuse_bad_weights(run: Run) -> None:
 
 def not_finite(run: Run, finding: str) -> AlikeError:
     """The error that ends a run whose numbers have left the finite; what was saved before is good."""
-    newest = next(reversed(find_checkpoints(run.folder)), None)
+    newest = next(reversed(find_checkpoints(run.config.out)), None)
     start = f"goes on from {newest}, which is good" if newest else "starts again, since nothing was saved yet"
     return AlikeError(
         f"{finding}, and that was not saved: the same command with --learning-rate below"
@@ -221,17 +178,9 @@ def not_finite(run: Run, finding: str) -> AlikeError:
 
 
 def report(run: Run) -> None:
-    """Say what came of the run: the first and last loss, tokens per source, where everything is."""
-    if run.placement.rank:
-        return
-    records = read_metrics(run.metrics_path)
-    if not records:
-        return
-    last = records[-1]
-    trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.progress.tokens_per_source.items())
-    for name, record in (("first", records[0]), ("last", last)):
-        print(f"{name:5}   loss {record['loss']:.4f} at step {record['step']:,}")
-    if "valid_loss" in last:
-        print(format_validation(last["valid_loss"]))
-    print(f"tokens  {last['tokens']:,}: {trained}")
-    print(f"saved   {find_checkpoints(run.folder)[-1]}  metrics {run.metrics_path}", flush=True)
+    """Say what came of the run, and where everything is."""
+    records = [] if run.placement.rank else read_metrics(run.metrics_path)
+    if records:
+        trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.manifest.tokens_per_source.items())
+        print(*summarise(records), f"tokens  {trained}", sep="\n")
+        print(f"saved   {find_checkpoints(run.config.out)[-1]}  metrics {run.metrics_path}", flush=True)

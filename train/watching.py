@@ -1,7 +1,9 @@
 """Where metrics go beside metrics.jsonl, and torch's profiler: each opened where it is asked for."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +17,12 @@ STEPS_BEFORE_PROFILE = 10
 """The first steps compile and warm up."""
 
 
-def open_watchers(config: TrainConfig, *, rank: int, stack: ExitStack) -> list[Watcher]:
+def open_watchers(config: TrainConfig, *, first_step: int, rank: int, stack: ExitStack) -> list[Watcher]:
     """What else is told of each record, on rank 0. Raises ValueError where the extra `log` is not installed."""
     if rank:
         return []
-    openers = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}
     try:
+        openers = {"tensorboard": partial(_open_tensorboard, first_step=first_step), "wandb": _open_wandb}
         return [openers[name](config, stack) for name in config.log_to]
     except ImportError as error:
         raise ValueError(f"--log-to {' '.join(config.log_to)}: {error}; pip install 'tokenmill[log]'") from error
@@ -52,10 +54,11 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return numbers
 
 
-def _open_tensorboard(config: TrainConfig, stack: ExitStack) -> Watcher:
+def _open_tensorboard(config: TrainConfig, stack: ExitStack, *, first_step: int) -> Watcher:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(config.out / "tensorboard"))
+    # What was logged after the checkpoint that a run goes on from is hidden: those steps come again.
+    writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=first_step)
     stack.callback(writer.close)
 
     def watch(record: Mapping[str, Any]) -> None:
@@ -68,7 +71,15 @@ def _open_tensorboard(config: TrainConfig, stack: ExitStack) -> Watcher:
 def _open_wandb(config: TrainConfig, stack: ExitStack) -> Watcher:
     import wandb
 
-    # The same id after a restart: the curve goes on where it stopped.
-    run = wandb.init(project="tokenmill", id=config.out.name, dir=config.out, config=config.as_json(), resume="allow")
+    path = config.out / "wandb-id"  # the same one after a restart: the curves go on where they stopped
+    if not path.exists():
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    identity = {"id": path.read_text(encoding="utf-8"), "name": config.out.name, "dir": str(config.out)}
+    try:
+        run = wandb.init(project="tokenmill", resume="allow", config=config.as_json(), **identity)
+    except wandb.errors.Error as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--log-to wandb: {first_line}; or set WANDB_MODE=offline") from error
     stack.callback(run.finish)
-    return lambda record: run.log(flatten(record), step=record["step"])
+    run.define_metric("*", step_metric="step")  # wandb's own count of steps refuses those that a restart does again
+    return lambda record: run.log(flatten(record))

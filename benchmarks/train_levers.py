@@ -1,0 +1,168 @@
+"""What each lever of the trainer gives on one GPU: tokens per second, MFU, peak memory; each variant in a process of
+its own, so that none is fuller than the first. The same on a CPU, at a small size, is how this file is tested."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import model.loss
+from benchmarks.losses import use_loss
+from benchmarks.train_run import base_config, open_run, print_table, run_steps
+from train.config import TrainConfig, load_recipe
+from train.distributed import stop_ranks
+from train.hardware import device_name, flops_utilization, memory_used, peak_flops
+
+GIB = 1 << 30
+MANY_STEPS = 1_000_000
+ACCUMULATION = 4
+"""Micro-batches of the recipe's size in one update; TinyLlama had 8."""
+LEVERS: dict[str, dict[str, Any]] = {
+    "within 40 GB": {"limit_gb": 40},
+    "within 40 GB, selective": {"activation_checkpointing": "selective", "limit_gb": 40},
+    "within 24 GB, full": {"activation_checkpointing": "full", "micro_batch_size": 0.25, "limit_gb": 24},
+    "attention sdpa": {"attention": "sdpa"},
+    "attention varlen": {"attention": "varlen"},
+    "attention flash": {"attention": "flash"},
+    "no document mask": {"document_mask": "off"},
+    "no compile": {"compile": "off"},
+    "torch's linear_cross_entropy": {"loss": "torch"},
+    "all logits at once": {"loss": "plain"},
+    "loss by 4,096 rows": {"rows_per_chunk": 4096},
+    "twice the micro-batch": {"micro_batch_size": 2},
+    "half the micro-batch": {"micro_batch_size": 0.5},
+    "selective recomputation": {"activation_checkpointing": "selective"},
+    "full recomputation": {"activation_checkpointing": "full"},
+    "four times the micro-batch": {"micro_batch_size": 4},
+}
+"""What each variant changes, those that are wanted most first; a micro-batch is a multiple of the recipe's, a limit is
+put on torch's allocator."""
+
+
+@dataclass(frozen=True)
+class LeverSettings:
+    """What is measured, and for how long."""
+
+    recipe: str
+    """A recipe's name, or a TOML file."""
+    data: str
+    """The dataset."""
+    device: str
+    """cpu or cuda."""
+    steps: int
+    """Updates of the recipe that are timed."""
+    lever_steps: int
+    """Updates of each variant; 0: no variants."""
+    warmup: int
+    """Updates before the time is taken."""
+    minutes: float
+    """No variant begins after so long."""
+    json: Path | None
+    """Where the figures go, after each variant."""
+
+
+def measure_levers(settings: LeverSettings) -> dict[str, Any]:
+    """The recipe, then its variants, as many as there is time for; printed and written as they come."""
+    started = time.monotonic()
+    name = device_name(torch.device(settings.device))
+    figures: dict[str, Any] = {"recipe": settings.recipe, "device": name, "torch": torch.__version__, "variants": {}}
+    variants = {"recipe": {}} | (LEVERS if settings.lever_steps else {})
+    for variant, changes in variants.items():
+        num_steps = settings.steps if variant == "recipe" else settings.lever_steps
+        if time.monotonic() - started > 60 * settings.minutes:
+            row: dict[str, Any] = {"error": f"not measured: --minutes {settings.minutes:g} were over"}
+        else:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                row = pool.apply(measure_variant, (settings, changes, num_steps))
+        figures["variants"][variant] = row
+        print(f"{time.monotonic() - started:5.0f} s  {variant}: {row}", flush=True)
+        if settings.json:
+            settings.json.parent.mkdir(parents=True, exist_ok=True)
+            settings.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print_levers(figures)
+    return figures
+
+
+def measure_variant(settings: LeverSettings, changes: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """Tokens per second, MFU and peak memory; or what stood in the way."""
+    changes = dict(changes)
+    use_loss(changes.pop("loss", "ours"))
+    model.loss.ROWS_PER_CHUNK[settings.device] = changes.pop(
+        "rows_per_chunk", model.loss.ROWS_PER_CHUNK[settings.device]
+    )
+    limit_memory(changes.pop("limit_gb", None), device=settings.device)
+    with tempfile.TemporaryDirectory() as folder:
+        config = base_config(settings.recipe, data=settings.data, out=Path(folder), device=settings.device)
+        rows = max(1, int(config.micro_batch_size * changes.pop("micro_batch_size", 1)))
+        tokens_per_step = ACCUMULATION * config.micro_batch_size * config.seq_len
+        config = replace(config, micro_batch_size=rows, tokens_per_step=tokens_per_step, tokens=1 << 50, **changes)
+        try:
+            return time_steps(config, warmup=settings.warmup, num_steps=num_steps)
+        except (ValueError, RuntimeError, ImportError, AttributeError) as error:  # out of memory is a RuntimeError
+            return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        finally:
+            stop_ranks(in_order=False)
+
+
+def limit_memory(limit_gb: float | None, *, device: str) -> None:
+    """Let torch's allocator take so much of the GPU at most; there is none on a CPU."""
+    if limit_gb and device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total))
+
+
+def time_steps(config: TrainConfig, *, warmup: int, num_steps: int) -> dict[str, Any]:
+    """The figures of one configuration, by the clock."""
+    run = open_run(config)
+    device = run.placement.device
+    started = time.perf_counter()
+    for step, _ in enumerate(run_steps(run, num_steps=warmup + num_steps), start=1):
+        if step == warmup:
+            _wait(device)
+            started = time.perf_counter()
+    _wait(device)
+    speed = num_steps * config.tokens_per_step / (time.perf_counter() - started)
+    flops = run.model_config.flops_per_token(config.seq_len)
+    return {
+        "tokens_per_second": speed,
+        "mfu": flops_utilization(speed, flops_per_token=flops, num_devices=1, name=device_name(device)),
+        "flops_per_token": flops,
+        "peak_gib": memory_used(device).get("memory_bytes", 0) / GIB,
+        "attention": run.model.attention_backend,
+        "micro_batch_size": config.micro_batch_size,
+        "steps": num_steps,
+    }
+
+
+def print_levers(figures: dict[str, Any]) -> None:
+    """The table, and the formula."""
+    variants = figures["variants"]
+    whole = variants["recipe"].get("tokens_per_second")
+    rows = [["variant", "micro-batch", "attention", "tokens/s", "of the recipe", "MFU", "peak GiB"]]
+    for variant, row in variants.items():
+        if "error" in row:
+            rows.append([variant, row["error"][:50], "", "", "", "", ""])
+            continue
+        speed, mfu = row["tokens_per_second"], row["mfu"]
+        share = f"{speed / whole:.2f}" if whole else ""
+        utilization = "unknown" if mfu is None else f"{mfu:.1%}"
+        memory = f"{row['peak_gib']:.1f}" if row["peak_gib"] else ""
+        batch = str(row["micro_batch_size"])
+        rows.append([variant, batch, row["attention"], f"{speed:,.0f}", share, utilization, memory])
+    seq_len = load_recipe(figures["recipe"]).seq_len
+    print_table(f"{figures['recipe']}, {seq_len:,} tokens a window, on one {figures['device']}", rows)
+    if whole:
+        flops, peak = variants["recipe"]["flops_per_token"], peak_flops(figures["device"])
+        print(f"MFU = tokens/s * {flops:,} / {'an unknown peak' if peak is None else f'{peak:.4g}'}")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
