@@ -100,8 +100,7 @@ def build(arguments: BuildArguments, console: Console) -> None:
         return
     datasets = prepare.plan_datasets(arguments, settings, sources, tokenizers)
     described = {dataset.name: dataset.described for dataset in datasets}
-    tokenizer_files = prepare.name_tokenizer_files(tokenizers)
-    plan = make_plan(folders, described, tokenizer_files, is_replacement=arguments.replace)
+    plan = make_plan(folders, described, prepare.name_tokenizer_files(tokenizers), is_replacement=arguments.replace)
     if is_done and not reopen_if_lost(folders, plan, sources, notice):
         say_finished(arguments, folders, described, sources, console)
         return
