@@ -240,7 +240,7 @@ address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address + page), page, 0) == 0
 model = build([(text, 0) for text in ("a", "b", "ab", "\\u2581")], has_prefix=True)
 engine = read_sentencepiece("small.model", model.SerializeToString()).open_fast()
-for text in (*("ab" * 40 for _ in range(2)), "a b ab", "\\u4e2d", "\\U0001f600", "a" * 15, "b " * 9):
+for text in (*("ab" * 40 for _ in range(2)), "a b ab", "\\u4e2d", "\\u4e2d a\\u00e9" * 20, "ab " * 60, "\\U0001f600", "a" * 15, "b " * 9):
     for bad in (b"", b"\\xf0", b"\\xe4\\xb8"):
         encoded = text.encode() + bad
         for length in range(len(encoded) + 1):
