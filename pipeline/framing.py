@@ -9,7 +9,7 @@ from pipeline.tokenizer import Tokenizer
 from pipeline.tokenizer_pieces import Stretch
 
 NO_BOS = -1
-SPARE_IDS = 16  # our own engine writes that much behind the ids
+SPARE_IDS = 32  # our own engine writes that much behind the ids
 
 
 def encode_framed(

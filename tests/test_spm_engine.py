@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spm_models import OPTIONS, TEXT, build, parse, train
 
+from pipeline.framing import most_framed_ids
 from pipeline.tokenizer_sentencepiece import read_sentencepiece
 
 PARTS = (
@@ -240,7 +241,7 @@ address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address + page), page, 0) == 0
 model = build([(text, 0) for text in ("a", "b", "ab", "\\u2581")], has_prefix=True)
 engine = read_sentencepiece("small.model", model.SerializeToString()).open_fast()
-for text in (*("ab" * 40 for _ in range(2)), "a b ab", "\\u4e2d", "\\U0001f600", "a" * 15, "b " * 9):
+for text in (*("ab" * 40 for _ in range(2)), "a b ab", "\\u4e2d", "\\u4e2d a\\u00e9" * 20, "ab " * 60, "\\U0001f600", "a" * 15, "b " * 9):
     for bad in (b"", b"\\xf0", b"\\xe4\\xb8"):
         encoded = text.encode() + bad
         for length in range(len(encoded) + 1):
@@ -258,3 +259,13 @@ def test_nothing_behind_the_end_of_the_data_is_read():
     code = GUARDED.format(root=str(REPOSITORY))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "read to the end"), result.stderr
+
+
+def test_framed_ids_lie_where_they_are_to_stay():
+    engine = Pair(parse(train())).engine
+    data, offsets = as_batch(TEXT[:3])
+    room = np.empty(most_framed_ids(offsets), np.uint16)
+    ids, ends = engine.encode_and_frame(data, offsets, bos_id=1, eos_id=2, room=room)
+    assert np.shares_memory(ids, room)
+    apart, apart_ends = engine.encode_and_frame(data, offsets, bos_id=1, eos_id=2, room=room[:9].copy())
+    assert apart.tolist() == ids.tolist() and apart_ends.tolist() == ends.tolist()
