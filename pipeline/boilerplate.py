@@ -12,8 +12,6 @@ after their sets of shingles were made, a comparison (per some edges).
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.candidates import BandTask, read_packed
-from pipeline.compare import EDGES_AT_ONCE, HASH, read_sets
+from pipeline.compare import read_sets
 from pipeline.copies import find_marked, mark_ranks
 from pipeline.estimate import EDGE, estimate_pairs, read_pairs
-from pipeline.pair_kernels import list_witnesses, measure_rest
+from pipeline.pair_kernels import list_witnesses
 from pipeline.ranks import RankMap
-from pipeline.resolve import ResolveTask, read_near_edges
+from pipeline.resolve import ResolveTask, find_later, read_near_edges
+from pipeline.set_kernels import measure_rests
 from pipeline.storage import open_new, write_array
 from pipeline.token_file import open_records
 
@@ -194,34 +193,33 @@ def run_compare_rest(task: CompareRestTask) -> dict[str, int]:
     """Write the edges that are not near; returns how many."""
     records = open_records(Path(task.rest_path), EDGE)
     edges = np.array(records[task.first : task.last])
-    for start in range(0, len(edges), EDGES_AT_ONCE):
-        part = edges[start : start + EDGES_AT_ONCE]
-        witnesses = read_witnesses(records, task.num_near, int(part["later"].min()), int(part["later"].max()))
-        own = [np.searchsorted(witnesses["later"], part["later"], side).tolist() for side in ("left", "right")]
-        wanted = [
-            [*pair, *witnesses["earlier"][first:last].tolist()]
-            for pair, first, last in zip(part[["later", "earlier"]].tolist(), *own, strict=True)
-        ]
-        for edge, (one, other, *others) in zip(part, read_sets(wanted, task.sets), strict=True):
-            edge["similarity"] = compare_rest(one, other, others)
+    witnesses = read_witnesses(records, task.num_near, int(edges["later"].min()), int(edges["later"].max()))
+    wanted, borders = list_members(edges, witnesses)
+    similarities = np.empty(len(edges), np.float32)
+    for entries, members, data, starts in read_sets(wanted, borders, task.sets):
+        own = borders[entries.start : entries.stop + 1] - borders[entries.start]
+        measure_rests(data, starts, members, own, FEWEST_WITNESSES, similarities[entries])
+    edges["similarity"] = similarities
     apart = edges[edges["similarity"] < task.least]
     write_array(task.path, apart)
     return {"apart": len(apart)}
 
 
+def list_members(edges: np.ndarray, witnesses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ranks of each edge, `later` and `earlier`, and those of the witnesses of `later`; and where each begins."""
+    first, last = (np.searchsorted(witnesses["later"], edges["later"], side) for side in ("left", "right"))
+    borders = np.concatenate([[0], np.cumsum(2 + last - first)])
+    members = np.empty(borders[-1], np.uint32)
+    members[borders[:-1]], members[borders[:-1] + 1] = edges["later"], edges["earlier"]
+    is_witness = np.ones(len(members), bool)
+    is_witness[borders[:-1]] = is_witness[borders[:-1] + 1] = False
+    of_edge = np.repeat(np.arange(len(edges)), last - first)
+    number = np.flatnonzero(is_witness) - borders[of_edge] - 2
+    members[is_witness] = witnesses["earlier"][first[of_edge] + number]
+    return members, borders
+
+
 def read_witnesses(records: np.ndarray, num_near: int, first_rank: int, last_rank: int) -> np.ndarray:
     """The edges to witnesses, behind the near ones of a RestTask, of documents of the ranks first to last."""
-
-    places = range(num_near, len(records))
-    first, last = (
-        num_near + bisect.bisect_left(places, rank, key=lambda place: int(records[place]["later"]))
-        for rank in (first_rank, last_rank + 1)
-    )
+    first, last = (find_later(records, rank, first=num_near) for rank in (first_rank, last_rank + 1))
     return np.ascontiguousarray(records[first:last])
-
-
-def compare_rest(one: np.ndarray, other: np.ndarray, witnesses: Sequence[np.ndarray]) -> float:
-    """The Jaccard similarity of two sets of shingles without those that enough witnesses have."""
-    starts = np.cumsum([0, *map(len, witnesses)], dtype=np.int64)
-    joined = np.concatenate([np.empty(0, HASH), *witnesses]).astype(HASH, copy=False)
-    return measure_rest(one, other, joined, starts, FEWEST_WITNESSES)

@@ -237,39 +237,3 @@ def flatten(parents):
     """Let every rank point to its component's lowest, in place."""
     for rank in range(len(parents)):
         parents[rank] = parents[parents[rank]]
-
-
-@njit(cache=True, nogil=True)
-def measure_rest(first, second, witnesses, starts, fewest):
-    """As measure_overlap, without what the two share with `fewest` other sets or more; 1 where nothing else is left.
-
-    witnesses: the other sets, each sorted, back to back; starts: where each begins, and the end of the last.
-    """
-    places = starts.copy()
-    i = j = shared = common = 0
-    while i < len(first) and j < len(second):
-        a, b = first[i], second[j]
-        if a == b:
-            shared += 1
-            count = 0
-            for number in range(len(starts) - 1):
-                while places[number] < starts[number + 1] and witnesses[places[number]] < a:
-                    places[number] += 1
-                count += places[number] < starts[number + 1] and witnesses[places[number]] == a
-            common += count >= fewest
-        i += a <= b
-        j += b <= a
-    num_all = len(first) + len(second) - shared - common
-    return (shared - common) / num_all if num_all else 1.0
-
-
-@njit(cache=True, nogil=True)
-def measure_overlap(first, second):
-    """The Jaccard similarity of two sets, sorted arrays: the size of what they share by that of what either has."""
-    i = j = shared = 0
-    while i < len(first) and j < len(second):
-        a, b = first[i], second[j]
-        shared += a == b
-        i += a <= b
-        j += b <= a
-    return shared / max(1, len(first) + len(second) - shared)

@@ -147,7 +147,7 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
     monkeypatch.setattr("pipeline.candidates.BYTES_PER_KEY", 1 << 22)
     monkeypatch.setattr("pipeline.estimate.BYTES_PER_PAIR", 1 << 20)
     monkeypatch.setattr("pipeline.compare.EDGES_PER_TASK", 20)
-    monkeypatch.setattr("pipeline.compare.EDGES_AT_ONCE", 3)
+    monkeypatch.setattr("pipeline.compare.SHINGLES_AT_ONCE", 500)
     monkeypatch.setattr("pipeline.dedup.DOCUMENTS_PER_TASK", 50)
     build(run_build, tmp_path, sample_model, "--memory 0.1 --replace")
     assert hashes(tmp_path / "out") == expected

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.boilerplate import compare_rest
 from pipeline.copies import mark_ranks
 from pipeline.estimate import find_distinct
 from pipeline.pair_kernels import (
@@ -20,7 +19,6 @@ from pipeline.pair_kernels import (
     keep_first_of_equal,
     list_pairs,
     list_witnesses,
-    measure_overlap,
     resolve,
     unite,
 )
@@ -160,13 +158,3 @@ def test_witnesses_are_of_those_that_stay_where_there_are_enough():
     assert [later for later, _ in pairs] == [1, 1, 1, 5, 5, 5]  # key 2 has two that stay: too few
     assert len(set(pairs)) == 6
     assert {witness for _, witness in pairs} <= {0, 1, 2, 3, 4}
-
-
-def test_what_enough_witnesses_have_is_no_evidence():
-    licence, one, other = np.arange(50), np.arange(100, 110), np.arange(105, 115)
-    first, second = np.concatenate([licence, one]), np.concatenate([licence, other])
-    witnesses = [np.concatenate([licence, np.arange(start, start + 200)]) for start in (1000, 2000, 3000)]
-    assert measure_overlap(first, second) == pytest.approx(55 / 65)
-    assert compare_rest(first, second, witnesses) == pytest.approx(5 / 15)
-    assert compare_rest(first, second, witnesses[:2]) == pytest.approx(55 / 65)
-    assert compare_rest(licence, licence, witnesses) == 1.0
