@@ -131,7 +131,7 @@ def write_sets(
     with open_new(sets_path) as file:
         for key, hashes in shingles:
             at = int(np.searchsorted(keys, np.uint64(key)))
-            file.write(hashes.tobytes())
+            file.write(hashes)
             index["start"][at], index["count"][at], is_found[at] = start, len(hashes), True
             start += len(hashes)
     index = index[is_found]
