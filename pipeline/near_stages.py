@@ -44,6 +44,7 @@ from pipeline.sketch_file import RECIPES
 from pipeline.token_file import open_records
 from pipeline.workshop import Dedup
 
+TRACE_FACTOR = 4  # a key of a trace may need so many times the memory that one of a band needs
 LEAST_FOUND = 0.85  # of the pairs at the threshold; with fewer, that is said
 
 
@@ -125,7 +126,7 @@ def find_witnesses(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> tuple
             (trace,),
             recipe=recipe,
             marks=copy_marks,
-            memory_bytes=work.settings.memory_bytes,
+            memory_bytes=work.settings.memory_bytes // TRACE_FACTOR,
             **places,
         )
     ]
@@ -133,7 +134,12 @@ def find_witnesses(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> tuple
     paths = [task.path for task in traces]
     tasks = [
         WitnessesTask(
-            name=f"ranks-{first}-{last}", paths=tuple(map(str, paths)), first_rank=first, last_rank=last, **places
+            name=f"ranks-{first}-{last}",
+            resolve=resolve,
+            paths=tuple(map(str, paths)),
+            first_rank=first,
+            last_rank=last,
+            **places,
         )
         for first, last in split_ranks(paths, work.ranks.num_documents, memory_bytes=work.settings.memory_bytes)
     ]

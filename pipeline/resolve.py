@@ -20,6 +20,7 @@ from pipeline.storage import open_new, write_array
 
 NEAR = np.dtype([("rank", "<u4"), ("partner", "<u4"), ("similarity", "<f4")])
 PAIRS_AT_ONCE = 1 << 22
+FAINT = 0.985  # what is less alike may be so by boilerplate that only its like have; an estimate errs by 0.03
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,15 @@ class ResolveTask:
         """A bit per rank that is near to one before it, whether that one stays or not."""
         return Path(self.folder) / f"{self.name}.doubted.npy"
 
+    @property
+    def faint_path(self) -> Path:
+        """A bit per rank that is near to one before it, and to none by FAINT or more."""
+        return Path(self.folder) / f"{self.name}.faint.npy"
+
     def list_outputs(self, result: dict[str, int]) -> list[Path]:
         """The files."""
         marks = [self.marks_path] if "dropped" in result else []
-        return [self.path, *marks, *([self.doubted_path] if "doubted" in result else [])]
+        return [self.path, *marks, *([self.doubted_path, self.faint_path] if "doubted" in result else [])]
 
 
 def run_judge(task: ResolveTask) -> dict[str, int]:
@@ -86,18 +92,21 @@ def run_judge(task: ResolveTask) -> dict[str, int]:
 
 def run_resolve(task: ResolveTask) -> dict[str, int]:
     """Write which documents go, each with its partner, and which might; returns how many."""
-    states, doubted = np.zeros(task.num_documents, np.uint8), np.zeros(task.num_documents // 8 + 1, np.uint8)
+    states = np.zeros(task.num_documents, np.uint8)
+    doubted, sure = np.zeros((2, task.num_documents // 8 + 1), np.uint8)
 
     def resolve_files() -> Iterator[np.ndarray]:
         for edges in read_near_edges(task):
             edges = leave_out_apart(edges, read_between(task.apart, edges))
             mark_ranks(edges["later"], doubted)
+            mark_ranks(edges["later"][edges["similarity"] >= FAINT], sure)
             is_partner = np.zeros(len(edges), bool)
             resolve(edges["later"], edges["earlier"], edges["similarity"], states, is_partner)
             yield edges[is_partner].view(NEAR)
 
     counts = write_dropped(task, resolve_files())
     write_array(task.doubted_path, doubted)
+    write_array(task.faint_path, doubted & ~sure)
     return {**counts, "doubted": int(np.bitwise_count(doubted).sum())}
 
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.boilerplate import list_members
+from pipeline.boilerplate import FEWEST_ALIKE, LEAST_HELD, LEAST_OWN, MOST_SHARED, list_members
 from pipeline.compare import RANK, SET, WantedTask, read_sets, run_wanted, write_sets
 from pipeline.estimate import EDGE
 from pipeline.resolve import find_later, read_between
-from pipeline.set_kernels import measure_overlap, measure_rest
+from pipeline.set_kernels import count_others, measure_overlap, measure_rest
 
 
 def flatten(sets):
@@ -31,14 +31,43 @@ def test_what_enough_witnesses_have_is_no_evidence():
     assert rest([licence, licence, *witnesses]) == 1.0
 
 
+def count(sets):
+    members = np.arange(len(sets), dtype=np.uint32)
+    return count_others(*flatten([sorted(one) for one in sets]), members, LEAST_OWN, LEAST_HELD, MOST_SHARED)
+
+
+def test_documents_with_one_text_in_common_and_rests_of_their_own_are_counted():
+    core = range(1000)
+    sets = [{*core, *range(start, start + 80)} for start in range(2000, 12000, 1000)]
+    assert count(sets) == 8
+    assert count([*sets[:2], *sets[:3]]) == 1  # copies of the two are no others
+    assert count([*sets[:2], sets[2], {*sets[2], 1}, *sets[2:]]) == 8
+    assert count([*sets[:2], *({*core, *range(start, start + 40)} for start in range(2000, 12000, 1000))]) == 0
+    assert count([{*core, *range(2000, 2040)}, *sets]) == 0  # too little of its own: a date, a number
+    assert count([{*core}, *sets]) == 0  # cut off
+    assert count([{*core, *range(2000, 2080)}, {*core, *range(2010, 2090)}, *sets[3:]]) == 0  # the rests are alike
+    assert count([*sets[:2], *({*range(300, 1000), *one} - {*range(300)} for one in sets[2:])]) == 0
+
+
+@given(st.integers(0, 10**6))
+def test_copies_with_changes_of_their_own_are_not_counted(seed):
+    """Each lacks other shingles of the original, and has new ones instead."""
+    rng, sets = np.random.default_rng(seed), []
+    for number in range(10):
+        words = np.arange(204) + np.where(rng.random(204) < 0.01, 1000 * (number + 1), 0)
+        sets.append({hash(tuple(words[place : place + 5].tolist())) % 2**32 for place in range(200)})
+    assert count(sets) < FEWEST_ALIKE
+
+
 SETS = st.sets(st.integers(0, 12), max_size=8).map(sorted)
 
 
 @settings(deadline=None)  # a kernel may be compiled first
 @given(SETS, SETS, st.lists(SETS, max_size=5), st.integers(1, 3))
 def test_the_rest_is_that_of_plain_sets(one, other, witnesses, fewest):
-    common = {value for value in {*one} & {*other} if sum(value in witness for witness in witnesses) >= fewest}
-    union = ({*one} | {*other}) - common
+    union = {*one} | {*other}
+    common = {value for value in union if sum(value in witness for witness in witnesses) >= fewest}
+    union -= common
     expected = len(({*one} & {*other}) - common) / len(union) if union else 1.0
     assert rest([one, other, *witnesses], fewest) == pytest.approx(expected)
 
@@ -74,10 +103,11 @@ def test_the_documents_to_read_are_those_of_all_edges(tmp_path):
 
 def test_the_witnesses_of_an_edge_are_those_of_its_later_document():
     edges = np.array([(5, 1, 0), (5, 2, 0), (7, 2, 0), (9, 1, 0)], EDGE)
-    witnesses = np.array([(5, 10, 0), (5, 11, 0), (9, 12, 0)], EDGE)
-    members, borders = list_members(edges, witnesses)
+    witnesses = np.array([(5, 10, 0.1), (5, 11, 0.9), (9, 12, 0.1)], EDGE)
+    members, borders, num_unlike = list_members(edges, witnesses)
     found = [members[first:last].tolist() for first, last in zip(borders[:-1], borders[1:], strict=True)]
     assert found == [[5, 1, 10, 11], [5, 2, 10, 11], [7, 2], [9, 1, 12]]
+    assert num_unlike.tolist() == [1, 1, 0, 1]
 
 
 def test_of_files_of_edges_what_is_between_is_read(tmp_path):

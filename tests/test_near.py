@@ -127,6 +127,30 @@ def test_a_licence_in_every_file_deletes_none(tmp_path, sample_model, run_build,
     assert build(run_build, tmp_path, sample_model, FEW_DOCUMENTS) == {}
 
 
+def test_tiny_files_of_one_licence_stay_and_copies_of_them_go(tmp_path, sample_model, run_build, rng):
+    """No longer file has the licence; so the forty are only told apart by what each has that no other has."""
+    licence = " ".join(draw_words(rng, 100))
+    texts = [f"# {licence}\n" + " ".join(draw_words(rng, 8 + number % 3)) for number in range(40)]
+    changed = [f"{texts[number]} z" for number in (3, 20)]
+    write_texts(tmp_path / "raw/web", [*texts, *changed])
+    dropped = build(run_build, tmp_path, sample_model, FEW_DOCUMENTS)
+    assert {row: found[2] for (_, row), found in dropped.items()} == {40: 3, 41: 20}
+
+
+@pytest.mark.parametrize("kind", ["scattered", "date", "cut"])
+def test_many_changed_copies_of_one_text_go(tmp_path, sample_model, run_build, rng, kind):
+    words = draw_words(rng, 200)
+
+    def change(number):
+        if kind == "scattered":
+            return [f"{word}x{number}" if rng.random() < 0.01 else word for word in words]
+        return [*words, f"d{number}", f"m{number}"] if kind == "date" else words[: 200 - number % 20]
+
+    write_texts(tmp_path / "raw/web", [" ".join(words), *(" ".join(change(number)) for number in range(40))])
+    dropped = build(run_build, tmp_path, sample_model, FEW_DOCUMENTS)
+    assert len(dropped) >= 38
+
+
 @pytest.mark.long
 def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_model, run_build, rng, monkeypatch):
     texts = []
