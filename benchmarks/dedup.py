@@ -4,11 +4,11 @@
     python benchmarks/dedup.py --millions 5 10 20 50 --memory 4 --folder /a/large/disk
     python benchmarks/dedup.py --millions 10 --against
 
-Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of REPEATS;
+Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of seven;
 those of --decontaminate with as many spans as eight common evaluation sets hold (arc, boolq, mmlu, piqa and others).
-At size: so many million synthetic documents (dedup_documents.py), 30 % of them near duplicates, a million of one; one
-in 50 has a pair that must be compared by text, and one in 50 a licence. Then the stages of a build, with one worker, in
-a process of its own, whose peak of memory is read; the seconds of each are of CPU time. "LSH to resolution" are the
+At size: so many million synthetic documents (dedup_documents.py), 30 % of them near duplicates, a million of one; 3 %
+are altered copies that must be compared by text, and 6 % have a licence. Then the stages of a build, with one worker,
+in a process of its own, whose peak of memory is read; the seconds of each are of CPU time. "LSH to resolution" are the
 stages bands, similar, judge and resolve. The last size gives the prediction for RedPajama's 931 million documents; to
 it comes that its raw files are read once more for the texts to compare, while here nearly all of their lines are blank.
 With --against the first half of the documents is a dataset with kept signatures, and the second half is built against
@@ -23,10 +23,7 @@ import resource
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +37,22 @@ from rich.table import Table
 
 from benchmarks.corpus import read_prose, take
 from benchmarks.dedup_documents import make_ingested
+from benchmarks.dedup_speed import REPEATS, count_bytes, measure_speeds, time_cpu
 from benchmarks.stopwatch import Stopwatch
-from pipeline import slimpajama
 from pipeline.compare import read_shingles
-from pipeline.contamination import SPAN, find_contaminated, sort_spans, write_table
 from pipeline.dedup_stages import DedupSettings, dedup
-from pipeline.document_batch import text_buffers
 from pipeline.drops import DropsTask
 from pipeline.estimate import EDGE
-from pipeline.forecast_sample import Tally
 from pipeline.held import HeldDataset
-from pipeline.ingest import IngestSettings, TaskFile, ingest_batch, join_small, keep_wanted, read_file
+from pipeline.ingest import IngestSettings, TaskFile
 from pipeline.jobs import Workers
 from pipeline.limit import Selection
-from pipeline.minhash import sign_documents
 from pipeline.plan import BuildSettings
 from pipeline.progress import BuildLog, make_console
 from pipeline.stages import describe_ingests, keep_signatures
 from pipeline.token_file import open_records
 from pipeline.workshop import Ingested, Workshop
 
-REPEATS = 7
-EVALUATION_SPANS = 300_000
 REDPAJAMA = 931_361_530  # documents
 REDPAJAMA_BYTES = 2.567e12 / 0.504  # SlimPajama's text, which is 50.4 % of it
 LSH_STAGES = ("bands", "similar", "judge", "resolve")
@@ -102,7 +93,7 @@ def main() -> None:
     if flags.speed:
         texts = read_texts(flags)
         with tempfile.TemporaryDirectory(prefix="tokenmill-benchmark-", dir=flags.folder) as folder:
-            figures["speed"] = measure_speeds(texts, Path(folder))
+            figures["speed"] = measure_speeds(texts, read_foreign(flags), Path(folder))
         console.print(tabulate("signatures and spans, one core", figures["speed"]))
     rows = []
     for millions in flags.millions:
@@ -124,6 +115,12 @@ def read_texts(flags: BenchmarkFlags) -> pa.Array:
     return pa.array(take(read_prose(flags.corpus), num_bytes=flags.megabytes * 1e6))
 
 
+def read_foreign(flags: BenchmarkFlags) -> pa.Array:
+    """Of the prose those texts that are not ASCII alone: curly quotes, dashes, letters of other languages."""
+    texts = (text for text in read_prose(flags.corpus) if not text.isascii())
+    return pa.array(take(texts, num_bytes=flags.megabytes * 1e6))
+
+
 def tabulate_sizes(title: str, rows: list[dict[str, Any]]) -> Table:
     """A column of figures for each size."""
     table = Table(title=title, show_header=False)
@@ -140,98 +137,6 @@ def tabulate(title: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:,.3g}" for value in row.values()))
     return table
-
-
-def measure_speeds(texts: pa.Array, folder: Path) -> list[dict[str, Any]]:
-    """MB of text per second of CPU time of every system. folder: for a raw file and a list of spans."""
-    data, offsets = text_buffers(texts)
-    num_bytes = int(offsets[-1] - offsets[0])
-    systems: dict[str, tuple[Callable[[], Any], float]] = {
-        "tokenmill near": (lambda: sign_documents(data, offsets), 1.0),
-        "tokenmill slimpajama, ftfy included": (
-            lambda: slimpajama.make_keys(slimpajama.normalise_texts(texts)),
-            1.0,
-        ),
-    }
-    normal = slimpajama.normalise_texts(texts)
-    systems["tokenmill slimpajama, signature alone"] = (lambda: slimpajama.make_keys(normal), 1.0)
-    few = [text.as_py() for text in texts[: max(1, len(texts) // 100)]]
-    share = sum(len(text.encode()) for text in few) / num_bytes
-    systems |= {name: (function, 1.0) for name, function in list_ingests(texts, folder)}
-    systems |= {name: (function, share) for name, function in list_peers(few)}
-    rows = []
-    for name, (function, part) in systems.items():
-        function()  # compiled, caches filled
-        seconds = min(time_cpu(function) for _ in range(REPEATS if part == 1 else 1))
-        rows.append({"system": name, "MB/s": num_bytes * part / 1e6 / seconds})
-    return rows
-
-
-def list_ingests(texts: pa.Array, folder: Path) -> list[tuple[str, Callable[[], Any]]]:
-    """The check for spans alone, and ingest of the texts with and without it, for no tokenizer."""
-    rng = np.random.default_rng(0)
-    spans = np.zeros(EVALUATION_SPANS, SPAN)
-    spans["first"], spans["second"] = rng.integers(0, 1 << 64, (2, len(spans)), np.uint64)
-    write_table(sort_spans(spans), ["random"], {}, folder)
-    path = folder / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.to_pylist()))
-
-    def ingest(method: str, contamination: str | None) -> None:
-        settings = IngestSettings("text", None, (), 1, 0.0, 0, method, (), contamination=contamination)
-        tally, file = Tally([]), TaskFile(0, str(path), "train", None)
-        batches = (keep_wanted(batch, file, settings, tally) for batch in read_file(file, settings))
-        for wanted in join_small(batches):
-            ingest_batch(wanted, settings, tally)
-
-    return [
-        ("tokenmill decontaminate", partial(find_contaminated, texts, str(folder))),
-        *(
-            (
-                f"ingest without ids, {method}{', decontaminate' if folder_of else ''}",
-                partial(ingest, method, folder_of),
-            )
-            for method in ("none", "near")
-            for folder_of in (None, str(folder))
-        ),
-    ]
-
-
-def time_cpu(function: Callable[[], Any]) -> float:
-    """Seconds of CPU time of one call."""
-    started = time.process_time()  # finer than a Stopwatch, and there are no children
-    function()
-    return time.process_time() - started
-
-
-def list_peers(texts: list[str]) -> list[tuple[str, Callable[[], Any]]]:
-    """The peers that are installed, on some of the texts."""
-    peers: list[tuple[str, Callable[[], Any]]] = []
-    try:
-        from datasketch import MinHash
-    except ImportError:
-        MinHash = None  # noqa: N806
-
-    def update() -> None:
-        for text in texts:
-            minhash = MinHash(num_perm=128)
-            cleaned = slimpajama.clean(text)
-            for place in range(len(cleaned) - 12):
-                minhash.update(cleaned[place : place + 13].encode())
-
-    if MinHash is not None:
-        peers.append(("datasketch, 13 characters, one update a shingle", update))
-    try:
-        from rensa import RMinHash
-    except ImportError:
-        return peers
-
-    def rensa() -> None:
-        for text in texts:
-            words = text.lower().split()
-            minhash = RMinHash(128, 1)
-            minhash.update([" ".join(words[place : place + 5]) for place in range(len(words) - 4)])
-
-    return [*peers, ("rensa, five words", rensa)]
 
 
 def measure_stages(num_documents: int, flags: BenchmarkFlags) -> dict[str, Any]:
@@ -343,8 +248,7 @@ def measure_reading(texts: pa.Array, folder: Path) -> float:
         return sum(1 for _ in read_shingles(files, settings, keys))
 
     assert read() == len(keys)
-    num_bytes = sum(len(text.encode()) for text in texts.to_pylist())
-    return num_bytes / 1e6 / min(time_cpu(read) for _ in range(REPEATS))
+    return count_bytes(texts) / 1e6 / min(time_cpu(read) for _ in range(REPEATS))
 
 
 if __name__ == "__main__":
