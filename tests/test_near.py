@@ -120,6 +120,37 @@ def test_short_documents_never_collide(tmp_path, sample_model, run_build):
     }
 
 
+@pytest.mark.parametrize("method", ["exact", "near"])
+def test_documents_without_words_have_only_copies_and_empty_ones_are_short(
+    tmp_path, sample_model, run_build, method, monkeypatch
+):
+    texts = [
+        "",
+        "  ",
+        "\n\n",
+        "  ",
+        "\u3000",
+        "\0",
+        "\0\0",
+        "...",
+        "!!!",
+        "\U0001f600 " * 9,
+        "\U0001f601 " * 9,
+        "",
+        "...",
+    ]
+    write_texts(tmp_path / "raw/web", texts)
+    dropped = build(run_build, tmp_path, sample_model, f"{FEW_DOCUMENTS} --dedup {method}")
+    short, copy = ("short", None, None, None), np.float32(1)
+    assert dropped == {
+        ("web", 0): short,
+        ("web", 11): short,
+        ("web", 3): ("duplicate_exact", "web", 1, copy),
+        ("web", 12): ("duplicate_exact", "web", 7, copy),
+    }
+    run_verify(monkeypatch, f"{tmp_path}/out --raw {tmp_path}/raw")
+
+
 def test_a_licence_in_every_file_deletes_none(tmp_path, sample_model, run_build, rng):
     licence = " ".join(draw_words(rng, 300))
     texts = [f"# {licence}\n" + " ".join(draw_words(rng, 150)) for _ in range(60)]
