@@ -83,7 +83,7 @@ def as_texts(words: np.ndarray) -> list[bytes]:
 def draw_sketches(rng: np.random.Generator, size: int) -> Sketches:
     """Of documents that have nothing in common."""
     signatures = rng.integers(0, 256, (size, NUM_PERMUTATIONS), np.uint8)
-    keys = rng.integers(0, 1 << 40, (size, NUM_BANDS + NUM_TRACES), np.uint64)
+    keys = rng.integers(0, 1 << 40, (size, NUM_BANDS + NUM_TRACES), np.uint64) | np.uint64(1)  # no text has such a key
     return Sketches(signatures, keys, np.ones(size, bool))
 
 
@@ -101,9 +101,12 @@ def plant(rng: np.random.Generator, originals: Sketches, sketches: Sketches, *, 
 
 
 def sketch_texts(texts: list[bytes], sketches: Sketches) -> None:
-    """Give the first documents the sketches of the texts, in place."""
+    """Give the first documents the sketches of the texts, in place.
+
+    Keys are even, so that none is by chance that of a document without a text: it could become a witness.
+    """
     signatures, keys, _ = sign_documents(*text_buffers(pa.array(texts, pa.binary()).cast(pa.string())))
-    sketches.signatures[: len(texts)], sketches.keys[: len(texts)] = signatures, keys
+    sketches.signatures[: len(texts)], sketches.keys[: len(texts)] = signatures, keys & ~np.uint64(1)
 
 
 def write_task(
