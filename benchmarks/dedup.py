@@ -219,7 +219,7 @@ def hold_half(ingested: Ingested, settings: DedupSettings, shop: Workshop) -> In
         for task, ingest in zip(old.tasks, describe_ingests(old, whole), strict=True)
     ]  # fmt: skip
     kept = keep_signatures(KEEPING, drops, folder="", shop=shop)
-    content = {"content_hash": "0" * 64, "sources": {"random": {"raw_files": []}}, **kept}
+    content = {"content_hash": "0" * 64, "sources": {"random": {"raw_files": [], "splits": {}}}, **kept}
     return Ingested(names, names, ingested.tasks[half:], ingested.records[half:], (HeldDataset(out, content),))
 
 
