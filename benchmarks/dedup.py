@@ -4,13 +4,15 @@
     python benchmarks/dedup.py --millions 5 10 20 50 --memory 4 --folder /a/large/disk
     python benchmarks/dedup.py --millions 10 --against
 
-Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of REPEATS;
+Speeds are in MB of text per second of CPU time, each system on the same texts in the same run, the best of seven;
 those of --decontaminate with as many spans as eight common evaluation sets hold (arc, boolq, mmlu, piqa and others).
-At size: work files of so many million synthetic documents, as ingest would leave them with --dedup near; of them 30 %
-are planted near duplicates (each value of the signature kept with probability 0.998), one cluster has a million. Then
-the stages of a build, with one worker, in a process of its own, whose peak of memory is read; so no pair is left to be
-compared by text, for which there is none. The curve gives the prediction for RedPajama's 931 million documents. With
---against the first half of the documents is a dataset with kept signatures, and the second half is built against it.
+At size: so many million synthetic documents (dedup_documents.py), 30 % of them near duplicates, a million of one; 3 %
+are altered copies that must be compared by text, and 6 % have a licence. Then the stages of a build, with one worker,
+in a process of its own, whose peak of memory is read; the seconds of each are of CPU time. "LSH to resolution" are the
+stages bands, similar, judge and resolve. The last size gives the prediction for RedPajama's 931 million documents; to
+it comes that its raw files are read once more for the texts to compare, while here nearly all of their lines are blank.
+With --against the first half of the documents is a dataset with kept signatures, and the second half is built against
+it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,7 @@ import resource
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,41 +36,27 @@ import tyro
 from rich.table import Table
 
 from benchmarks.corpus import read_prose, take
+from benchmarks.dedup_documents import make_ingested
+from benchmarks.dedup_speed import REPEATS, count_bytes, measure_speeds, time_cpu
 from benchmarks.stopwatch import Stopwatch
-from pipeline import slimpajama
-from pipeline.contamination import SPAN, find_contaminated, sort_spans, write_table
+from pipeline.compare import read_shingles
 from pipeline.dedup_stages import DedupSettings, dedup
-from pipeline.document_batch import text_buffers
 from pipeline.drops import DropsTask
-from pipeline.forecast_sample import Tally
+from pipeline.estimate import EDGE
 from pipeline.held import HeldDataset
-from pipeline.ingest import (
-    EncodeSettings,
-    IngestSettings,
-    IngestTask,
-    TaskFile,
-    find_places,
-    ingest_batch,
-    keep_wanted,
-    read_file,
-)
+from pipeline.ingest import IngestSettings, TaskFile
 from pipeline.jobs import Workers
 from pipeline.limit import Selection
-from pipeline.minhash import NUM_BANDS, NUM_PERMUTATIONS, NUM_TRACES, TRACE_STEP, sign_documents
 from pipeline.plan import BuildSettings
 from pipeline.progress import BuildLog, make_console
-from pipeline.sketch_file import RECIPES, Sketches
 from pipeline.stages import describe_ingests, keep_signatures
-from pipeline.token_file import TokenFile, document_dtype
-from pipeline.wanted_documents import join_small
+from pipeline.token_file import open_records
 from pipeline.workshop import Ingested, Workshop
 
-REPEATS = 7
-EVALUATION_SPANS = 300_000
-TASK_DOCUMENTS = 500_000
-DUPLICATE_SHARE, CLUSTER = 0.3, 1_000_000
-KEPT_VALUES = 0.998  # of a planted duplicate's signature
 REDPAJAMA = 931_361_530  # documents
+REDPAJAMA_BYTES = 2.567e12 / 0.504  # SlimPajama's text, which is 50.4 % of it
+LSH_STAGES = ("bands", "similar", "judge", "resolve")
+WARM_DOCUMENTS = 20_000
 KEEPING = BuildSettings(
     dedup="near", dedup_threshold=0.8, dedup_priority=("random",), keep_signatures=True, against=(), min_chars=1,
     strip_markers=False, decontaminate=None, valid_fraction=0.0, shard_tokens=1, seed=0,
@@ -93,7 +78,7 @@ class BenchmarkFlags:
     memory: float = 4
     """GiB that the stages may take."""
     folder: Path | None = None
-    """Where the synthetic work files go: about 400 bytes a document."""
+    """Where the synthetic work files go: about 700 bytes a document."""
     against: bool = False
     """Build the second half of the documents against the first: figures are of the second, beside what is said."""
     json: Path | None = None
@@ -106,21 +91,42 @@ def main() -> None:
     console = make_console()
     figures: dict[str, Any] = {}
     if flags.speed:
-        texts = pa.array(take(read_prose(flags.corpus), num_bytes=flags.megabytes * 1e6))
+        texts = read_texts(flags)
         with tempfile.TemporaryDirectory(prefix="tokenmill-benchmark-", dir=flags.folder) as folder:
-            figures["speed"] = measure_speeds(texts, Path(folder))
+            figures["speed"] = measure_speeds(texts, read_foreign(flags), Path(folder))
         console.print(tabulate("signatures and spans, one core", figures["speed"]))
     rows = []
     for millions in flags.millions:
         rows.append(measure_stages(int(millions * 1e6), flags))
-        console.print(tabulate("all stages, one worker", rows))
+        console.print(tabulate_sizes("all stages, one worker", rows))
     if rows:
         figures["stages"] = rows
     if rows and not flags.against:
-        figures["redpajama"] = predict(rows[-1])
-        console.print(tabulate("predicted from the last row: RedPajama, one core", [figures["redpajama"]]))
+        with tempfile.TemporaryDirectory(prefix="tokenmill-benchmark-", dir=flags.folder) as folder:
+            speed = measure_reading(read_texts(flags), Path(folder))
+        figures["redpajama"] = predict(rows[-1], reading_mb_s=speed)
+        console.print(tabulate_sizes("predicted from the last size: RedPajama, one core", [figures["redpajama"]]))
     if flags.json:
         flags.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def read_texts(flags: BenchmarkFlags) -> pa.Array:
+    """The prose."""
+    return pa.array(take(read_prose(flags.corpus), num_bytes=flags.megabytes * 1e6))
+
+
+def read_foreign(flags: BenchmarkFlags) -> pa.Array:
+    """Of the prose those texts that are not ASCII alone: curly quotes, dashes, letters of other languages."""
+    texts = (text for text in read_prose(flags.corpus) if not text.isascii())
+    return pa.array(take(texts, num_bytes=flags.megabytes * 1e6))
+
+
+def tabulate_sizes(title: str, rows: list[dict[str, Any]]) -> Table:
+    """A column of figures for each size."""
+    table = Table(title=title, show_header=False)
+    for name in rows[-1]:
+        table.add_row(name, *(f"{row.get(name, 0):,.4g}" for row in rows))
+    return table
 
 
 def tabulate(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -131,98 +137,6 @@ def tabulate(title: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:,.3g}" for value in row.values()))
     return table
-
-
-def measure_speeds(texts: pa.Array, folder: Path) -> list[dict[str, Any]]:
-    """MB of text per second of CPU time of every system. folder: for a raw file and a list of spans."""
-    data, offsets = text_buffers(texts)
-    num_bytes = int(offsets[-1] - offsets[0])
-    systems: dict[str, tuple[Callable[[], Any], float]] = {
-        "tokenmill near": (lambda: sign_documents(data, offsets), 1.0),
-        "tokenmill slimpajama, ftfy included": (
-            lambda: slimpajama.make_keys(slimpajama.normalise_texts(texts)),
-            1.0,
-        ),
-    }
-    normal = slimpajama.normalise_texts(texts)
-    systems["tokenmill slimpajama, signature alone"] = (lambda: slimpajama.make_keys(normal), 1.0)
-    few = [text.as_py() for text in texts[: max(1, len(texts) // 100)]]
-    share = sum(len(text.encode()) for text in few) / num_bytes
-    systems |= {name: (function, 1.0) for name, function in list_ingests(texts, folder)}
-    systems |= {name: (function, share) for name, function in list_peers(few)}
-    rows = []
-    for name, (function, part) in systems.items():
-        function()  # compiled, caches filled
-        seconds = min(time_cpu(function) for _ in range(REPEATS if part == 1 else 1))
-        rows.append({"system": name, "MB/s": num_bytes * part / 1e6 / seconds})
-    return rows
-
-
-def list_ingests(texts: pa.Array, folder: Path) -> list[tuple[str, Callable[[], Any]]]:
-    """The check for spans alone, and ingest of the texts with and without it, for no tokenizer."""
-    rng = np.random.default_rng(0)
-    spans = np.zeros(EVALUATION_SPANS, SPAN)
-    spans["first"], spans["second"] = rng.integers(0, 1 << 64, (2, len(spans)), np.uint64)
-    write_table(sort_spans(spans), ["random"], {}, folder)
-    path = folder / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.to_pylist()))
-
-    def ingest(method: str, contamination: str | None) -> None:
-        settings = IngestSettings("text", None, (), 1, 0.0, 0, method, (), contamination=contamination)
-        tally, file = Tally([]), TaskFile(0, str(path), "train", None)
-        batches = (keep_wanted(batch, file, settings, tally) for batch in read_file(file, settings))
-        for wanted in join_small(batches):
-            ingest_batch(wanted, settings, tally)
-
-    return [
-        ("tokenmill decontaminate", partial(find_contaminated, texts, str(folder))),
-        *(
-            (
-                f"ingest without ids, {method}{', decontaminate' if folder_of else ''}",
-                partial(ingest, method, folder_of),
-            )
-            for method in ("none", "near")
-            for folder_of in (None, str(folder))
-        ),
-    ]
-
-
-def time_cpu(function: Callable[[], Any]) -> float:
-    """Seconds of CPU time of one call."""
-    started = time.process_time()  # finer than a Stopwatch, and there are no children
-    function()
-    return time.process_time() - started
-
-
-def list_peers(texts: list[str]) -> list[tuple[str, Callable[[], Any]]]:
-    """The peers that are installed, on some of the texts."""
-    peers: list[tuple[str, Callable[[], Any]]] = []
-    try:
-        from datasketch import MinHash
-    except ImportError:
-        MinHash = None  # noqa: N806
-
-    def update() -> None:
-        for text in texts:
-            minhash = MinHash(num_perm=128)
-            cleaned = slimpajama.clean(text)
-            for place in range(len(cleaned) - 12):
-                minhash.update(cleaned[place : place + 13].encode())
-
-    if MinHash is not None:
-        peers.append(("datasketch, 13 characters, one update a shingle", update))
-    try:
-        from rensa import RMinHash
-    except ImportError:
-        return peers
-
-    def rensa() -> None:
-        for text in texts:
-            words = text.lower().split()
-            minhash = RMinHash(128, 1)
-            minhash.update([" ".join(words[place : place + 5]) for place in range(len(words) - 4)])
-
-    return [*peers, ("rensa, five words", rensa)]
 
 
 def measure_stages(num_documents: int, flags: BenchmarkFlags) -> dict[str, Any]:
@@ -248,82 +162,44 @@ def measure_stages(num_documents: int, flags: BenchmarkFlags) -> dict[str, Any]:
     }
 
 
-def make_ingested(folder: Path, num_documents: int) -> Ingested:
-    """Work files as ingest leaves them, without ids."""
-    rng = np.random.default_rng(0)
-    originals = draw_sketches(rng, TASK_DOCUMENTS)
-    tasks, records = [], []
-    for number in range(-(-num_documents // TASK_DOCUMENTS)):
-        size = min(TASK_DOCUMENTS, num_documents - number * TASK_DOCUMENTS)
-        sketches = originals if number == 0 else draw_sketches(rng, size)
-        sketches = Sketches(*(part[:size].copy() for part in vars(sketches).values()))
-        if number:
-            plant(rng, originals, sketches, is_cluster=number <= CLUSTER * 10 // 7 // TASK_DOCUMENTS + 1)
-        task, record = write_task(folder, number, sketches, rng)
-        tasks.append(task)
-        records.append(record)
-    return Ingested(["random"], ["random"], tasks, records)
+@dataclass(frozen=True)
+class TimedWorkshop(Workshop):
+    """A workshop that knows the CPU seconds of each stage's last run."""
 
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
 
-def draw_sketches(rng: np.random.Generator, size: int) -> Sketches:
-    """Of documents that have nothing in common."""
-    signatures = rng.integers(0, 256, (size, NUM_PERMUTATIONS), np.uint8)
-    keys = rng.integers(0, 1 << 40, (size, NUM_BANDS + NUM_TRACES), np.uint64)
-    return Sketches(signatures, keys, np.ones(size, bool))
-
-
-def plant(rng: np.random.Generator, originals: Sketches, sketches: Sketches, *, is_cluster: bool) -> None:
-    """Make a share of the documents near to originals, or most of them near to the first one, in place."""
-    size = len(sketches.keys)
-    num_planted = int(size * (0.7 if is_cluster else DUPLICATE_SHARE))
-    chosen = rng.choice(size, num_planted, replace=False)
-    of = np.zeros(num_planted, np.int64) if is_cluster else rng.integers(0, len(originals.keys), num_planted)
-    is_kept = rng.random((num_planted, NUM_PERMUTATIONS), np.float32) < KEPT_VALUES
-    sketches.signatures[chosen] = np.where(is_kept, originals.signatures[of], sketches.signatures[chosen])
-    in_band = is_kept.reshape(num_planted, NUM_BANDS, -1).all(axis=2)
-    is_equal = np.concatenate([in_band, is_kept[:, : NUM_TRACES * TRACE_STEP : TRACE_STEP]], axis=1)
-    sketches.keys[chosen] = np.where(is_equal, originals.keys[of], sketches.keys[chosen])
-
-
-def write_task(
-    folder: Path, number: int, sketches: Sketches, rng: np.random.Generator
-) -> tuple[IngestTask, dict[str, Any]]:
-    """The work files of one task."""
-    place = folder / "in" / f"random-{number:05d}"
-    place.mkdir(parents=True)
-    encode = (EncodeSettings("random", "", "fast", "eos", "<u2"),)
-    settings = IngestSettings("text", None, (), 1, 0.0, 0, "near", encode)
-    documents = np.zeros(len(sketches.keys), document_dtype(1))
-    documents["content_hash"] = rng.integers(0, 1 << 63, (len(documents), 2), np.uint64)
-    documents["place"] = find_places(documents["content_hash"], seed=0)
-    documents["row"] = np.arange(len(documents))
-    with TokenFile(place, dtypes=[np.dtype("<u2")], recipe=RECIPES["near"]) as token_file:
-        token_file.add(documents, np.zeros(len(documents), np.uint8), [np.empty(0, "<u2")], sketches)
-        token_file.num_rows = len(documents)
-    task = IngestTask(place.name, "random", (TaskFile(number, "random", "train", None),), 1, settings, str(place), "")
-    return task, asdict(token_file.record())
+    def run(self, stage: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+        """Run a stage."""
+        watch = Stopwatch()
+        results = super().run(stage, *arguments, **more)
+        self.cpu_seconds[stage] = watch.read()[1]
+        return results
 
 
 def run_stages(ingested: Ingested, folder: Path, memory: float, against: bool, sender: Any) -> None:
     """Run the stages in this process and send what they took."""
     settings = DedupSettings("near", 0.8, int(memory * (1 << 30) * 0.75))
     with Workers(1, notice=print) as workers:
-        shop = Workshop(folder, workers, make_console(), BuildLog(folder / "log.jsonl"))
+        shop = TimedWorkshop(folder, workers, make_console(), BuildLog(folder / "log.jsonl"))
+        warm = replace(shop, work=folder / "warm")
+        dedup(make_ingested(warm.work, WARM_DOCUMENTS), settings=settings, shop=warm)  # compiled
         if against:
             ingested = hold_half(ingested, settings, replace(shop, work=folder / "held"))
         watch = Stopwatch()
         deduplicated = dedup(ingested, settings=settings, shop=shop)
         seconds, cpu_seconds = watch.read()
-    dropped = sum(count["documents"] for count in deduplicated.counts["duplicate_near"])
-    documents = dropped + sum(count["documents"] for count in deduplicated.counts["kept"])
+    documents = sum(count["documents"] for of_sources in deduplicated.counts.values() for count in of_sources)
     sender.send(
         {
-            "dropped": dropped,
+            "dropped": documents - sum(count["documents"] for count in deduplicated.counts["kept"]),
+            "pairs compared": len(open_records(folder / "dedup/open.bin", EDGE)),
+            "pairs judged again": len(open_records(folder / "dedup/again/rest.bin", EDGE)),
             "seconds": seconds,
             "CPU seconds": cpu_seconds,
             "documents/CPU s": documents / cpu_seconds,
+            "LSH to resolution, documents/CPU s": documents / sum(shop.cpu_seconds[stage] for stage in LSH_STAGES),
             "peak RSS GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-            **read_stage_seconds(folder / "log.jsonl"),
+            **shop.cpu_seconds,
         }
     )
 
@@ -343,26 +219,36 @@ def hold_half(ingested: Ingested, settings: DedupSettings, shop: Workshop) -> In
         for task, ingest in zip(old.tasks, describe_ingests(old, whole), strict=True)
     ]  # fmt: skip
     kept = keep_signatures(KEEPING, drops, folder="", shop=shop)
-    content = {"content_hash": "0" * 64, "sources": {"random": {"raw_files": []}}, **kept}
+    content = {"content_hash": "0" * 64, "sources": {"random": {"raw_files": [], "splits": {}}}, **kept}
     return Ingested(names, names, ingested.tasks[half:], ingested.records[half:], (HeldDataset(out, content),))
 
 
-def read_stage_seconds(path: Path) -> dict[str, float]:
-    """Seconds of each stage, by the log."""
-    events = [json.loads(line) for line in path.read_text().splitlines()]
-    return {event["stage"]: event["seconds"] for event in events if event["event"] == "stage finished"}
-
-
-def predict(row: dict[str, Any]) -> dict[str, Any]:
+def predict(row: dict[str, Any], *, reading_mb_s: float) -> dict[str, Any]:
     """RedPajama's documents at the rate of a row; states: what the resolution holds for every rank."""
     factor = REDPAJAMA / row["documents"]
     return {
         "documents": REDPAJAMA,
-        "hours": row["CPU seconds"] * factor / 3600,
+        "hours of the stages": row["CPU seconds"] * factor / 3600,
+        "reading again, MB/s": reading_mb_s,
+        "hours of reading again": REDPAJAMA_BYTES / 1e6 / reading_mb_s / 3600,
         "work files GB": row["work files GB"] * factor,
         "dedup files GB": row["dedup files GB"] * factor,
         "states GB": REDPAJAMA * (1 + 3 / 8) / 1e9,
     }
+
+
+def measure_reading(texts: pa.Array, folder: Path) -> float:
+    """MB of text per second of CPU time that are read from a raw file, with sets of shingles of one text in 50."""
+    path = folder / "read.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.to_pylist()))
+    files, settings = (TaskFile(0, str(path), "train", None),), IngestSettings("text", None, (), 1, 0.0, 0, "near", ())
+    keys = np.arange(0, len(texts), 50, dtype=np.uint64)
+
+    def read() -> int:
+        return sum(1 for _ in read_shingles(files, settings, keys))
+
+    assert read() == len(keys)
+    return count_bytes(texts) / 1e6 / min(time_cpu(read) for _ in range(REPEATS))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """Near duplicates that are alike by boilerplate alone: found, to be judged by the rest of their texts.
 
 A licence or a banner that many documents share is no evidence that two of them are the same. A document is in doubt if
-it is near to one before it. A shingle of the two is boilerplate where at least FEWEST_WITNESSES others have it that
-stay and are less alike to the one in doubt. Those witnesses are met by traces: single least values of MinHash, of which
-two documents share as many as they are alike. The two are not near where their similarity without boilerplate is below
-the threshold by more than REST_MARGIN.
+it is near to one before it. Other documents with the same text are its witnesses. They are met by traces: single least
+values of MinHash, of which two documents share as many as they are alike. Of two kinds:
+
+- Unlike the one in doubt, and they stay: a longer file with the same licence. What FEWEST_WITNESSES of them have is
+  boilerplate; two documents are not near where their similarity without it is below the threshold by more than
+  REST_MARGIN.
+- Alike, dropped or not: forty files of one licence and eight words each. Two documents are not near where
+  FEWEST_ALIKE of them have just what the two share, and each, as the two, a rest of its own: at least LEAST_OWN of
+  the size of what is shared, of which hardly anything is in another's rest. Copies of one text, each with changes of
+  its own, are not so: of what a change leaves out in one, the others' rests have the original.
 
 traces (per trace and range of keys) -> witnesses (per range of ranks) -> rest (all edges of the documents found), and
 after their sets of shingles were made, a comparison (per some edges).
@@ -12,8 +18,6 @@ after their sets of shingles were made, a comparison (per some edges).
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +25,24 @@ from typing import Any
 import numpy as np
 
 from pipeline.candidates import BandTask, read_packed
-from pipeline.compare import EDGES_AT_ONCE, HASH, read_sets
+from pipeline.compare import read_sets
 from pipeline.copies import find_marked, mark_ranks
 from pipeline.estimate import EDGE, estimate_pairs, read_pairs
-from pipeline.pair_kernels import list_witnesses, measure_rest
+from pipeline.pair_kernels import list_witnesses
 from pipeline.ranks import RankMap
-from pipeline.resolve import ResolveTask, read_near_edges
+from pipeline.resolve import ResolveTask, find_later, read_near_edges
+from pipeline.set_kernels import measure_rests
 from pipeline.storage import open_new, write_array
 from pipeline.token_file import open_records
 
 FEWEST_WITNESSES = 3
 FEWEST_STAYING = FEWEST_WITNESSES + 1  # with a key: the witnesses, and the one for which a document went
 WITNESSES_PER_KEY, WITNESSES = 16, 6  # the most that are tried, and that are taken for a document
-MOST_ALIKE = 0.7  # a witness and the document in doubt, by their signatures
+FEWEST_ALIKE = 6
+ALIKE_PER_KEY, ALIKE = 8, 8  # one may be the document for which the other goes
+MOST_ALIKE = 0.7  # an unlike witness and the document in doubt, by their signatures
 REST_MARGIN = 0.2
+LEAST_OWN, LEAST_HELD, MOST_SHARED = 0.05, 0.9, 0.25  # of what is shared; of it; the similarity of two rests
 
 
 @dataclass(frozen=True)
@@ -71,23 +79,33 @@ class TracesTask:
 
 def run_traces(task: TracesTask) -> dict[str, int]:
     """Write the pairs; returns how many."""
-    packed = read_packed(task.band, task.band.bands[0])
-    marks = np.load(task.resolve.doubted_path), np.load(task.resolve.marks_path)
-    settings = task.band.rank_bits, *marks, FEWEST_STAYING, WITNESSES_PER_KEY
-    pairs = np.empty(list_witnesses(packed, *settings, np.empty(0, np.uint64)), np.uint64)
-    if len(pairs):
-        list_witnesses(packed, *settings, pairs)
+    packed, rank_bits = read_packed(task.band, task.band.bands[0]), task.band.rank_bits
+    doubted, faint, dropped = map(
+        np.load, (task.resolve.doubted_path, task.resolve.faint_path, task.resolve.marks_path)
+    )
+    unlike = list_pairs(packed, rank_bits, doubted, dropped, FEWEST_STAYING, WITNESSES_PER_KEY)
+    alike = list_pairs(packed, rank_bits, faint, np.zeros_like(dropped), FEWEST_ALIKE + 2, ALIKE_PER_KEY)
+    pairs = np.concatenate([unlike, alike])
     pairs.sort()
     write_array(task.path, pairs)
     return {"pairs": len(pairs)}
 
 
+def list_pairs(packed: np.ndarray, *settings: Any) -> np.ndarray:
+    """What list_witnesses finds."""
+    pairs = np.empty(list_witnesses(packed, *settings, np.empty(0, np.uint64)), np.uint64)
+    if len(pairs):
+        list_witnesses(packed, *settings, pairs)
+    return pairs
+
+
 @dataclass(frozen=True)
 class WitnessesTask:
-    """The documents in doubt, of ranks first_rank to last_rank. paths: of all TracesTask."""
+    """The documents in doubt, of ranks first_rank to last_rank. paths: of all TracesTask. resolve: as theirs."""
 
     name: str
     ranks: RankMap
+    resolve: ResolveTask
     paths: tuple[str, ...]
     first_rank: int
     last_rank: int
@@ -101,7 +119,7 @@ class WitnessesTask:
 
     @property
     def path(self) -> Path:
-        """EDGE records, sorted by `later`, the document in doubt; `earlier` is a witness."""
+        """EDGE records, sorted by `later`, the document in doubt; `earlier` is a witness, unlike ones come first."""
         return Path(self.folder) / f"{self.name}.witnesses.npy"
 
     def list_outputs(self, _: Any) -> list[Path]:
@@ -112,12 +130,23 @@ class WitnessesTask:
 def run_witnesses(task: WitnessesTask) -> dict[str, int]:
     """Write the witnesses of documents that have enough; returns how many documents these are."""
     edges = estimate_pairs(read_pairs(task.paths, task.first_rank, task.last_rank), task.ranks)
-    edges = edges[edges["similarity"] < MOST_ALIKE]
+    faint, dropped = np.load(task.resolve.faint_path), np.load(task.resolve.marks_path)
+    is_alike = edges["similarity"] >= MOST_ALIKE
+    is_wanted = np.where(is_alike, find_marked(faint, edges["later"]), ~find_marked(dropped, edges["earlier"]))
+    is_wanted &= edges["later"] != edges["earlier"]
+    unlike = take_enough(edges[is_wanted & ~is_alike], FEWEST_WITNESSES, WITNESSES)
+    alike = take_enough(edges[is_wanted & is_alike], FEWEST_ALIKE, ALIKE)
+    taken = np.concatenate([unlike, alike])
+    taken = taken[np.argsort(taken["later"], kind="stable")]
+    write_array(task.path, taken)
+    return {"documents": len(np.unique(taken["later"]))}
+
+
+def take_enough(edges: np.ndarray, fewest: int, most: int) -> np.ndarray:
+    """The first `most` edges of each document that has `fewest`."""
     _, first, counts = np.unique(edges["later"], return_index=True, return_counts=True)
     place = np.arange(len(edges)) - np.repeat(first, counts)
-    is_taken = (np.repeat(counts, counts) >= FEWEST_WITNESSES) & (place < WITNESSES)
-    write_array(task.path, edges[is_taken])
-    return {"documents": int((counts >= FEWEST_WITNESSES).sum())}
+    return edges[(np.repeat(counts, counts) >= fewest) & (place < most)]
 
 
 @dataclass(frozen=True)
@@ -194,34 +223,38 @@ def run_compare_rest(task: CompareRestTask) -> dict[str, int]:
     """Write the edges that are not near; returns how many."""
     records = open_records(Path(task.rest_path), EDGE)
     edges = np.array(records[task.first : task.last])
-    for start in range(0, len(edges), EDGES_AT_ONCE):
-        part = edges[start : start + EDGES_AT_ONCE]
-        witnesses = read_witnesses(records, task.num_near, int(part["later"].min()), int(part["later"].max()))
-        own = [np.searchsorted(witnesses["later"], part["later"], side).tolist() for side in ("left", "right")]
-        wanted = [
-            [*pair, *witnesses["earlier"][first:last].tolist()]
-            for pair, first, last in zip(part[["later", "earlier"]].tolist(), *own, strict=True)
-        ]
-        for edge, (one, other, *others) in zip(part, read_sets(wanted, task.sets), strict=True):
-            edge["similarity"] = compare_rest(one, other, others)
+    witnesses = read_witnesses(records, task.num_near, int(edges["later"].min()), int(edges["later"].max()))
+    wanted, borders, num_unlike = list_members(edges, witnesses)
+    similarities, limits = np.empty(len(edges), np.float32), np.array([LEAST_OWN, LEAST_HELD, MOST_SHARED])
+    for entries, members, data, starts in read_sets(wanted, borders, task.sets):
+        own = borders[entries.start : entries.stop + 1] - borders[entries.start]
+        how = num_unlike[entries], FEWEST_WITNESSES, FEWEST_ALIKE, limits
+        measure_rests(data, starts, members, own, *how, similarities[entries])
+    edges["similarity"] = similarities
     apart = edges[edges["similarity"] < task.least]
     write_array(task.path, apart)
     return {"apart": len(apart)}
 
 
+def list_members(edges: np.ndarray, witnesses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ranks of each edge, `later` and `earlier`, and those of the witnesses of `later`.
+
+    Where each edge's begin, and how many witnesses of each are of the first kind.
+    """
+    first, last = (np.searchsorted(witnesses["later"], edges["later"], side) for side in ("left", "right"))
+    borders = np.concatenate([[0], np.cumsum(2 + last - first)])
+    members = np.empty(borders[-1], np.uint32)
+    members[borders[:-1]], members[borders[:-1] + 1] = edges["later"], edges["earlier"]
+    is_witness = np.ones(len(members), bool)
+    is_witness[borders[:-1]] = is_witness[borders[:-1] + 1] = False
+    of_edge = np.repeat(np.arange(len(edges)), last - first)
+    number = np.flatnonzero(is_witness) - borders[of_edge] - 2
+    members[is_witness] = witnesses["earlier"][first[of_edge] + number]
+    unlike = np.concatenate([[0], np.cumsum(witnesses["similarity"] < MOST_ALIKE)])
+    return members, borders, unlike[last] - unlike[first]
+
+
 def read_witnesses(records: np.ndarray, num_near: int, first_rank: int, last_rank: int) -> np.ndarray:
     """The edges to witnesses, behind the near ones of a RestTask, of documents of the ranks first to last."""
-
-    places = range(num_near, len(records))
-    first, last = (
-        num_near + bisect.bisect_left(places, rank, key=lambda place: int(records[place]["later"]))
-        for rank in (first_rank, last_rank + 1)
-    )
+    first, last = (find_later(records, rank, first=num_near) for rank in (first_rank, last_rank + 1))
     return np.ascontiguousarray(records[first:last])
-
-
-def compare_rest(one: np.ndarray, other: np.ndarray, witnesses: Sequence[np.ndarray]) -> float:
-    """The Jaccard similarity of two sets of shingles without those that enough witnesses have."""
-    starts = np.cumsum([0, *map(len, witnesses)], dtype=np.int64)
-    joined = np.concatenate([np.empty(0, HASH), *witnesses]).astype(HASH, copy=False)
-    return measure_rest(one, other, joined, starts, FEWEST_WITNESSES)

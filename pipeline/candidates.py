@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.pair_kernels import (
+    MOST_PAIRS,
     PAIR_BITS,
-    count_pairs,
     keep_first_of_equal,
-    leave_out,
     leave_out_held,
     link_equal,
     list_pairs,
@@ -127,7 +126,8 @@ def run_band(task: BandTask) -> dict[str, int]:
         num_keys += of_band
     pairs = parts[0] if len(parts) == 1 else np.concatenate(parts)
     pairs.sort()
-    pairs = pairs[: keep_first_of_equal(pairs)]
+    if len(parts) > 1:
+        pairs = pairs[: keep_first_of_equal(pairs)]
     write_array(task.path, pairs)
     return {"keys": num_keys, "pairs": len(pairs)}
 
@@ -143,15 +143,14 @@ def read_runs(task: BandTask, band: int) -> Iterator[tuple[SketchRun, np.ndarray
 
 def read_packed(task: BandTask, band: int) -> np.ndarray:
     """The task's keys of a band with their documents' ranks, packed and sorted: uint64."""
-    first_key = task.part << (task.recipe.key_bits - task.part_bits)
+    first_key = np.uint64(task.part << (task.recipe.key_bits - task.part_bits))
+    marks = np.empty(0, np.uint8) if task.marks is None else np.load(task.marks)
     parts = [np.empty(0, np.uint64)]
     for run, records in read_runs(task, band):
         edges, bases = np.array(run.edges, np.int64), np.array(run.bases, np.int64)
-        pack_keys(records, NUMBER_BITS, np.uint64(first_key), edges, bases, task.rank_bits, records)
-        parts.append(records)
+        count = pack_keys(records, NUMBER_BITS, first_key, edges, bases, task.rank_bits, marks, records)
+        parts.append(records[:count])
     packed = np.concatenate(parts)
-    if task.marks is not None:
-        packed = packed[: leave_out(packed, task.rank_bits, np.load(task.marks, mmap_mode="r"))]
     packed.sort()
     return packed
 
@@ -162,8 +161,8 @@ def pair_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
     num_keys = len(packed)
     if task.held:
         packed = packed[: leave_out_held(packed, task.rank_bits, np.array(task.held, np.int64))]
-    pairs = np.empty(count_pairs(packed, task.rank_bits), np.uint64)
-    list_pairs(packed, task.rank_bits, pairs)
+    pairs = np.empty(MOST_PAIRS * len(packed), np.uint64)  # room that is not written to costs nothing
+    pairs = pairs[: list_pairs(packed, task.rank_bits, pairs)]
     return pairs[~find_held(pairs >> np.uint64(PAIR_BITS), task.held)] if task.held else pairs, num_keys
 
 

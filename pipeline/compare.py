@@ -13,32 +13,75 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.copies import mark_ranks
 from pipeline.document_batch import ROW_BITS, key_rows, text_buffers
-from pipeline.estimate import EDGE
+from pipeline.estimate import EDGE, find_distinct
 from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file
 from pipeline.minhash import list_shingles
-from pipeline.pair_kernels import measure_overlap
 from pipeline.ranks import RankMap
+from pipeline.set_kernels import gather_sets, measure_overlaps
 from pipeline.sketch_file import ROW
 from pipeline.storage import open_new, write_array
 from pipeline.token_file import open_records
 from pipeline.work import Stretch
 
 SET = np.dtype([("rank", "<u4"), ("start", "<u8"), ("count", "<u8")])  # start: in the file of sets
+PLACE = np.dtype(
+    [("file", "<u4"), ("start", "<u8"), ("count", "<u8")]
+)  # of a set: the file's number, the rest as there
 HASH = np.dtype("<u4")
-EDGES_PER_TASK = 1 << 18
-EDGES_AT_ONCE = 1 << 12
+RANK = np.dtype("<u4")
+EDGES_PER_TASK = 1 << 20  # about 100 bytes each; each task reads the index of all sets
 SHINGLES_AT_ONCE = 1 << 24  # in memory: 64 MiB
 
 
 @dataclass(frozen=True)
+class WantedTask:
+    """The documents of all edges to compare. open_path: the EDGE records."""
+
+    name: str
+    open_path: str
+    num_documents: int
+    folder: str
+    fingerprint: str
+
+    @property
+    def subject(self) -> str:
+        """What it writes, for a person."""
+        return str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """Their ranks, sorted, each once: RANK."""
+        return Path(self.folder) / f"{self.name}.ranks.bin"
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The ranks."""
+        return [self.path]
+
+
+def run_wanted(task: WantedTask) -> dict[str, int]:
+    """Write the ranks; returns how many."""
+    edges, bits = open_records(Path(task.open_path), EDGE), np.zeros(task.num_documents // 8 + 1, np.uint8)
+    for first in range(0, len(edges), EDGES_PER_TASK):
+        part = np.array(edges[first : first + EDGES_PER_TASK])
+        mark_ranks(part["later"], bits)
+        mark_ranks(part["earlier"], bits)
+    with open_new(task.path) as file:
+        for first in range(0, len(bits), EDGES_PER_TASK):
+            own = np.unpackbits(bits[first : first + EDGES_PER_TASK], bitorder="little")
+            file.write((np.flatnonzero(own) + 8 * first).astype(RANK).tobytes())
+    return {"documents": int(np.bitwise_count(bits).sum())}
+
+
+@dataclass(frozen=True)
 class SetsTask:
-    """The shingles of those documents of one ingest task that are to be compared. open_path: the EDGE records."""
+    """The shingles of those documents of one ingest task that are to be compared. wanted_path: of the WantedTask."""
 
     ingest: IngestTask
     ranks: RankMap  # of the task's documents, or more
     task_number: int
-    open_path: str
+    wanted_path: str
     folder: str
     fingerprint: str
 
@@ -67,14 +110,9 @@ def choose_tasks(wanted: np.ndarray, ranks: RankMap) -> set[int]:
     return {stretch.task for stretch, _, _ in ranks.split(wanted) if not stretch.is_held}
 
 
-def list_ranks(edges: np.ndarray) -> np.ndarray:
-    """The ranks of the documents of some edges, sorted, each once."""
-    return np.unique(np.concatenate([edges["later"], edges["earlier"]]))
-
-
 def run_sets(task: SetsTask) -> dict[str, int]:
     """Write the sets; returns how many. Raises ValueError where the raw files have no longer these documents."""
-    keys, ranks = find_wanted(Path(task.open_path), task.ranks, lambda stretch: stretch.task == task.task_number)
+    keys, ranks = find_wanted(Path(task.wanted_path), task.ranks, lambda stretch: stretch.task == task.task_number)
     settings = replace(task.ingest.settings, exclude=())  # what is wanted was not excluded
     shingles = read_shingles(task.ingest.files, settings, keys)
     num_found = write_sets(list_set_files(task.folder, task.name), keys, ranks, shingles)
@@ -93,7 +131,7 @@ def write_sets(
     with open_new(sets_path) as file:
         for key, hashes in shingles:
             at = int(np.searchsorted(keys, np.uint64(key)))
-            file.write(hashes.tobytes())
+            file.write(hashes)
             index["start"][at], index["count"][at], is_found[at] = start, len(hashes), True
             start += len(hashes)
     index = index[is_found]
@@ -101,13 +139,13 @@ def write_sets(
     return len(index)
 
 
-def find_wanted(open_path: Path, ranks: RankMap, is_own: Callable[[Stretch], bool]) -> tuple[np.ndarray, np.ndarray]:
+def find_wanted(wanted_path: Path, ranks: RankMap, is_own: Callable[[Stretch], bool]) -> tuple[np.ndarray, np.ndarray]:
     """The documents to read: raw file << ROW_BITS | row, as the stretches' tasks count them, sorted; and their ranks.
 
     is_own: of a stretch, whether its documents are read.
     """
     keys, of_keys = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
-    wanted = list_ranks(open_records(open_path, EDGE))
+    wanted = open_records(wanted_path, RANK)
     for stretch, where, numbers in ranks.split(wanted):
         if is_own(stretch):
             rows = open_records(Path(stretch.folder) / "rows.bin", ROW)[numbers]
@@ -191,35 +229,58 @@ def split_edges(num_edges: int) -> list[tuple[int, int]]:
 def run_compare(task: CompareTask) -> None:
     """Write the edges with what was measured."""
     edges = np.array(open_records(Path(task.open_path), EDGE)[task.first : task.last])
-    for first in range(0, len(edges), EDGES_AT_ONCE):
-        part = edges[first : first + EDGES_AT_ONCE]
-        wanted = np.stack([part["later"], part["earlier"]], axis=1).tolist()
-        for edge, (later, earlier) in zip(part, read_sets(wanted, task.sets), strict=True):
-            edge["similarity"] = measure_overlap(later, earlier)
+    wanted = np.stack([edges["later"], edges["earlier"]], axis=1).reshape(-1)
+    similarities = np.empty(len(edges), np.float32)
+    for entries, members, data, starts in read_sets(wanted, np.arange(0, len(wanted) + 1, 2), task.sets):
+        measure_overlaps(data, starts, members.reshape(-1, 2), similarities[entries])
+    edges["similarity"] = similarities
     write_array(task.path, edges)
 
 
-def read_sets(wanted: Sequence[Sequence[int]], files: Sequence[tuple[str, str]]) -> Iterator[list[np.ndarray]]:
-    """The sets of the ranks of each entry, in turn; those of entries before are kept as long as there is room."""
-    places = find_sets(np.unique(np.concatenate([np.array(ranks, np.uint32) for ranks in wanted])), files)
-    held: dict[int, np.ndarray] = {}
-    num_held = 0
-    for ranks in wanted:
-        missing = set(ranks) - held.keys()
-        if num_held + sum(places[rank][2] for rank in missing) > SHINGLES_AT_ONCE:
-            held, num_held, missing = {}, 0, set(ranks)
-        for rank in missing:
-            path, start, count = places[rank]
-            held[rank] = np.fromfile(path, HASH, count, offset=start * HASH.itemsize)
-            num_held += count
-        yield [held[rank] for rank in ranks]
+def read_sets(
+    wanted: np.ndarray, edges: np.ndarray, files: Sequence[tuple[str, str]]
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """The sets of some entries, each the ranks wanted[edges[i]:edges[i + 1]], for as many at once as there is room for.
+
+    Which entries; the number of each of their sets; the sets as in set_kernels.py: flat hashes, and where each begins.
+    """
+    ranks, numbers = find_distinct(wanted)
+    places = find_sets(ranks, files)
+    sizes = np.concatenate([[0], np.cumsum(places["count"][numbers], dtype=np.int64)])[edges]
+    first = 0
+    while first < len(edges) - 1:
+        room = np.searchsorted(sizes, sizes[first] + SHINGLES_AT_ONCE, "right")
+        last = max(first + 1, int(room) - 1)
+        chosen, members = find_distinct(numbers[edges[first] : edges[last]])
+        yield slice(first, last), members, *load_sets(places[chosen], files)
+        first = last
 
 
-def find_sets(ranks: np.ndarray, files: Sequence[tuple[str, str]]) -> dict[int, tuple[str, int, int]]:
-    """Rank -> the file of its set, where it starts there and how many shingles it has; for sorted ranks."""
-    places = {}
-    for index_path, sets_path in files:
-        index = np.load(index_path, mmap_mode="r")
-        for rank, start, count in index[np.isin(index["rank"], ranks)].tolist():
-            places[rank] = sets_path, start, count
+def load_sets(places: np.ndarray, files: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """The sets at some PLACE records, back to back, and where each begins, and the last ends."""
+    starts = np.zeros(len(places) + 1, np.int64)
+    np.cumsum(places["count"], out=starts[1:])
+    data = np.empty(starts[-1], HASH)
+    for number in np.unique(places["file"]).tolist():
+        own = np.flatnonzero(places["file"] == number)
+        hashes = open_records(Path(files[number][1]), HASH)  # one file at a time is mapped
+        gather_sets(
+            hashes, *(np.ascontiguousarray(places[name][own]) for name in ("start", "count")), data, starts[own]
+        )
+    return data, starts
+
+
+def find_sets(ranks: np.ndarray, files: Sequence[tuple[str, str]]) -> np.ndarray:
+    """The PLACE records of sorted ranks."""
+    places, num_found = np.zeros(len(ranks), PLACE), 0
+    for number, (index_path, _) in enumerate(files):
+        index = np.load(index_path)
+        own = np.ascontiguousarray(index["rank"])
+        at = np.minimum(np.searchsorted(own, ranks), max(0, len(own) - 1))
+        is_here = own[at] == ranks if len(own) else np.zeros(len(ranks), bool)
+        places["file"][is_here] = number
+        for name in ("start", "count"):
+            places[name][is_here] = index[name][at[is_here]]
+        num_found += int(is_here.sum())
+    assert num_found == len(ranks)
     return places

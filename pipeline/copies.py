@@ -85,6 +85,8 @@ def read_held(path: Path, first_bucket: int, last_bucket: int) -> np.ndarray:
 
 def find_copies(ranks: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """The COPY records of documents with equal hashes (uint64, shape (documents, 2)), sorted by rank."""
+    chosen = find_repeated(hashes[:, 0])
+    ranks, hashes = ranks[chosen], hashes[chosen]
     order = np.lexsort((ranks, hashes[:, 1], hashes[:, 0]))
     is_copy = np.zeros(len(order), bool)
     is_copy[1:] = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
@@ -92,6 +94,20 @@ def find_copies(ranks: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     copies = np.empty(int(is_copy.sum()), COPY)
     copies["rank"], copies["partner"] = ranks[order[is_copy]], ranks[order[first_of_group[is_copy]]]
     return copies[np.argsort(copies["rank"])]
+
+
+def find_repeated(values: np.ndarray) -> np.ndarray:
+    """Where the values are that stand in an array more than once: the rest need not be sorted by all that they have."""
+    order = np.argsort(values)
+    return order[find_ties(values[order])]
+
+
+def find_ties(values: np.ndarray) -> np.ndarray:
+    """Which of sorted values are equal to the one before or behind: bool."""
+    is_tie = np.zeros(len(values), bool)
+    is_tie[1:] = values[1:] == values[:-1]
+    is_tie[:-1] |= is_tie[1:]
+    return is_tie
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.copies import find_marked
+from pipeline.copies import find_marked, find_ties
 from pipeline.pair_kernels import NO_PARTNER
 from pipeline.shard import SPLITS
 from pipeline.storage import open_new, write_array
@@ -22,10 +22,16 @@ OUTCOMES = ("kept", "duplicate_exact", "duplicate_near")
 STAYS, IS_COPY, IS_NEAR = range(3)  # what becomes of a candidate: an index into OUTCOMES
 
 
-def candidate_dtype(num_tokenizers: int) -> np.dtype:
-    """A KEPT record and what decides whether it is kept."""
-    more = [("rank", "<u4"), ("source", "<u2"), ("split", "u1")]
-    return np.dtype([*kept_dtype(num_tokenizers).descr, *more])
+@dataclass(frozen=True)
+class Candidates:
+    """Documents that may stay, an entry of each array for each.
+
+    records: as KEPT records. ranks: uint32. cells: source * len(SPLITS) + split, uint16.
+    """
+
+    records: np.ndarray
+    ranks: np.ndarray
+    cells: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def plan_ranges(num_documents: int) -> list[tuple[str, int, int]]:
 def run_dedup(task: DedupTask) -> dict[str, Any]:
     """Write the kept documents and their counts; returns documents, bytes and tokens per source by outcome."""
     candidates = read_candidates(task)
-    outcomes = find_outcomes(candidates["rank"], task)
+    outcomes = find_outcomes(candidates.ranks, task)
     kept = np.flatnonzero(outcomes == STAYS)
     write_kept(candidates, kept, task)
     write_array(task.counts_path, count_by_bucket(candidates, kept, task))
@@ -85,19 +91,17 @@ def run_dedup(task: DedupTask) -> dict[str, Any]:
     }
 
 
-def read_candidates(task: DedupTask) -> np.ndarray:
+def read_candidates(task: DedupTask) -> Candidates:
     """The documents of the task's buckets."""
-    dtype = candidate_dtype(task.num_tokenizers)
-    parts = [np.empty(0, dtype)]
+    dtype = kept_dtype(task.num_tokenizers)
+    records, ranks, cells = [np.empty(0, dtype)], [np.empty(0, np.uint32)], [np.empty(0, np.uint16)]
     for stretch in task.stretches:
         _, documents = stretch.read_range(task.first_bucket, task.last_bucket, task.num_tokenizers)
-        part = np.empty(len(documents), dtype)
-        for name in set(documents.dtype.names) & set(dtype.names):
-            part[name] = documents[name]
-        part["rank"] = stretch.rank(documents["number"])
-        part["task"], part["source"], part["split"] = stretch.task, stretch.source, SPLITS.index(stretch.split)
-        parts.append(part)
-    return np.concatenate(parts)
+        ranks.append(stretch.rank(documents["number"]).astype(np.uint32))
+        documents["number"] = stretch.task
+        records.append(documents.view(dtype))
+        cells.append(np.full(len(documents), stretch.source * len(SPLITS) + SPLITS.index(stretch.split), np.uint16))
+    return Candidates(*map(np.concatenate, (records, ranks, cells)))
 
 
 def find_outcomes(ranks: np.ndarray, task: DedupTask) -> np.ndarray:
@@ -116,42 +120,48 @@ def find_outcomes(ranks: np.ndarray, task: DedupTask) -> np.ndarray:
     return outcomes
 
 
-def write_kept(candidates: np.ndarray, kept: np.ndarray, task: DedupTask) -> None:
+def write_kept(candidates: Candidates, kept: np.ndarray, task: DedupTask) -> None:
     """Write the documents that stay, by source, split and the order of a shard."""
-    first, second = candidates["content_hash"][kept, 0], candidates["content_hash"][kept, 1]
-    keys = [candidates[name][kept] for name in ("row", "raw_file")]
-    after = [candidates[name][kept] for name in ("place", "split", "source")]
-    kept = kept[np.lexsort((*keys, second, first, *after))]
-    dtype = kept_dtype(task.num_tokenizers)
+    order = sort_kept(candidates, kept)
     with open_new(task.kept_path) as file:
-        for start in range(0, len(kept), RECORDS_PER_WRITE):
-            chosen = candidates[kept[start : start + RECORDS_PER_WRITE]]
-            records = np.empty(len(chosen), dtype)
-            for name in dtype.names:
-                records[name] = chosen[name]
-            file.write(records.tobytes())
+        for start in range(0, len(order), RECORDS_PER_WRITE):
+            file.write(candidates.records[order[start : start + RECORDS_PER_WRITE]].tobytes())
 
 
-def count_by_bucket(candidates: np.ndarray, kept: np.ndarray, task: DedupTask) -> np.ndarray:
+def sort_kept(candidates: Candidates, kept: np.ndarray) -> np.ndarray:
+    """Those that stay by source and split, then place; where texts are equal by content hash, raw file and row."""
+    kept = kept[np.argsort(candidates.records["place"][kept], kind="stable")]  # a few runs that are sorted: merged
+    kept = kept[np.argsort(candidates.cells[kept], kind="stable")]
+    is_tie = find_ties(candidates.records["place"][kept])
+    ties = kept[is_tie]
+    first, second = candidates.records["content_hash"][ties].T
+    after = (candidates.records[name][ties] for name in ("row", "raw_file"))
+    places, cells = candidates.records["place"][ties], candidates.cells[ties]
+    kept[is_tie] = ties[np.lexsort((*after, second, first, places, cells))]
+    return kept
+
+
+def count_by_bucket(candidates: Candidates, kept: np.ndarray, task: DedupTask) -> np.ndarray:
     """Kept documents, then their tokens by each tokenizer, by source, split and bucket."""
     shape = (task.num_sources, len(SPLITS), task.last_bucket - task.first_bucket)
-    buckets = buckets_of(candidates["place"][kept]) - task.first_bucket
-    cells = np.ravel_multi_index((candidates["source"][kept], candidates["split"][kept], buckets), shape)
+    buckets = buckets_of(candidates.records["place"][kept]) - task.first_bucket
+    cells = candidates.cells[kept].astype(np.int64) * shape[2] + buckets
     counts = np.zeros((1 + task.num_tokenizers, *shape), np.int64)
     counts[0] = np.bincount(cells, minlength=counts[0].size).reshape(shape)
     for number in range(task.num_tokenizers):
-        tokens = candidates["num_tokens"][:, number][kept].astype(np.int64)
+        tokens = candidates.records["num_tokens"][:, number][kept].astype(np.int64)
         np.add.at(counts[1 + number].reshape(-1), cells, tokens)
     return counts
 
 
-def count_by_source(candidates: np.ndarray, chosen: np.ndarray, task: DedupTask) -> list[dict[str, Any]]:
+def count_by_source(candidates: Candidates, chosen: np.ndarray, task: DedupTask) -> list[dict[str, Any]]:
     """Documents, bytes of text and tokens by each tokenizer, of each source."""
-    counts = []
+    counts, sources = [], candidates.cells[chosen] // len(SPLITS)
     for source in range(task.num_sources):
-        own = chosen[candidates["source"][chosen] == source]
-        tokens = candidates["num_tokens"][own].sum(axis=0, dtype=np.int64).tolist()
-        counts.append({"documents": len(own), "bytes": int(candidates["num_bytes"][own].sum()), "tokens": tokens})
+        own = chosen[sources == source]
+        tokens = candidates.records["num_tokens"][own].sum(axis=0, dtype=np.int64).tolist()
+        num_bytes = int(candidates.records["num_bytes"][own].sum())
+        counts.append({"documents": len(own), "bytes": num_bytes, "tokens": tokens})
     return counts
 
 

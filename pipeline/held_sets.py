@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare import find_wanted, list_set_files, write_sets
+from pipeline.compare import RANK, find_wanted, list_set_files, write_sets
 from pipeline.document_batch import key_rows
 from pipeline.held import HeldDataset
 from pipeline.ingest import open_tokenizer
@@ -21,6 +21,7 @@ from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.minhash import list_shingles
 from pipeline.ranks import RankMap
 from pipeline.shard import open_document_ends, open_tokens, read_documents
+from pipeline.token_file import open_records
 from pipeline.tokenizer import Tokenizer
 from pipeline.workshop import Dedup
 
@@ -46,7 +47,7 @@ class HeldSetsTask:
     source: int
     split: str
     ranks: RankMap
-    open_path: str
+    wanted_path: str
     folder: str
     fingerprint: str
 
@@ -66,7 +67,7 @@ def plan_held_sets(
     *,
     source_names: Sequence[str],
     ranks: RankMap,
-    open_path: Path,
+    wanted_path: Path,
     folder: Path,
     fingerprint: str,
 ) -> list[HeldSetsTask]:
@@ -78,7 +79,7 @@ def plan_held_sets(
             source=source,
             split=split,
             ranks=ranks,
-            open_path=str(open_path),
+            wanted_path=str(wanted_path),
             folder=str(folder),
             fingerprint=fingerprint,
         )
@@ -105,7 +106,7 @@ def run_held_sets(task: HeldSetsTask) -> dict[str, int]:
     """Write the sets; returns how many, and of how many documents the text is not exactly what was encoded."""
     cell, counts = (task.source, task.split), {"sets": 0, "inexact": 0}
     keys, ranks = find_wanted(
-        Path(task.open_path), task.ranks, lambda one: one.is_held and (one.source, one.split) == cell
+        Path(task.wanted_path), task.ranks, lambda one: one.is_held and (one.source, one.split) == cell
     )
     counts["sets"] = write_sets(
         list_set_files(task.folder, task.name), keys, ranks, read_held(task.shard, keys, counts)
@@ -148,15 +149,15 @@ def count_chosen(ranks: RankMap, wanted: np.ndarray) -> dict[tuple[int, str], in
     return chosen
 
 
-def make_held_sets(work: Dedup, open_path: Path, wanted: np.ndarray) -> list[HeldSetsTask]:
-    """Write the sets of documents of --against; the tasks say where. wanted: the sorted ranks to compare, of all."""
-    chosen = count_chosen(work.ranks, wanted)
+def make_held_sets(work: Dedup, wanted_path: Path) -> list[HeldSetsTask]:
+    """Write the sets of documents of --against; the tasks say where. wanted_path: the sorted ranks to compare."""
+    chosen = count_chosen(work.ranks, open_records(wanted_path, RANK))
     tasks = plan_held_sets(
         work.ingested.held,
         set(chosen),
         source_names=work.ingested.all_names,
         ranks=work.ranks,
-        open_path=open_path,
+        wanted_path=wanted_path,
         folder=work.folder,
         fingerprint=work.fingerprint,
     )

@@ -57,7 +57,7 @@ def check_losses(
     if not is_report and not too_large:
         return
     described = [describe_loss(loss) for loss in (losses if is_report else too_large)]
-    clusters = list(describe_clusters(deduplicated.duplicates, sources, ingested.all_names))
+    clusters = list(describe_clusters(deduplicated.duplicates, sources, ingested))
     if is_report:
         for text in (*described, *clusters):
             notice(text)
@@ -116,26 +116,55 @@ def count_by_file(
     return counts[0], counts[1]
 
 
-def describe_clusters(
-    duplicates: Duplicates, sources: tuple[PlannedSource, ...], names: Sequence[str]
-) -> Iterator[str]:
-    """The documents for which most others go, with the beginning of each text. names: of all sources, held ones too."""
+def describe_clusters(duplicates: Duplicates, sources: tuple[PlannedSource, ...], ingested: Ingested) -> Iterator[str]:
+    """The documents for which most others go, and how they begin; for one held elsewhere, how one that goes begins."""
     sizes = np.zeros(duplicates.ranks.num_documents, np.uint32)
     for records in open_lists(duplicates):
         for first in range(0, len(records), RECORDS_AT_ONCE):
             partners, counts = np.unique(records["partner"][first : first + RECORDS_AT_ONCE], return_counts=True)
             sizes[partners] += counts.astype(np.uint32)
     largest = np.argsort(sizes, kind="stable")[::-1][:CLUSTERS_SHOWN]
-    largest = largest[sizes[largest] > 0]
-    numbers, rows = duplicates.ranks.read_rows(largest)
-    for rank, number, row in zip(largest, numbers, rows, strict=True):
-        if number >= len(sources):  # its raw file need not be here
-            yield f"{sizes[rank]:,} documents go for raw file {row['raw_file']} row {row['row']} of {names[number]}."
+    for rank in largest[sizes[largest] > 0].tolist():
+        number, row = read_place(duplicates, rank)
+        if number < len(sources):
+            yield f"{sizes[rank]:,} documents go for {describe_text(sources[number], row)}"
             continue
-        source = sources[number]
-        path = source.folder / source.files[row["raw_file"]].path
-        text = read_text(path, int(row["row"]), source)[:CHARACTERS_SHOWN]
-        yield f"{sizes[rank]:,} documents go for {path} row {row['row']}, which begins {text!r}."
+        other, other_row = read_place(duplicates, find_duplicate(duplicates, rank))
+        where, text = describe_held(ingested, number, row), describe_text(sources[other], other_row)
+        yield f"{sizes[rank]:,} documents go for {where}, so {text}"
+
+
+def read_place(duplicates: Duplicates, rank: int) -> tuple[int, np.void]:
+    """The number of the source, and the ROW record, of a document."""
+    numbers, rows = duplicates.ranks.read_rows(np.array([rank], np.uint32))
+    return int(numbers[0]), rows[0]
+
+
+def find_duplicate(duplicates: Duplicates, partner: int) -> int:
+    """The rank of the first document that goes for another."""
+    for records in open_lists(duplicates):
+        for first in range(0, len(records), RECORDS_AT_ONCE):
+            own = records[first : first + RECORDS_AT_ONCE]
+            if len(found := np.flatnonzero(own["partner"] == partner)):
+                return int(own["rank"][found[0]])
+    raise AssertionError(f"no document goes for that of rank {partner}")
+
+
+def describe_held(ingested: Ingested, number: int, row: np.void) -> str:
+    """A document of a dataset of --against, and where that is. number: of its source."""
+    name = ingested.all_names[number]
+    (held,) = (one for one in ingested.held if name in one.source_names)
+    raw_file = held.content["sources"][name.removeprefix(f"{held.label}/")]["raw_files"][row["raw_file"]]
+    return f"{raw_file} row {row['row']} of {name}, held by {held.folder}"
+
+
+def describe_text(source: PlannedSource, row: np.void) -> str:
+    """A document of a raw file and how it begins, if the file is still here."""
+    path = source.folder / source.files[row["raw_file"]].path
+    if not path.is_file():  # fetched, and removed behind the reader
+        return f"{path} row {row['row']}, whose file is not here any more."
+    text = read_text(path, int(row["row"]), source)[:CHARACTERS_SHOWN]
+    return f"{path} row {row['row']}, which begins {text!r}."
 
 
 def read_text(path: Path, row: int, source: PlannedSource) -> str:

@@ -1,8 +1,8 @@
 """The stages that find documents near to others: by near's estimates and comparisons, or by slimpajama's chains.
 
-bands (per range of keys) -> estimate (per range of ranks) -> judge -> sets (per ingest task; per shard of a dataset of
---against) -> compare (per some pairs) -> resolve; then traces, witnesses, rest, sets, compare and resolve again for
-what boilerplate alone makes near (boilerplate.py). slimpajama has bands and resolve alone.
+bands (per range of keys) -> estimate (per range of ranks) -> judge -> wanted -> sets (per ingest task; per shard of a
+dataset of --against) -> compare (per some pairs) -> resolve; then traces, witnesses, rest, wanted, sets, compare and
+resolve again for what boilerplate alone makes near (boilerplate.py). slimpajama has bands and resolve alone.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from pipeline.boilerplate import (
 )
 from pipeline.candidates import plan_bands, plan_parts, run_band
 from pipeline.compare import (
+    RANK,
     SetsTask,
+    WantedTask,
     choose_tasks,
-    list_ranks,
     list_set_files,
     plan_comparisons,
     run_compare,
     run_sets,
+    run_wanted,
     split_edges,
 )
 from pipeline.copies import CopiesTask, MarksTask, run_marks
@@ -42,6 +44,7 @@ from pipeline.sketch_file import RECIPES
 from pipeline.token_file import open_records
 from pipeline.workshop import Dedup
 
+TRACE_FACTOR = 4  # a key of a trace may need so many times the memory that one of a band needs
 LEAST_FOUND = 0.85  # of the pairs at the threshold; with fewer, that is said
 
 
@@ -123,7 +126,7 @@ def find_witnesses(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> tuple
             (trace,),
             recipe=recipe,
             marks=copy_marks,
-            memory_bytes=work.settings.memory_bytes,
+            memory_bytes=work.settings.memory_bytes // TRACE_FACTOR,
             **places,
         )
     ]
@@ -131,7 +134,12 @@ def find_witnesses(work: Dedup, resolve: ResolveTask, copy_marks: Path) -> tuple
     paths = [task.path for task in traces]
     tasks = [
         WitnessesTask(
-            name=f"ranks-{first}-{last}", paths=tuple(map(str, paths)), first_rank=first, last_rank=last, **places
+            name=f"ranks-{first}-{last}",
+            resolve=resolve,
+            paths=tuple(map(str, paths)),
+            first_rank=first,
+            last_rank=last,
+            **places,
         )
         for first, last in split_ranks(paths, work.ranks.num_documents, memory_bytes=work.settings.memory_bytes)
     ]
@@ -194,10 +202,12 @@ def compare(work: Dedup, open_path: Path) -> list[Path]:
 
 def make_sets(work: Dedup, open_path: Path) -> list[tuple[Path, Path]]:
     """Write the sets of shingles of all documents of some EDGE records; the files of index and sets."""
-    wanted = list_ranks(open_records(open_path, EDGE))
+    task = WantedTask("wanted", str(open_path), work.ranks.num_documents, str(work.folder), work.fingerprint)
+    work.run("wanted", run_wanted, [task], unit="runs", kept="documents", dropped="")
+    places = {"folder": str(work.folder), "fingerprint": work.fingerprint}
     sets = [
-        SetsTask(work.ingested.tasks[number], work.ranks, number, str(open_path), str(work.folder), work.fingerprint)
-        for number in sorted(choose_tasks(wanted, work.ranks))
+        SetsTask(work.ingested.tasks[number], work.ranks, number, str(task.path), **places)
+        for number in sorted(choose_tasks(open_records(task.path, RANK), work.ranks))
     ]
     work.run("sets", run_sets, sets, unit="tasks", kept="sets", dropped="")
-    return [list_set_files(task.folder, task.name) for task in (*sets, *make_held_sets(work, open_path, wanted))]
+    return [list_set_files(one.folder, one.name) for one in (*sets, *make_held_sets(work, task.path))]

@@ -12,25 +12,9 @@ from pipeline.compiled import njit
 
 PAIR_BITS = 32
 LARGEST_FULL_GROUP = 8  # of so many documents with one key all pairs are taken; of more, those named below
+MOST_PAIRS = 4  # of a document with those before it in a large group; in a full one it is fewer on average
 KEPT, DROPPED, OPEN = 0, 1, 2
 NO_PARTNER = 0xFFFFFFFF
-
-
-@njit(cache=True, nogil=True)
-def pack_keys(records, number_bits, first_key, edges, bases, rank_bits, out):
-    """Sorted keys with numbers of one run -> (key - first_key) << rank_bits | rank.
-
-    edges, bases: the first numbers of the run's stretches, and the rank minus the number in each.
-    """
-    mask = (np.uint64(1) << np.uint64(number_bits)) - np.uint64(1)
-    for place in range(len(records)):
-        number = np.int64(records[place] & mask)
-        stretch = 0
-        while stretch + 1 < len(edges) and number >= edges[stretch + 1]:
-            stretch += 1
-        rank = np.uint64(number + bases[stretch])
-        key = (records[place] >> np.uint64(number_bits)) - first_key
-        out[place] = (key << np.uint64(rank_bits)) | rank
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -39,14 +23,23 @@ def is_set(bits, rank):
 
 
 @njit(cache=True, nogil=True)
-def leave_out(packed, rank_bits, is_left_out):
-    """Move the packed keys whose rank's bit is not set to the front; returns how many. is_left_out: bits, uint8."""
-    mask = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
+def pack_keys(records, number_bits, first_key, edges, bases, rank_bits, is_left_out, out):
+    """Sorted keys with numbers of one run -> (key - first_key) << rank_bits | rank; returns how many.
+
+    edges, bases: the first numbers of the run's stretches, and the rank minus the number in each. is_left_out: bits by
+    rank, uint8; where it is empty, all are taken. `out` may be `records`.
+    """
+    mask = (np.uint64(1) << np.uint64(number_bits)) - np.uint64(1)
     count = 0
-    for place in range(len(packed)):
-        rank = np.int64(packed[place] & mask)
-        packed[count] = packed[place]
-        count += 1 - is_set(is_left_out, rank)
+    for place in range(len(records)):
+        record = records[place]
+        number = np.int64(record & mask)
+        stretch = 0
+        while stretch + 1 < len(edges) and number >= edges[stretch + 1]:
+            stretch += 1
+        rank = number + bases[stretch]
+        out[count] = (((record >> np.uint64(number_bits)) - first_key) << np.uint64(rank_bits)) | np.uint64(rank)
+        count += 1 - is_set(is_left_out, rank) if len(is_left_out) else 1
     return count
 
 
@@ -76,25 +69,12 @@ def leave_out_held(packed, rank_bits, held):
 
 @njit(cache=True, nogil=True, inline="always")
 def num_partners(member, size):
-    return member if size <= LARGEST_FULL_GROUP else min(member, 4)
-
-
-@njit(cache=True, nogil=True)
-def count_pairs(packed, rank_bits):
-    """How many pairs `list_pairs` finds."""
-    first = count = 0
-    for place in range(1, len(packed) + 1):
-        if place == len(packed) or packed[place] >> np.uint64(rank_bits) != packed[first] >> np.uint64(rank_bits):
-            if place - first > 1:
-                for member in range(1, place - first):
-                    count += num_partners(member, place - first)
-            first = place
-    return count
+    return member if size <= LARGEST_FULL_GROUP else min(member, MOST_PAIRS)
 
 
 @njit(cache=True, nogil=True)
 def list_pairs(packed, rank_bits, out):
-    """Pairs of documents with one key, from sorted packed keys; a group costs time in proportion to its size.
+    """Pairs of documents with one key, from sorted packed keys; returns how many: below MOST_PAIRS for each document.
 
     Of each group all pairs; of a large one each document with the first two and the two before it.
     """
@@ -111,6 +91,7 @@ def list_pairs(packed, rank_bits, out):
                 out[count] = (later << np.uint64(PAIR_BITS)) | (packed[first + earlier] & mask)
                 count += 1
         first = place
+    return count
 
 
 @njit(cache=True, nogil=True)
@@ -153,9 +134,12 @@ def list_witnesses(packed, rank_bits, is_doubted, is_dropped, fewest, most, out)
 def keep_first_of_equal(values):
     """Move the distinct of sorted values to the front; returns how many."""
     count = min(1, len(values))
+    last = values[0] if len(values) else np.uint64(0)
     for place in range(1, len(values)):
-        values[count] = values[place]
-        count += values[place] != values[count - 1]
+        value = values[place]
+        values[count] = value
+        count += value != last
+        last = value
     return count
 
 
@@ -254,39 +238,3 @@ def flatten(parents):
     """Let every rank point to its component's lowest, in place."""
     for rank in range(len(parents)):
         parents[rank] = parents[parents[rank]]
-
-
-@njit(cache=True, nogil=True)
-def measure_rest(first, second, witnesses, starts, fewest):
-    """As measure_overlap, without what the two share with `fewest` other sets or more; 1 where nothing else is left.
-
-    witnesses: the other sets, each sorted, back to back; starts: where each begins, and the end of the last.
-    """
-    places = starts.copy()
-    i = j = shared = common = 0
-    while i < len(first) and j < len(second):
-        a, b = first[i], second[j]
-        if a == b:
-            shared += 1
-            count = 0
-            for number in range(len(starts) - 1):
-                while places[number] < starts[number + 1] and witnesses[places[number]] < a:
-                    places[number] += 1
-                count += places[number] < starts[number + 1] and witnesses[places[number]] == a
-            common += count >= fewest
-        i += a <= b
-        j += b <= a
-    num_all = len(first) + len(second) - shared - common
-    return (shared - common) / num_all if num_all else 1.0
-
-
-@njit(cache=True, nogil=True)
-def measure_overlap(first, second):
-    """The Jaccard similarity of two sets, sorted arrays: the size of what they share by that of what either has."""
-    i = j = shared = 0
-    while i < len(first) and j < len(second):
-        a, b = first[i], second[j]
-        shared += a == b
-        i += a <= b
-        j += b <= a
-    return shared / max(1, len(first) + len(second) - shared)

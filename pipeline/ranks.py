@@ -130,7 +130,8 @@ class RankMap:
 
     def split(self, ranks: np.ndarray) -> Iterator[tuple[Stretch, slice, np.ndarray]]:
         """For sorted ranks: each stretch that has some, which of the ranks these are, and their numbers."""
-        edges = np.searchsorted(ranks, [*self.first_ranks, self.num_documents])
+        edges = np.array([*self.first_ranks, self.num_documents], ranks.dtype)  # of another type: all is converted
+        edges = np.searchsorted(ranks, edges)
         for index in np.flatnonzero(edges[1:] > edges[:-1]):
             stretch, where = self.stretches[index], slice(int(edges[index]), int(edges[index + 1]))
             yield stretch, where, ranks[where].astype(np.int64) - stretch.first_rank + stretch.first

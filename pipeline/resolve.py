@@ -5,6 +5,7 @@ A document goes if a document that stays, of a lower rank, is near enough to it;
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.storage import open_new, write_array
 
 NEAR = np.dtype([("rank", "<u4"), ("partner", "<u4"), ("similarity", "<f4")])
 PAIRS_AT_ONCE = 1 << 22
+FAINT = 0.985  # what is less alike may be so by boilerplate that only its like have; an estimate errs by 0.03
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,15 @@ class ResolveTask:
         """A bit per rank that is near to one before it, whether that one stays or not."""
         return Path(self.folder) / f"{self.name}.doubted.npy"
 
+    @property
+    def faint_path(self) -> Path:
+        """A bit per rank that is near to one before it, and to none by FAINT or more."""
+        return Path(self.folder) / f"{self.name}.faint.npy"
+
     def list_outputs(self, result: dict[str, int]) -> list[Path]:
         """The files."""
         marks = [self.marks_path] if "dropped" in result else []
-        return [self.path, *marks, *([self.doubted_path] if "doubted" in result else [])]
+        return [self.path, *marks, *([self.doubted_path, self.faint_path] if "doubted" in result else [])]
 
 
 def run_judge(task: ResolveTask) -> dict[str, int]:
@@ -85,27 +92,54 @@ def run_judge(task: ResolveTask) -> dict[str, int]:
 
 def run_resolve(task: ResolveTask) -> dict[str, int]:
     """Write which documents go, each with its partner, and which might; returns how many."""
-    states, doubted = np.zeros(task.num_documents, np.uint8), np.zeros(task.num_documents // 8 + 1, np.uint8)
-    apart = key_of(np.concatenate([np.empty(0, EDGE), *map(np.load, task.apart)]))
+    states = np.zeros(task.num_documents, np.uint8)
+    doubted, sure = np.zeros((2, task.num_documents // 8 + 1), np.uint8)
 
     def resolve_files() -> Iterator[np.ndarray]:
         for edges in read_near_edges(task):
-            edges = edges[~np.isin(key_of(edges), apart)] if len(apart) else edges
+            edges = leave_out_apart(edges, read_between(task.apart, edges))
             mark_ranks(edges["later"], doubted)
+            mark_ranks(edges["later"][edges["similarity"] >= FAINT], sure)
             is_partner = np.zeros(len(edges), bool)
             resolve(edges["later"], edges["earlier"], edges["similarity"], states, is_partner)
             yield edges[is_partner].view(NEAR)
 
     counts = write_dropped(task, resolve_files())
     write_array(task.doubted_path, doubted)
+    write_array(task.faint_path, doubted & ~sure)
     return {**counts, "doubted": int(np.bitwise_count(doubted).sum())}
 
 
 def read_near_edges(task: ResolveTask) -> Iterator[np.ndarray]:
     """The EDGE records of all pairs that are near, file by file."""
-    compared = np.concatenate([np.empty(0, EDGE), *map(np.load, task.compared)])
     for path in task.paths:
-        yield choose_near(np.load(path), compared, task.threshold)
+        edges = np.load(path)
+        yield choose_near(edges, read_between(task.compared, edges), task.threshold)
+
+
+def read_between(paths: Sequence[str], edges: np.ndarray) -> np.ndarray:
+    """The EDGE records of several sorted files whose later ranks are between those of some edges, sorted too."""
+    parts = [np.empty(0, EDGE)]
+    for path in paths if len(edges) else ():
+        records = np.load(path, mmap_mode="r")
+        start, stop = (find_later(records, rank) for rank in (int(edges["later"][0]), int(edges["later"][-1]) + 1))
+        parts.append(np.array(records[start:stop]))
+    return np.concatenate(parts)
+
+
+def find_later(records: np.ndarray, rank: int, *, first: int = 0) -> int:
+    """The place of the first of sorted EDGE records, from `first` on, whose later rank is `rank` or above.
+
+    A mapped file is not read for it.
+    """
+    return bisect.bisect_left(range(len(records)), rank, lo=first, key=lambda place: int(records[place]["later"]))
+
+
+def leave_out_apart(edges: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """The edges that are not among those of others, both in the order of ranks."""
+    keys, apart_keys = key_of(edges), key_of(apart)
+    at = np.minimum(np.searchsorted(apart_keys, keys), max(0, len(apart_keys) - 1))
+    return edges[apart_keys[at] != keys] if len(apart_keys) else edges
 
 
 def choose_near(edges: np.ndarray, compared: np.ndarray, threshold: float) -> np.ndarray:

@@ -22,7 +22,7 @@ from pipeline.held import HeldDataset
 from pipeline.held_sets import list_shards, read_held
 from pipeline.ingest import TaskFile
 from pipeline.order import derive_key, scramble
-from pipeline.pair_kernels import measure_overlap
+from pipeline.set_kernels import measure_overlap
 from pipeline.shard import SPLITS
 from pipeline.verify_raw import ingest_settings
 from pipeline.verify_rows import numbers_of

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.token_file import open_documents, open_records
+from pipeline.token_file import document_dtype, open_documents, open_records
 
 BUCKET_BITS = 16  # shards begin at bucket borders: 1/65,536 of a source each
 NUM_BUCKETS = 1 << BUCKET_BITS
@@ -60,19 +60,8 @@ def find_place(table: np.ndarray, place: int, *, first: int, last: int) -> int:
 
 
 def kept_dtype(num_tokenizers: int) -> np.dtype:
-    """The KEPT record: a document that stays, and where its ids are."""
-    return np.dtype(
-        [
-            ("place", "<u8"),
-            ("content_hash", "<u8", 2),
-            ("row", "<u8"),
-            ("num_bytes", "<u8"),
-            ("token_start", "<u8", (num_tokenizers,)),
-            ("num_tokens", "<u4", (num_tokenizers,)),
-            ("raw_file", "<u4"),
-            ("task", "<u4"),
-        ]
-    )
+    """The KEPT record, a document that stays and where its ids are: a DOCUMENT record with `task` for `number`."""
+    return np.dtype([*document_dtype(num_tokenizers).descr[:-1], ("task", "<u4")])
 
 
 @dataclass(frozen=True)

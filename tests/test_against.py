@@ -260,7 +260,7 @@ def test_signatures_are_of_what_a_limit_leaves_and_lost_ones_are_made_again(
     path.unlink()
     make(planted, "limited", sample_model, "old:1", **settings)
     assert hashes(out) == before
-    make(planted, "limited", sample_model, "old:1", tokens=20_000, replace=True)
+    make(planted, "limited", sample_model, "old:1", tokens="20_000", replace=True)
     assert not (out / "signatures").exists()
     assert read_dataset_json(out)["content_hash"] == json.loads(before["dataset.json"])["content_hash"]
 
@@ -280,7 +280,11 @@ def test_a_source_of_which_too_much_is_held_stops_the_build(planted, old, sample
     row = json.loads((planted / "raw/old/a.jsonl").read_bytes().splitlines()[4])
     write_texts(planted / "raw/flood", [row["text"]] * 9 + ["one more"])
     held = f"{read_dataset_json(old)['content_hash'][:12]}/old"
-    expected = f"flood loses 9 of 10 documents .* 9 documents go for raw file 0 row 4 of {held}"
+    beginning = row["text"][:40]
+    expected = (
+        f"flood loses 9 of 10 documents .* 9 documents go for a.jsonl row 4 of {held}, held by {old}, so "
+        f"{planted}/raw/flood/a.jsonl row 0, which begins '{beginning}"
+    )
     with pytest.raises(ValueError, match=expected):
         make(planted, "flood", sample_model, "flood:1", against=str(old), max_dup_fraction=0.5)
 

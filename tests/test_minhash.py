@@ -20,7 +20,7 @@ from pipeline.minhash import (
     shorten,
     sign_documents,
 )
-from pipeline.pair_kernels import measure_overlap
+from pipeline.set_kernels import measure_overlap
 from pipeline.word_table import ALONE, SKIPPED, build_word_table
 
 RNG = np.random.default_rng(3)

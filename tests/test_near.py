@@ -120,11 +120,66 @@ def test_short_documents_never_collide(tmp_path, sample_model, run_build):
     }
 
 
+@pytest.mark.parametrize("method", ["exact", "near"])
+def test_documents_without_words_have_only_copies_and_empty_ones_are_short(
+    tmp_path, sample_model, run_build, method, monkeypatch
+):
+    texts = [
+        "",
+        "  ",
+        "\n\n",
+        "  ",
+        "\u3000",
+        "\0",
+        "\0\0",
+        "...",
+        "!!!",
+        "\U0001f600 " * 9,
+        "\U0001f601 " * 9,
+        "",
+        "...",
+    ]
+    write_texts(tmp_path / "raw/web", texts)
+    dropped = build(run_build, tmp_path, sample_model, f"{FEW_DOCUMENTS} --dedup {method}")
+    short, copy = ("short", None, None, None), np.float32(1)
+    assert dropped == {
+        ("web", 0): short,
+        ("web", 11): short,
+        ("web", 3): ("duplicate_exact", "web", 1, copy),
+        ("web", 12): ("duplicate_exact", "web", 7, copy),
+    }
+    run_verify(monkeypatch, f"{tmp_path}/out --raw {tmp_path}/raw")
+
+
 def test_a_licence_in_every_file_deletes_none(tmp_path, sample_model, run_build, rng):
     licence = " ".join(draw_words(rng, 300))
     texts = [f"# {licence}\n" + " ".join(draw_words(rng, 150)) for _ in range(60)]
     write_texts(tmp_path / "raw/web", texts)
     assert build(run_build, tmp_path, sample_model, FEW_DOCUMENTS) == {}
+
+
+def test_tiny_files_of_one_licence_stay_and_copies_of_them_go(tmp_path, sample_model, run_build, rng):
+    """No longer file has the licence; so the forty are only told apart by what each has that no other has."""
+    licence = " ".join(draw_words(rng, 100))
+    texts = [f"# {licence}\n" + " ".join(draw_words(rng, 8 + number % 3)) for number in range(40)]
+    changed = [f"{texts[number]} z" for number in (3, 20)]
+    write_texts(tmp_path / "raw/web", [*texts, *changed])
+    dropped = build(run_build, tmp_path, sample_model, FEW_DOCUMENTS)
+    assert {row: found[2] for (_, row), found in dropped.items()} == {40: 3, 41: 20}
+
+
+@pytest.mark.parametrize("kind", ["scattered", "date", "cut"])
+def test_many_changed_copies_of_one_text_go(tmp_path, sample_model, run_build, rng, kind):
+    words = draw_words(rng, 200)
+
+    def change(number):
+        if kind == "scattered":
+            return [f"{word}x{number}" if rng.random() < 0.01 else word for word in words]
+        return [*words, f"d{number}", f"m{number}"] if kind == "date" else words[: 200 - number % 20]
+
+    write_texts(tmp_path / "raw/web", [" ".join(words), *(" ".join(change(number)) for number in range(40))])
+    dropped = build(run_build, tmp_path, sample_model, FEW_DOCUMENTS)
+    assert len(dropped) >= 38
 
 
 @pytest.mark.long
@@ -147,7 +202,7 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
     monkeypatch.setattr("pipeline.candidates.BYTES_PER_KEY", 1 << 22)
     monkeypatch.setattr("pipeline.estimate.BYTES_PER_PAIR", 1 << 20)
     monkeypatch.setattr("pipeline.compare.EDGES_PER_TASK", 20)
-    monkeypatch.setattr("pipeline.compare.EDGES_AT_ONCE", 3)
+    monkeypatch.setattr("pipeline.compare.SHINGLES_AT_ONCE", 500)
     monkeypatch.setattr("pipeline.dedup.DOCUMENTS_PER_TASK", 50)
     build(run_build, tmp_path, sample_model, "--memory 0.1 --replace")
     assert hashes(tmp_path / "out") == expected

@@ -1,0 +1,123 @@
+"""How alike two sets are, what is left of it without boilerplate, and the files that sets are read from."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.boilerplate import FEWEST_ALIKE, LEAST_HELD, LEAST_OWN, MOST_SHARED, list_members
+from pipeline.compare import RANK, SET, WantedTask, read_sets, run_wanted, write_sets
+from pipeline.estimate import EDGE
+from pipeline.resolve import find_later, read_between
+from pipeline.set_kernels import count_others, measure_overlap, measure_rest
+
+
+def flatten(sets):
+    starts = np.cumsum([0, *map(len, sets)], dtype=np.int64)
+    return np.concatenate([np.array(one, np.uint32) for one in sets]), starts
+
+
+def rest(sets, fewest=3):
+    return measure_rest(*flatten(sets), np.arange(len(sets), dtype=np.uint32), fewest)
+
+
+def test_what_enough_witnesses_have_is_no_evidence():
+    licence, one, other = np.arange(50), np.arange(100, 110), np.arange(105, 115)
+    first, second = np.concatenate([licence, one]), np.concatenate([licence, other])
+    witnesses = [np.concatenate([licence, np.arange(start, start + 200)]) for start in (1000, 2000, 3000)]
+    assert measure_overlap(first, second) == pytest.approx(55 / 65)
+    assert rest([first, second, *witnesses]) == pytest.approx(5 / 15)
+    assert rest([first, second, *witnesses[:2]]) == pytest.approx(55 / 65)
+    assert rest([licence, licence, *witnesses]) == 1.0
+
+
+def count(sets):
+    members = np.arange(len(sets), dtype=np.uint32)
+    return count_others(*flatten([sorted(one) for one in sets]), members, LEAST_OWN, LEAST_HELD, MOST_SHARED)
+
+
+def test_documents_with_one_text_in_common_and_rests_of_their_own_are_counted():
+    core = range(1000)
+    sets = [{*core, *range(start, start + 80)} for start in range(2000, 12000, 1000)]
+    assert count(sets) == 8
+    assert count([*sets[:2], *sets[:3]]) == 1  # copies of the two are no others
+    assert count([*sets[:2], sets[2], {*sets[2], 1}, *sets[2:]]) == 8
+    assert count([*sets[:2], *({*core, *range(start, start + 40)} for start in range(2000, 12000, 1000))]) == 0
+    assert count([{*core, *range(2000, 2040)}, *sets]) == 0  # too little of its own: a date, a number
+    assert count([{*core}, *sets]) == 0  # cut off
+    assert count([{*core, *range(2000, 2080)}, {*core, *range(2010, 2090)}, *sets[3:]]) == 0  # the rests are alike
+    assert count([*sets[:2], *({*range(300, 1000), *one} - {*range(300)} for one in sets[2:])]) == 0
+
+
+@given(st.integers(0, 10**6))
+def test_copies_with_changes_of_their_own_are_not_counted(seed):
+    """Each lacks other shingles of the original, and has new ones instead."""
+    rng, sets = np.random.default_rng(seed), []
+    for number in range(10):
+        words = np.arange(204) + np.where(rng.random(204) < 0.01, 1000 * (number + 1), 0)
+        sets.append({hash(tuple(words[place : place + 5].tolist())) % 2**32 for place in range(200)})
+    assert count(sets) < FEWEST_ALIKE
+
+
+SETS = st.sets(st.integers(0, 12), max_size=8).map(sorted)
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(SETS, SETS, st.lists(SETS, max_size=5), st.integers(1, 3))
+def test_the_rest_is_that_of_plain_sets(one, other, witnesses, fewest):
+    union = {*one} | {*other}
+    common = {value for value in union if sum(value in witness for witness in witnesses) >= fewest}
+    union -= common
+    expected = len(({*one} & {*other}) - common) / len(union) if union else 1.0
+    assert rest([one, other, *witnesses], fewest) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("room", [1, 40, 1 << 20])
+def test_sets_are_found_in_any_file_and_read_in_parts(tmp_path, monkeypatch, room):
+    monkeypatch.setattr("pipeline.compare.SHINGLES_AT_ONCE", room)
+    sets = {rank: np.arange(rank, 2 * rank, dtype=np.uint32) for rank in range(0, 40, 3)}
+    files = []
+    for number in range(3):
+        own = np.array(sorted(sets)[number::3], np.uint32)
+        paths = (tmp_path / f"{number}.index.npy", tmp_path / f"{number}.sets.bin")
+        keys = own.astype(np.uint64) + np.uint64(100)
+        write_sets(paths, keys, own, ((int(rank) + 100, sets[int(rank)]) for rank in own[::-1]))
+        assert np.load(paths[0]).dtype == SET
+        files.append(tuple(map(str, paths)))
+    entries = [[3, 6], [39, 3, 0, 12], [36, 36], [9, 3]]
+    wanted, edges = np.array(sum(entries, []), np.uint32), np.cumsum([0, *map(len, entries)])
+    found = []
+    for chosen, members, data, starts in read_sets(wanted, edges, files):
+        assert len(members) == edges[chosen.stop] - edges[chosen.start]
+        found += [data[starts[number] : starts[number + 1]].tolist() for number in members]
+    assert found == [sets[rank].tolist() for rank in wanted.tolist()]
+
+
+def test_the_documents_to_read_are_those_of_all_edges(tmp_path):
+    edges = np.array([(9, 3, 0.8), (9, 4, 0.8), (30, 9, 0.8)], EDGE)
+    edges.tofile(tmp_path / "open.bin")
+    task = WantedTask("wanted", str(tmp_path / "open.bin"), 31, str(tmp_path), "")
+    assert run_wanted(task) == {"documents": 4}
+    assert np.fromfile(task.path, RANK).tolist() == [3, 4, 9, 30]
+
+
+def test_the_witnesses_of_an_edge_are_those_of_its_later_document():
+    edges = np.array([(5, 1, 0), (5, 2, 0), (7, 2, 0), (9, 1, 0)], EDGE)
+    witnesses = np.array([(5, 10, 0.1), (5, 11, 0.9), (9, 12, 0.1)], EDGE)
+    members, borders, num_unlike = list_members(edges, witnesses)
+    found = [members[first:last].tolist() for first, last in zip(borders[:-1], borders[1:], strict=True)]
+    assert found == [[5, 1, 10, 11], [5, 2, 10, 11], [7, 2], [9, 1, 12]]
+    assert num_unlike.tolist() == [1, 1, 0, 1]
+
+
+def test_of_files_of_edges_what_is_between_is_read(tmp_path):
+    records = np.array([(rank, number, 0) for rank in range(0, 20, 2) for number in range(2)], EDGE)
+    paths = [str(tmp_path / f"{number}.npy") for number in range(3)]
+    for path, part in zip(paths, (records[:7], records[7:8], records[8:]), strict=True):
+        np.save(path, part)
+    for first, last in ((0, 18), (3, 9), (6, 6), (7, 7), (19, 30)):
+        own = records[(records["later"] >= first) & (records["later"] <= last)]
+        edges = np.array([(first, 0, 0), (last, 0, 0)], EDGE)
+        assert read_between(paths, edges).tolist() == own.tolist()
+    assert len(read_between(paths, records[:0])) == 0
+    assert find_later(records, 9, first=14) == 14
