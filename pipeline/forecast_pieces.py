@@ -2,7 +2,7 @@
 
 Places spread evenly over all bytes of the source, in the order of its files, so that every folder has its share of
 them. At each place a piece of about PIECE_BYTES is read: whole small files in a row, a stretch of lines, row groups, or
-of a packed file its head, the longer the more places fell on it.
+of a packed file its head, the longer the more places fell on it: all of it where that is half.
 """
 
 from __future__ import annotations
@@ -140,6 +140,10 @@ def cut_piece(source: PlannedSource, group: range, start: int, num_places: int) 
     if kind == ".parquet":
         return cut_row_groups(source, number, start, num_places)
     if compression:
+        # Half of it read, the rest is worth its while: where rows are sorted, a head is like no other part.
+        is_mostly_read = 2 * num_places * PIECE_BYTES >= measure_group(source, group)
+        if is_mostly_read and source.fetching is None:
+            return cut_whole(source, group, num_places)
         return cut_head(source, number, num_places)
     part = Part(start, start + PIECE_BYTES)
     bring_lines(source, number, part)

@@ -1,4 +1,5 @@
-"""What stops a build at its raw files: too many bad rows, a source without a document; and how that is said."""
+"""What stops a build at its raw files: too many bad rows, a source without a document, a file that grew meanwhile; and
+how that is said."""
 
 from __future__ import annotations
 
@@ -105,8 +106,10 @@ def describe_reason(reason: str, source: PlannedSource) -> str:
 
 
 def check_sources(ingested: Ingested, sources: tuple[PlannedSource, ...], *, notice: Callable[[str], None]) -> None:
-    """Raise ValueError for a source without documents; say so where some could not be told for excluded or not."""
+    """Raise ValueError for a source without documents, or with a file that changed while it was read; say so where some
+    documents could not be told for excluded or not."""
     for source in sources:
+        refuse_changed(source)
         documents = ingested.count(source.name)["documents"]
         if not documents["accepted"]:
             reasons = ", ".join(f"{documents[reason]:,} {reason}" for reason in DROP_REASONS if documents[reason])
@@ -119,4 +122,17 @@ def check_sources(ingested: Ingested, sources: tuple[PlannedSource, ...], *, not
             notice(
                 f"{source.name}: {num_unknown:,} documents name no subset ({source.source.subset_field} is missing); "
                 f"they are kept beside exclude={'+'.join(source.exclude)}"
+            )
+
+
+def refuse_changed(source: PlannedSource) -> None:
+    """Raise ValueError where a raw file on this disk has another size than when the build began: what was read of it is
+    not what dataset.json would say."""
+    for file in source.files if source.fetching is None else ():
+        path = source.folder / file.path
+        size_bytes = path.stat().st_size
+        if size_bytes != file.size_bytes:
+            raise ValueError(
+                f"{path} had {file.size_bytes:,} bytes when the build began, now {size_bytes:,}: something writes to "
+                "it. When that is done, run the same command again; only this file's tasks are done again"
             )

@@ -12,6 +12,7 @@ from build_fixtures import flags, hashes
 from build_process import BuildProcess, many_flags
 
 from pipeline.folders import Folders
+from pipeline.ingest import run_ingest
 
 
 class Killed(BaseException):
@@ -237,6 +238,26 @@ def test_a_raw_file_that_changes_between_two_runs_is_read_again(
     assert "task notes-00000" in said
     assert ("task web-00000" in said) == (tokenizer == "sample")  # its ids follow from all raw files
     run_build(one_worker(raw, tmp_path / "fresh", model))
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+
+
+def test_a_raw_file_that_grows_while_it_is_read_stops_the_build_once(
+    raw, tmp_path, sample_model, run_build, monkeypatch
+):
+    def read_and_write(task):
+        record = run_ingest(task)
+        with (raw / "notes/n.jsonl").open("a") as file:
+            file.write('{"text": "more"}\n')
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.run_ingest", read_and_write)
+        outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert outcome.code == 1
+    assert f"{raw}/notes/n.jsonl had " in outcome.error and "something writes to it" in outcome.error
+    outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert outcome.code == 0 and "raw files of notes have changed" in outcome.out
+    run_build(one_worker(raw, tmp_path / "fresh", sample_model))
     assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
 
 
