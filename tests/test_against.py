@@ -250,7 +250,7 @@ def test_a_drop_is_explained_without_the_other_dataset(new, old):
 def test_signatures_are_of_what_a_limit_leaves_and_lost_ones_are_made_again(
     planted, sample_model, run_command, monkeypatch
 ):
-    settings = {"keep_signatures": True, "tokens": 20_000}
+    settings = {"keep_signatures": True, "tokens": "20_000"}
     out = make(planted, "limited", sample_model, "old:1", **settings)
     assert run_command(verify_main, out)[0] == ""
     before = hashes(out)
