@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import njit
+from pipeline.compiled import compiled, njit
 
 # Two 64-bit hashes make the 128 bits by which documents are told apart: one is not enough for 10**9 documents.
 HASH_SEEDS = (np.uint64(0), np.uint64(0x746F6B656E6D696C))
@@ -87,38 +87,54 @@ def hash_documents(data, offsets, seeds):
     return hashes
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def frame_documents(ids, offsets, bos, eos, out):
     """Copy documents of ids (uint32) into `out`, with `bos` before (none if it is negative) and `eos` after each.
 
     Returns the index of the first document that holds `bos` or `eos` itself, or -1, and the largest id. Such a document
     must not be kept, nor an id that does not fit into `out`.
     """
-    place = 0
-    first_bad = -1
-    largest = np.uint32(0)
+    place, one, first_bad, largest = np.uint64(0), np.uint64(1), -1, np.uint32(0)
+    end_id, start_id = np.uint32(eos), np.uint32(bos if bos >= 0 else eos)
     for document in range(len(offsets) - 1):
-        start, end = offsets[document], offsets[document + 1]
+        start = np.uint64(offsets[document])
+        length = np.uint64(offsets[document + 1]) - start
         if bos >= 0:
             out[place] = bos
-            place += 1
-        holds_control = False
-        for position in range(end - start):  # no branch inside: compiled to vector instructions
+            place += one
+        holds_control = np.uint32(0)
+        # No branch and no signed index inside, which would have to be looked at for a sign: vector instructions.
+        for position in range(length):
             token = ids[start + position]
-            holds_control |= (token == eos) | (token == bos)
+            holds_control |= np.uint32(token == end_id) | np.uint32(token == start_id)
             largest = max(largest, token)
             out[place + position] = token
         if holds_control and first_bad < 0:
             first_bad = document
-        place += end - start
+        place += length
         out[place] = eos
-        place += 1
+        place += one
     return first_bad, largest
 
 
-@njit(cache=True, nogil=True)
-def scatter_documents(tokens, starts, lengths, targets, out):
-    """Copy each document tokens[starts[i]:starts[i] + lengths[i]] to out[targets[i]:]; reads in the order given."""
+def scatter_documents(
+    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray, out: np.ndarray
+) -> None:
+    """Copy each document tokens[starts[i]:starts[i] + lengths[i]] to out[targets[i]:]; reads in the order given.
+
+    Raises ValueError where one is not wholly inside of both.
+    """
+    for places, array in ((starts, tokens), (targets, out)):
+        if len(places) and not 0 <= places.min() <= (places + lengths).max() <= len(array):
+            raise ValueError(
+                f"documents from {places.min():,} to {(places + lengths).max():,} of {len(array):,} tokens"
+            )
+    copy_documents(tokens, starts, lengths, targets, out)
+
+
+@compiled
+def copy_documents(tokens, starts, lengths, targets, out):
     for document in range(len(starts)):
-        start, target, length = starts[document], targets[document], lengths[document]
-        out[target : target + length] = tokens[start : start + length]
+        start, target = np.uint64(starts[document]), np.uint64(targets[document])
+        for position in range(np.uint64(lengths[document])):
+            out[target + position] = tokens[start + position]

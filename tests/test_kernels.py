@@ -1,6 +1,7 @@
 """The compiled loops against the libraries and plain Python."""
 
 import numpy as np
+import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,6 +45,13 @@ def test_documents_are_scattered_to_their_targets():
     tokens = np.array([9, 1, 2, 3, 4, 5, 9], np.uint16)
     scatter_documents(tokens, np.array([1, 4]), np.array([3, 2], np.uint32), np.array([3, 0]), out)
     assert out.tolist() == [4, 5, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("start", "target"), [(5, 0), (-1, 0), (0, 5), (0, -1)])
+def test_documents_outside_of_their_tokens_are_refused(start, target):
+    tokens, out = np.zeros(7, np.uint16), np.zeros(7, np.uint16)
+    with pytest.raises(ValueError, match=r"documents from -?\d to \d of 7 tokens"):
+        scatter_documents(tokens, np.array([start]), np.array([3]), np.array([target]), out)
 
 
 @settings(max_examples=200, deadline=None)
