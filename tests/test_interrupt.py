@@ -32,7 +32,10 @@ def interrupt_deaf():
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        _, error = process.communicate(timeout=60)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, error) == (1, f"{STOPPED}\n")
     return time.monotonic() - began
 
