@@ -1,6 +1,7 @@
 """Builds with more than one tokenizer, with --tokens, of huge files in parts, and of raw files that change."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -153,7 +154,9 @@ def test_tokens_takes_the_first_documents_in_the_order_of_places(
 def test_tokens_that_leave_nothing_are_refused(raw, tmp_path, sample_model, run_build):
     outcome = run_build(flags(raw, tmp_path / "out", sample_model, "--tokens 4 --workers 1"))
     assert outcome.code == 1
-    assert "none of 32,109 training tokens taken: its share of 3 is less than its first document" in outcome.out
+    assert re.search(
+        r"none of [\d,]+ training tokens taken: its share of 3 is less than its first document", outcome.out
+    )
     assert "--tokens: not even the first document of any source fits" in outcome.error
     assert not (tmp_path / "out/dataset.json").exists()
 
