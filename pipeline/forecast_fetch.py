@@ -79,6 +79,12 @@ class RemoteSample(RemoteSource):
         raise PassingError(f"the stream ends after {at:,} of {file.size_bytes:,} bytes")
 
 
+def may_be_whole(source: PlannedSource, number: int) -> bool:
+    """Whether all of a raw file may be read: it is here, or not too large to be fetched."""
+    is_here = not isinstance(source.fetching, RemoteSample)
+    return is_here or source.files[number].size_bytes <= LARGEST_WHOLE_BYTES
+
+
 def bring_whole(source: PlannedSource, numbers: Iterable[int]) -> None:
     """Some raw files, whole."""
     for number in numbers:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.documents import find_kind, find_lines, measure_unpacking
 from pipeline.endings import PACKED_ENDINGS
 from pipeline.file_parts import WHOLE, Part
-from pipeline.forecast_fetch import bring_footer, bring_head, bring_lines, bring_row_groups, bring_whole
+from pipeline.forecast_fetch import bring_footer, bring_head, bring_lines, bring_row_groups, bring_whole, may_be_whole
 from pipeline.ingest import TaskFile
 from pipeline.ingest_plan import PACKED_RATIO, make_task_file
 from pipeline.manifest import RawFile
@@ -142,7 +142,7 @@ def cut_piece(source: PlannedSource, group: range, start: int, num_places: int) 
     if compression:
         # Half of it read, the rest is worth its while: where rows are sorted, a head is like no other part.
         is_mostly_read = 2 * num_places * PIECE_BYTES >= measure_group(source, group)
-        if is_mostly_read and source.fetching is None:
+        if is_mostly_read and may_be_whole(source, number):
             return cut_whole(source, group, num_places)
         return cut_head(source, number, num_places)
     part = Part(start, start + PIECE_BYTES)

@@ -199,7 +199,7 @@ def list_files(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path,
 def list_checksums(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     """The files of a dataset whose xxh3-128 dataset.json knows, each with it."""
     for source in content["sources"].values():
-        yield from ((folder / drops["path"], drops["xxh3_128"]) for drops in source["drops"])
+        yield from ((folder / drops["path"], drops["xxh3_128"]) for drops in source.get("drops", ()))
         for shard in (shard for split in source["splits"].values() for shard in split["shards"]):
             path = folder / shard["path"]
             yield path, shard["xxh3_128"]
