@@ -20,7 +20,7 @@ import pstats
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,7 +126,7 @@ def measure_ingest(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Figure
     return replace(best, tokenizer=tokenizer.name, two_workers_ratio=measure_two_workers(corpus, tokenizer, folder))
 
 
-def in_new_process(function: Callable[..., Figures], *arguments: Any) -> Figures:
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -196,15 +196,26 @@ def num_calls_of(profile: pstats.Stats, function: str) -> int:
 
 
 def measure_two_workers(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> float:
-    """How many times the speed of one worker two have, start-up left out. Of REPEATS the best, taken in turns."""
-    with Workers(1, notice=print) as one, Workers(2, notice=print) as two:
-        time_workers(two, (corpus.warm,) * 2, tokenizer, folder)
-        rounds = [[time_workers(each, corpus.parts, tokenizer, folder) for each in (one, two)] for _ in range(REPEATS)]
+    """How many times the speed of one worker two have, start-up left out. Of REPEATS the best, taken in turns.
+
+    All are new each time, and then have met all the text once: an encoder that remembers words is faster from then on.
+    """
+    given = corpus, str(tokenizer.path), folder
+    rounds = [[in_new_process(time_new_workers, number, *given) for number in (1, 2)] for _ in range(REPEATS)]
     seconds_of_one, seconds_of_two = map(min, zip(*rounds, strict=True))
     return seconds_of_one / seconds_of_two
 
 
-def time_workers(workers: Workers, paths: tuple[Path, ...], tokenizer: Tokenizer, folder: Path) -> float:
+def time_new_workers(num_workers: int, corpus: Corpus, tokenizer_path: str, folder: Path) -> float:
+    """Seconds that so many workers take, once they are warm."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    with Workers(num_workers, notice=print) as workers:
+        for_each = [part for part in (corpus.warm, *corpus.parts) for _ in range(num_workers)]  # they take turns
+        time_workers(workers, for_each, tokenizer, folder)
+        return time_workers(workers, corpus.parts, tokenizer, folder)
+
+
+def time_workers(workers: Workers, paths: Sequence[Path], tokenizer: Tokenizer, folder: Path) -> float:
     """Seconds that workers take for a task of each file."""
     place = Path(tempfile.mkdtemp(dir=folder))
     tasks = [make_task(f"part-{number}", (path,), tokenizer, place) for number, path in enumerate(paths)]
