@@ -16,6 +16,6 @@ def wait_for_file(path: Path, failure: Path) -> float:
     started = time.monotonic()
     while not path.exists():
         if failure.exists():
-            raise ValueError(failure.read_text(encoding="utf-8"))
+            raise ValueError(failure.read_text(encoding="utf-8").rstrip())
         time.sleep(POLL_SECONDS)
     return time.monotonic() - started

@@ -6,6 +6,7 @@ needs is fetched in any case, so that a task larger than the room is done, too. 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.fetch import StoppedError, name_part
+from pipeline.fetch import StoppedError
 from pipeline.folders import FETCH_FAILURE
 from pipeline.ingest import IngestTask, run_ingest
 from pipeline.jobs import KEPT, Job, describe
@@ -25,7 +26,7 @@ from pipeline.remote import RemoteSource
 from pipeline.storage import write_file
 
 FETCHED_AT_ONCE = 8
-
+FAILURE_BYTES = 4096
 
 Check = Callable[[IngestTask, dict[str, Any]], None]
 
@@ -74,6 +75,7 @@ class ReadAhead:
             for number in wanted.tasks:
                 self.by_task.setdefault(number, []).append(wanted)
         self.room_bytes, self.failure, self.log = room_bytes, failure, log
+        self.reserve = failure.with_suffix(".reserve")  # what is there can be written over on a full disk
         self.queue: deque[Wanted] = deque()
         self.held_bytes = self.num_files = self.num_bytes = self.most_held_bytes = 0
         self.room_seconds = self.worker_seconds = 0.0
@@ -87,6 +89,8 @@ class ReadAhead:
     def __enter__(self) -> Self:
         self.started = time.monotonic()
         self.failure.unlink(missing_ok=True)
+        if self.wanted:
+            write_file(self.reserve, [b" " * FAILURE_BYTES])
         needed = [wanted for wanted in self.wanted if self.unfinished.intersection(wanted.tasks)]
         for wanted in self.wanted:
             if not self.unfinished.intersection(wanted.tasks):
@@ -104,6 +108,7 @@ class ReadAhead:
             self.changed.notify_all()
         for thread in self.threads:
             thread.join(timeout=0.1)  # one that waits for a server ends with the program
+        self.reserve.unlink(missing_ok=True)
         if self.wanted:
             self.write_log()
 
@@ -175,16 +180,14 @@ class ReadAhead:
             if not self.is_stopped:
                 self.is_stopped = True
                 what = what if KEPT in what else f"{what}. {KEPT}"
-                self.tell(wanted, f"{wanted.remote.name}: {what}".encode())
+                self.tell(f"{wanted.remote.name}: {what}")
             self.changed.notify_all()
 
-    def tell(self, wanted: Wanted, text: bytes) -> None:
-        """Write down for workers why a file will not come: on a full disk in the room of what there is of it."""
-        try:
-            write_file(self.failure, [text])
-        except OSError:
-            name_part(wanted.target, wanted.remote.files[wanted.path]).unlink(missing_ok=True)
-            write_file(self.failure, [text])
+    def tell(self, text: str) -> None:
+        """Write down for workers why a file will not come: where there was room for it before the disk was full."""
+        with open(self.reserve, "r+b") as file:
+            file.write(text.encode()[:FAILURE_BYTES].decode(errors="ignore").encode().ljust(FAILURE_BYTES))
+        os.replace(self.reserve, self.failure)
 
     def write_log(self) -> None:
         """One line on what was fetched, and who waited for whom."""
