@@ -68,7 +68,7 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip("needs the right to mount a small file system")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a thread that was fetching may still hold a file open
 
 
 @pytest.fixture

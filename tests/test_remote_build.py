@@ -403,7 +403,7 @@ def test_a_disk_that_is_full_while_files_are_fetched_is_named_and_the_build_goes
     command = flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, f"--work {small_disk}/work")
     outcome = run_build(command)
     assert outcome.code == 1 and "\n" not in outcome.error
-    assert f"notes: {small_disk}/work/raw/notes/train/plain-3.jsonl." in outcome.error
+    assert f"notes: {small_disk}/work/raw/notes/" in outcome.error  # whichever file comes to the end of it first
     assert outcome.error.count("No space left on device. What was finished is kept: free some space") == 1
     filler.unlink()
     outcome = run_build(command)
