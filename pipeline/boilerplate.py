@@ -34,6 +34,7 @@ from pipeline.resolve import ResolveTask, find_later, read_near_edges
 from pipeline.set_kernels import measure_rests
 from pipeline.storage import open_new, write_array
 from pipeline.token_file import open_records
+from pipeline.work import FileTask
 
 FEWEST_WITNESSES = 3
 FEWEST_STAYING = FEWEST_WITNESSES + 1  # with a key: the witnesses, and the one for which a document went
@@ -150,7 +151,7 @@ def take_enough(edges: np.ndarray, fewest: int, most: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class RestTask:
+class RestTask(FileTask):
     """What is to be judged again: the edges of the documents that have witnesses. paths: of all WitnessesTask."""
 
     name: str
@@ -160,18 +161,9 @@ class RestTask:
     fingerprint: str
 
     @property
-    def subject(self) -> str:
-        """What it writes, for a person."""
-        return str(self.path)
-
-    @property
     def path(self) -> Path:
         """EDGE records: the near edges of these documents, in their order, then their edges to witnesses."""
         return Path(self.folder) / f"{self.name}.bin"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The edges."""
-        return [self.path]
 
 
 def run_rest(task: RestTask) -> dict[str, int]:

@@ -23,12 +23,10 @@ from pipeline.set_kernels import gather_sets, measure_overlaps
 from pipeline.sketch_file import ROW
 from pipeline.storage import open_new, write_array
 from pipeline.token_file import open_records
-from pipeline.work import Stretch
+from pipeline.work import FileTask, Stretch
 
 SET = np.dtype([("rank", "<u4"), ("start", "<u8"), ("count", "<u8")])  # start: in the file of sets
-PLACE = np.dtype(
-    [("file", "<u4"), ("start", "<u8"), ("count", "<u8")]
-)  # of a set: the file's number, the rest as there
+PLACE = np.dtype([("file", "<u4"), ("start", "<u8"), ("count", "<u8")])  # file: its number; the rest as in a SET
 HASH = np.dtype("<u4")
 RANK = np.dtype("<u4")
 EDGES_PER_TASK = 1 << 20  # about 100 bytes each; each task reads the index of all sets
@@ -36,7 +34,7 @@ SHINGLES_AT_ONCE = 1 << 24  # in memory: 64 MiB
 
 
 @dataclass(frozen=True)
-class WantedTask:
+class WantedTask(FileTask):
     """The documents of all edges to compare. open_path: the EDGE records."""
 
     name: str
@@ -46,18 +44,9 @@ class WantedTask:
     fingerprint: str
 
     @property
-    def subject(self) -> str:
-        """What it writes, for a person."""
-        return str(self.path)
-
-    @property
     def path(self) -> Path:
         """Their ranks, sorted, each once: RANK."""
         return Path(self.folder) / f"{self.name}.ranks.bin"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The ranks."""
-        return [self.path]
 
 
 def run_wanted(task: WantedTask) -> dict[str, int]:

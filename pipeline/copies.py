@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.ranks import find_held
 from pipeline.storage import write_array
 from pipeline.token_file import open_records
-from pipeline.work import BUCKET_SHIFT, Stretch, describe_buckets, find_place
+from pipeline.work import BUCKET_SHIFT, FileTask, Stretch, describe_buckets, find_place
 
 COPY = np.dtype([("rank", "<u4"), ("partner", "<u4")])
 HELD = np.dtype([("place", "<u8"), ("content_hash", "<u8", 2), ("rank", "<u4")])
@@ -111,7 +111,7 @@ def find_ties(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class MarksTask:
+class MarksTask(FileTask):
     """All copies of a build as one array of bits."""
 
     name: str
@@ -121,18 +121,9 @@ class MarksTask:
     fingerprint: str
 
     @property
-    def subject(self) -> str:
-        """What it writes, for a person."""
-        return str(self.path)
-
-    @property
     def path(self) -> Path:
         """A bit per rank, lowest bit first: uint8."""
         return Path(self.folder) / f"{self.name}.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The bits."""
-        return [self.path]
 
 
 def run_marks(task: MarksTask) -> None:

@@ -17,6 +17,7 @@ from pipeline.estimate import EDGE, MARGIN
 from pipeline.pair_kernels import PAIR_BITS, flatten, judge, resolve, unite
 from pipeline.ranks import find_held
 from pipeline.storage import open_new, write_array
+from pipeline.work import FileTask
 
 NEAR = np.dtype([("rank", "<u4"), ("partner", "<u4"), ("similarity", "<f4")])
 PAIRS_AT_ONCE = 1 << 22
@@ -24,7 +25,7 @@ FAINT = 0.985  # what is less alike may be so by boilerplate that only its like 
 
 
 @dataclass(frozen=True)
-class ResolveTask:
+class ResolveTask(FileTask):
     """All edges of a build, in the order of later ranks, or all pairs.
 
     compared: files of the edges that were compared. apart: of those that are not near but for boilerplate. marks: bits
@@ -43,11 +44,6 @@ class ResolveTask:
     threshold: float
     folder: str
     fingerprint: str
-
-    @property
-    def subject(self) -> str:
-        """What it writes, for a person."""
-        return str(self.path)
 
     @property
     def path(self) -> Path:

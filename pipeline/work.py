@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,21 @@ from pipeline.token_file import document_dtype, open_documents, open_records
 BUCKET_BITS = 16  # shards begin at bucket borders: 1/65,536 of a source each
 NUM_BUCKETS = 1 << BUCKET_BITS
 BUCKET_SHIFT = 64 - BUCKET_BITS
+
+
+class FileTask:
+    """A task that writes one file for a whole build, and is known to a person by it."""
+
+    path: Path
+
+    @property
+    def subject(self) -> str:
+        """What it writes, for a person."""
+        return str(self.path)
+
+    def list_outputs(self, _: Any) -> list[Path]:
+        """The file."""
+        return [self.path]
 
 
 @dataclass(frozen=True)
