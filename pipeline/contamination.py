@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from pipeline.document_batch import text_buffers
 from pipeline.evaluation_files import EvaluationFile, EvaluationText, find_evaluation_files, read_texts
-from pipeline.minhash import fold_documents
+from pipeline.folding import fold_documents
 from pipeline.plan import hash_recipe
 from pipeline.span_kernels import SPAN_WORDS, SpanList, find_spans, list_spans
 from pipeline.storage import checksum_file, read_json, write_array, write_json

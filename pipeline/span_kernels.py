@@ -1,6 +1,6 @@
 """Compiled loops for spans of words: which SPAN_WORDS words in a row occur in evaluation texts. Knows no file.
 
-Works on folded documents as fold_documents of minhash.py makes them: words with zeros between them. A span has two
+Works on folded documents as fold_documents of folding.py makes them: words with zeros between them. A span has two
 hashes of 64 bits that share no multiplier. The first is a polynomial over hashes of its words that rolls from word to
 word: it is looked for in a blocked Bloom filter (Putze, Sanders and Singler, "Cache-, Hash- and Space-Efficient
 Bloom Filters", 2007) and then in a sorted list; the second, over the bytes of the span, is made only of what passes the

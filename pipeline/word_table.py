@@ -13,7 +13,7 @@ import unicodedata
 
 import numpy as np
 
-TABLE_SIZE = 0x10000  # code points above are judged by their range, see minhash.py
+TABLE_SIZE = 0x10000  # code points above are judged by their range, see folding.py
 ALONE = 0x80000000  # added to the entry of a character that is a word by itself
 SKIPPED = 0xFFFFFFFF  # the entry of a mark that is dropped and parts nothing
 ACCENTS = range(0x300, 0x370)

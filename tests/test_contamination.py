@@ -16,7 +16,7 @@ from pipeline.contamination import MOST_SPANS, describe_rule, keep_spans, open_c
 from pipeline.dataset import read_dataset_json
 from pipeline.evaluation_files import find_evaluation_files, list_strings, read_texts
 from pipeline.explain import main as explain_main
-from pipeline.minhash import fold_documents
+from pipeline.folding import fold_documents
 from pipeline.span_kernels import CHUNK_BYTES, SPAN_WORDS, SpanList, find_spans, list_spans
 from pipeline.verify import main as verify_main
 from pipeline.verify_raw import verify_raw_files

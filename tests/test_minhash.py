@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.folding import BLOCK_BYTES
 from pipeline.minhash import (
     BAND_ROWS,
-    BLOCK_BYTES,
     KEY_BITS,
     NUM_BANDS,
     NUM_PERMUTATIONS,
