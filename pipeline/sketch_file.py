@@ -27,7 +27,7 @@ from pipeline.storage import naming, write_all
 NUMBER_BITS = 64 - KEY_BITS  # a run must have fewer documents than 2**24
 KEYED = np.dtype([("key", "<u8"), ("number", "<u8")])
 ROW = np.dtype([("raw_file", "<u4"), ("row", "<u8")])  # row: counted from the task's first
-SKETCH_VERSION = 2  # of what shingles, signatures and keys are: another version's kept ones are not compared with
+SKETCH_VERSION = 3  # of what shingles, signatures and keys are: another version's kept ones are not compared with
 SKETCH_FILES = ("rows.bin", "signatures.bin", "bands.bin")
 
 

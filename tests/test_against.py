@@ -300,7 +300,7 @@ def test_a_source_of_which_too_much_is_held_stops_the_build(planted, old, sample
         ("old,old", {}, "is the same dataset as .*: name it once"),
         ("old", {"out": "old", "replace": True}, "lies in --out .*, where the build goes"),
         ("hf://org/name", {}, "it must be on this disk"),
-        ("versioned", {}, "its signatures are of version 0, this program's of 2"),
+        ("versioned", {}, "its signatures are of version 0, this program's of 3"),
     ],
 )
 def test_what_a_build_cannot_be_against_is_refused(planted, old, sample_model, against, more, expected):

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from pipeline.folding import BLOCK_BYTES
 from pipeline.minhash import (
     BAND_ROWS,
+    FUNCTIONS,
     KEY_BITS,
     NUM_BANDS,
     NUM_PERMUTATIONS,
     NUM_TRACES,
-    PERMUTATIONS,
+    TURNS,
+    find_probability,
     list_hashes,
     list_shingles,
     shorten,
@@ -140,13 +142,15 @@ def test_the_overlap_is_jaccard_similarity():
 
 
 @pytest.mark.parametrize("num_words", [5, 6, 700, 20_000])
-def test_a_signature_is_of_the_least_value_of_each_permutation(num_words):
+def test_a_signature_is_of_the_values_that_bands_and_rows_choose(num_words):
     text = " ".join(f"w{number}" for number in RNG.integers(0, 5000, num_words))
     data, offsets = flatten([text])
     signatures, keys, counts = sign_documents(data, offsets)
-    values = hashes_of(text)[:, None] * PERMUTATIONS[0] + PERMUTATIONS[1]
+    values = (hashes_of(text)[:, None] * FUNCTIONS[0] + FUNCTIONS[1])[:, :, None] ^ TURNS
+    chosen = np.concatenate([values.min(axis=0), values.max(axis=0)], axis=1)
+    assert chosen.shape == (NUM_BANDS, BAND_ROWS)
     expected, expected_keys = np.empty(NUM_PERMUTATIONS, np.uint8), np.empty(NUM_BANDS + NUM_TRACES, np.uint64)
-    shorten(values.min(axis=0), expected, expected_keys)
+    shorten(chosen.reshape(-1), expected, expected_keys)
     assert np.array_equal(signatures[0], expected)
     assert np.array_equal(keys[0], expected_keys)
     assert counts.tolist() == [num_words - 4]
@@ -189,3 +193,33 @@ def test_signatures_estimate_the_similarity():
     errors = np.array(equal) - (np.array(expected) * 255 + 1) / 256
     assert abs(errors.mean()) < 3 * 0.05 / np.sqrt(60)
     assert np.abs(errors).max() < 4.5 * 0.045
+
+
+@pytest.mark.parametrize("num_words", [6, 9, 16, 40, 150])
+def test_short_documents_choose_alike_as_often_as_they_are_alike_and_share_a_band_no_less_often(num_words):
+    words = np.char.add("w", RNG.integers(0, 10**9, (4000, num_words)).astype(str))
+    texts = [" ".join(line) for line in words]
+    altered = [f"{text.rsplit(' ', 1)[0]} other" for text in texts]
+    similarity = (num_words - 5) / (num_words - 3)  # one shingle is another's on either side
+    one, two = (sign_documents(*flatten(each)) for each in (texts, altered))
+    is_equal = one[0] == two[0]
+    assert is_equal.mean() == pytest.approx(
+        (similarity * 255 + 1) / 256, abs=4 * is_equal.mean(axis=1).std() / 4000**0.5
+    )
+    assert is_equal.mean(axis=0) == pytest.approx(is_equal.mean(), abs=0.04)  # by each row as fairly
+    shares_band = (one[1] == two[1])[:, :NUM_BANDS]
+    assert shares_band.any(axis=1).mean() > find_probability(similarity) - 4 * 0.5 / 4000**0.5
+    if num_words > 6:  # of three shingles one in both: bands agree once in 6,561 times, if at all
+        assert 0.95 < shares_band.mean() / similarity**BAND_ROWS < 1.2
+
+
+@given(st.lists(st.text("abc\u00e9", min_size=1, max_size=40), min_size=5, max_size=5, unique=True), st.integers(0, 4))
+def test_words_of_any_length_count_to_their_last_letter(words, place):
+    longer = [*words[:place], words[place] + "x", *words[place + 1 :]]
+    other = [*words[:place], words[place][:-1] + "x", *words[place + 1 :]]
+    assert len({*map(hash_of_five, (words, words[::-1], longer, other))}) == 4
+
+
+def hash_of_five(words):
+    (only,) = hashes_of(" ".join(words))
+    return int(only)
