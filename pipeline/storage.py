@@ -11,7 +11,8 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,6 +88,25 @@ def locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker forked meanwhile holds the descriptor, too
         os.close(descriptor)
+
+
+def sync_files(files: Sequence[BinaryIO], folder: Path) -> None:
+    """Make what was written to open files, all of one folder, survive a power cut.
+
+    They wait for the disk together: one after the other they take three times as long. Raises OSError naming the file
+    where the disk refuses.
+    """
+    with ThreadPoolExecutor(len(files) + 1) as threads:
+        folder_synced = threads.submit(sync_folder, folder)
+        for _ in threads.map(sync_file, files):
+            pass
+        folder_synced.result()
+
+
+def sync_file(file: BinaryIO) -> None:
+    """The same for one of them."""
+    with naming(Path(file.name)):
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,6 @@ contiguous piece. A run is as long as memory allows: the longer, the longer are 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.document_batch import BAD_REASONS
 from pipeline.kernels import scatter_documents
 from pipeline.shard import SPLITS
 from pipeline.sketch_file import ROW, SKETCH_FILES, Recipe, Sketches, join_sketches, write_records, write_sketches
-from pipeline.storage import naming
+from pipeline.storage import sync_files
 
 # At SlimPajama's size (627 billion ids of 2 bytes, shards of 512 MiB) a shard takes 140 KB from each run of this size.
 RUN_BYTES = 320 << 20  # of ids, all tokenizers together
@@ -116,9 +115,7 @@ class TokenFile:
         try:
             if error_type is None:
                 self._write_run()
-                for file in self._files:
-                    with naming(Path(file.name)):
-                        os.fsync(file.fileno())
+                sync_files(self._files, self.folder)
         finally:
             for file in self._files:
                 file.close()
