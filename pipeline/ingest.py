@@ -129,6 +129,7 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
     try:
         waited_seconds = sum(file.wait() for file in task.files)
         record = write_task(task, temporary)
+        sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
     except BaseException:

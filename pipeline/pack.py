@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.direct import Room
 from pipeline.kernels import scatter_documents
 from pipeline.shard import list_shard_files, write_shard
 from pipeline.storage import naming
@@ -71,7 +72,7 @@ def run_pack(task: PackTask) -> dict[str, Any]:
     documents = np.concatenate([np.empty(0, kept_dtype(task.num_tokenizers)), *pieces])
     lengths = documents["num_tokens"][:, task.tokenizer].astype(np.int64)
     starts = documents["token_start"][:, task.tokenizer].astype(np.int64)
-    ids = np.empty(int(lengths.sum()), np.dtype(task.dtype))
+    ids = Room().take(int(lengths.sum()), np.dtype(task.dtype))
     reads = gather(task, documents["task"], starts, lengths, ids)
     columns = {name: documents[name] for name in ("raw_file", "row", "content_hash")}
     shard = write_shard(Path(task.out), task.shard, ids=ids, lengths=lengths, documents=columns)

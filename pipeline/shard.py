@@ -28,11 +28,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.storage import checksum_file, open_new, read_json, write_file, write_json
+from pipeline.direct import write_large
+from pipeline.storage import checksum, checksum_file, open_together, read_json, write_json
 
 FORMAT_NAME = "tokenmill dataset"
 FORMAT_VERSION = 1
@@ -103,17 +104,18 @@ def write_shard(
     assert int(lengths.sum()) == len(ids) and (lengths > 0).all()
     bin_path = folder / name
     ends = np.cumsum(lengths, dtype="<u8")
-    write_file(bin_path, [memoryview(np.ascontiguousarray(ids)).cast("B")])
-    write_file(index_path(bin_path), [ends.tobytes()])
-    write_file(megatron_path(bin_path), megatron_index(ends, ids.dtype))
-    write_documents(documents_path(bin_path), lengths, documents)
+    with open_together(list_shard_files(bin_path)) as (tokens, index, megatron, table):
+        write_large(tokens.raw, ids)
+        index.write(ends)
+        megatron.writelines(megatron_index(ends, ids.dtype))
+        write_documents(table, lengths, documents)
     return Shard(
         path=name,
         bytes=ids.nbytes,
         tokens=len(ids),
         documents=len(lengths),
         largest_id=int(ids.max()),
-        xxh3_128=checksum_file(bin_path),
+        xxh3_128=checksum(ids),
         docs_xxh3_128=checksum_file(documents_path(bin_path)),
     )
 
@@ -128,7 +130,7 @@ def megatron_index(ends: np.ndarray, dtype: np.dtype) -> list[bytes]:
     return [header, lengths.tobytes(), (starts * dtype.itemsize).tobytes(), indices.tobytes()]
 
 
-def write_documents(path: Path, lengths: np.ndarray, documents: Mapping[str, np.ndarray]) -> None:
+def write_documents(file: BinaryIO, lengths: np.ndarray, documents: Mapping[str, np.ndarray]) -> None:
     """Write the table that leads from each document of a shard back to its raw file and row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -142,8 +144,7 @@ def write_documents(path: Path, lengths: np.ndarray, documents: Mapping[str, np.
             "content_hash": pa.Array.from_buffers(pa.binary(16), len(hashes), [None, pa.py_buffer(hashes)]),
         }
     )
-    with open_new(path) as file:
-        pq.write_table(table, file, compression="zstd")
+    pq.write_table(table, file, compression="zstd")
 
 
 def read_documents(bin_path: Path) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from pipeline.document_batch import BAD_REASONS
 from pipeline.kernels import scatter_documents
 from pipeline.shard import SPLITS
 from pipeline.sketch_file import ROW, SKETCH_FILES, Recipe, Sketches, join_sketches, write_records, write_sketches
-from pipeline.storage import sync_files
+from pipeline.storage import naming, sync_files
 
 # At SlimPajama's size (627 billion ids of 2 bytes, shards of 512 MiB) a shard takes 140 KB from each run of this size.
 RUN_BYTES = 320 << 20  # of ids, all tokenizers together
@@ -115,7 +115,8 @@ class TokenFile:
         try:
             if error_type is None:
                 self._write_run()
-                sync_files(self._files, self.folder)
+                with naming(self.folder):
+                    sync_files(self._files)
         finally:
             for file in self._files:
                 file.close()
