@@ -5,6 +5,7 @@ import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from inspect import formatannotation
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,11 +15,10 @@ from model.config import ModelConfig, named_size, nearest
 RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
 VOCABULARY_MULTIPLE = 64
 """The embedding's rows are padded to this: full tiles for matrix kernels. 50,257 becomes GPT-2's usual 50,304."""
+MAY_BE_ZERO = {"valid_every", "warmup_steps", "weight_decay", "seed", "keep_every", "profile"}
+FRACTIONS = {"min_lr_fraction", "decay_fraction"}
 
 Mistake = Literal["lr-floor", "decay-norms", "bos-fill"]
-
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path as text"}
-"""What a recipe's value may be, in words, by its field's type."""
 
 
 @dataclass(frozen=True)
@@ -174,17 +174,12 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises ValueError for the first setting that no run can have."""
-        positive = ("seq_len", "tokens_per_step", "micro_batch_size", "tokens", "learning_rate", "log_every")
-        positive = (*positive, "checkpoint_every", "keep_checkpoints", "valid_windows", "grad_clip", "adam_eps")
-        for name in (*positive, "max_bad_steps", *(["steps"] if self.steps is not None else [])):
-            if not 0 < getattr(self, name) < math.inf:  # not a number fails too
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("valid_every", "warmup_steps", "weight_decay", "seed", "keep_every", "profile"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        for name in ("min_lr_fraction", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if type(value) in (int, float):
+                range_is = "from 0 to 1" if name in FRACTIONS else "at least 0" if name in MAY_BE_ZERO else "positive"
+                is_in = {"from 0 to 1": value <= 1, "at least 0": value < math.inf, "positive": 0 < value < math.inf}
+                if not (value >= 0 and is_in[range_is]):  # not a number fails too
+                    raise ValueError(f"{name} must be {range_is}, not {value}")
         if self.packing == "best-fit" and (self.document_mask == "off" or "bos-fill" in self.mistakes):
             raise ValueError("packing best-fit needs --document-mask on, and no bos-fill: its samples hold padding")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -223,8 +218,10 @@ def load_recipe(recipe: str) -> TrainConfig:
             raise ValueError(f"recipe {path} has an unknown field {name!r}: {nearest(name, kinds)}")
         try:
             settings[name] = _convert(value, kinds[name])
-        except TypeError:
-            raise ValueError(f"recipe {path}: {name} must be {_describe(kinds[name])}, not {value!r}") from None
+        except (TypeError, ValueError):
+            kind = formatannotation(kinds[name]).removesuffix(" | None")
+            kind = kind.replace("typing.", "").replace("tuple", "list").replace("Literal", "one of ")
+            raise ValueError(f"recipe {path}: {name} must be {kind}, not {value!r}") from None
     return TrainConfig(**{**settings, "recipe": recipe})
 
 
@@ -242,36 +239,16 @@ def read_flags(arguments: Sequence[str], *, defaults: TrainConfig, speaks: bool)
     )
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the settings as JSON, by rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(config.as_json(), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def _convert(value: Any, kind: Any) -> Any:
-    """A TOML value as a field's type; a whole number may stand for a fraction. Raises TypeError if it cannot be."""
+    """A TOML value as a field's type; a whole number may stand for a fraction. Raises TypeError or ValueError."""
     members = get_args(kind)
     if get_origin(kind) is UnionType:
         return _convert(value, members[0])  # the other is None, which TOML does not have
     if get_origin(kind) is Literal and value in members:
         return value
-    if get_origin(kind) is tuple and members[-1] is Ellipsis and isinstance(value, list):
-        return tuple(_convert(part, members[0]) for part in value)
-    if get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(members):
-        return tuple(_convert(part, member) for part, member in zip(value, members, strict=True))
+    if get_origin(kind) is tuple and isinstance(value, list):
+        kinds = members[:1] * len(value) if members[-1] is Ellipsis else members
+        return tuple(_convert(part, each) for part, each in zip(value, kinds, strict=True))
     if type(value) in {float: (float, int), Path: (str,)}.get(kind, (kind,)):
         return kind(value)
     raise TypeError
-
-
-def _describe(kind: Any) -> str:
-    """A field's type in words."""
-    members = get_args(kind)
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(repr, members))}"
-    if get_origin(kind) is tuple and members[-1] is Ellipsis:
-        return f"a list, each {_describe(members[0])}"
-    if get_origin(kind) is tuple:
-        return f"a list of {len(members)}, each {_describe(members[0])}"
-    return KINDS[kind if not members else members[0]]

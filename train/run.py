@@ -1,5 +1,6 @@
 """One run: its parts put together, its folder, and what it says of itself at both ends."""
 
+import json
 import math
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from model.config import ModelConfig
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
 from train.checkpoint import Saver, choose_checkpoint, load_checkpoint
-from train.config import TrainConfig, save_config
+from train.config import TrainConfig
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
 from train.manifest import Manifest, carry_on, find_checkpoints, list_changes, read_manifest, refuse_other_run
@@ -108,7 +109,7 @@ def prepare_folder(run: Run) -> None:
     folder = run.config.out / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tokenizer, folder / tokenizer.name)
-    save_config(run.config, run.config.out / "config.json")
+    (run.config.out / "config.json").write_text(json.dumps(run.config.as_json(), indent=2) + "\n", encoding="utf-8")
     cut_metrics(run.metrics_path, last_step=run.step)
 
 
