@@ -133,7 +133,7 @@ def test_a_missing_dataset_names_the_build_command(tmp_path, capsys):
 def test_a_run_folder_of_another_dataset_is_refused(finished_run, tmp_path, capsys):
     other = write_dataset(tmp_path / "data", {"prose": counting_documents(60, seed=9), "code": [[3] * 200]})
     assert train(other, finished_run, "--steps", "9") == 1
-    assert "was trained on the dataset" in capsys.readouterr().err
+    assert "was trained with the dataset" in capsys.readouterr().err
 
 
 def test_another_mix_is_refused_and_the_same_one_is_taken_however_it_is_given(data, finished_run, tmp_path, capsys):

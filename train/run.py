@@ -16,7 +16,7 @@ from train.checkpoint import Saver, choose_checkpoint, load_checkpoint
 from train.config import TrainConfig
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
-from train.manifest import Manifest, carry_on, find_checkpoints, list_changes, read_manifest, refuse_other_run
+from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
 from train.metrics import cut_metrics, read_metrics, summarise
 from train.optim import build_optimizer, weight_norm
 
@@ -68,7 +68,7 @@ def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDat
         saved = read_manifest(checkpoint)
         refuse_other_run(saved, current=manifest, run_folder=config.out)
         changes = list_changes(saved, current=manifest)
-        manifest = carry_on(saved, current=manifest)
+        manifest = replace(saved, config=manifest.config)
     backend = choose_backend(config.attention, device_type=placement.device.type)
     model = build_model(model_config, attention_backend=backend, settings=config, placement=placement)
     optimizer = build_optimizer(model, config)
@@ -89,17 +89,11 @@ def describe_start(config: TrainConfig, model_config: ModelConfig, dataset: Pack
     names = ("vocab_size", "bos_id", "eos_id", "document_rule", "fingerprint")
     tokenizer = {"tokenizer": dataset.tokenizer["name"], "tokenizer_file": Path(dataset.tokenizer["file"]).name}
     return Manifest(
-        step=0,
-        position=0,
-        skipped=[],
-        samples_hash="",
-        tokens=0,
-        tokens_per_source=dict.fromkeys(dataset.sources, 0),
         mix=shares_of(dataset),
         dataset=tokenizer | {name: getattr(dataset, name) for name in names},
         model=asdict(model_config),
         config=config.as_json(),
-        files={},
+        tokens_per_source=dict.fromkeys(dataset.sources, 0),
     )
 
 
@@ -151,14 +145,16 @@ def is_rolled_back(run: Run) -> bool:
     if checkpoint is None or run.num_rollbacks == LARGEST_NUM_ROLLBACKS:
         raise not_finite(run, finding)
     load_checkpoint(checkpoint, model=run.model, optimizer=run.optimizer)
-    saved = carry_on(read_manifest(checkpoint), current=run.manifest)
-    first, end = saved.position, run.manifest.position
-    run.manifest = replace(saved, position=end, skipped=[*saved.skipped, [first, end]])
+    saved, end = read_manifest(checkpoint), run.manifest.position
+    skipped = [*saved.skipped, [saved.position, end]]
+    run.manifest = replace(saved, config=run.manifest.config, position=end, skipped=skipped)
     run.num_rollbacks += 1
     run.bad_in_a_row = torch.zeros_like(run.bad_in_a_row)
     if run.placement.rank == 0:
         cut_metrics(run.metrics_path, last_step=run.step)
-    run.placement.say(f"back    {finding}: goes on from {checkpoint} without the samples {first:,} to {end - 1:,}")
+    run.placement.say(
+        f"back    {finding}: goes on from {checkpoint} without the samples {saved.position:,} to {end - 1:,}"
+    )
     return True
 
 
