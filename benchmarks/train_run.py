@@ -40,7 +40,7 @@ def open_run(config: TrainConfig) -> Run:
 
 def run_steps(run: Run, *, num_steps: int) -> Iterator[None]:
     """What train/loop.py does in each step, one step for each value."""
-    stop, meter = StopRequest(world_size=run.placement.world_size), Meter()
+    stop, meter = StopRequest(), Meter()
     reader = RankReader(run.dataset, run.config, run.placement)
     for batch in meter.watch(reader.read_steps(run.manifest.position, num_steps=num_steps)):
         loss, grad_norm = train_step(run, batch, learning_rate=run.config.learning_rate / 10, stop=stop)

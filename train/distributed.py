@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -45,26 +45,15 @@ class Placement:
 
 def resolve_device(wanted: str) -> str:
     """Either "cpu" or "cuda". Raises ValueError if CUDA is wanted and absent."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+    is_cuda_here = torch.cuda.is_available()
+    if wanted == "cuda" and not is_cuda_here:
         raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+    return ("cuda" if is_cuda_here else "cpu") if wanted == "auto" else wanted
 
 
-def rank_from_environment() -> int:
-    """The rank that torchrun gave this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size_from_environment() -> int:
-    """The number of ranks that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_world_size_from_environment(world_size: int) -> int:
-    """The number of ranks that torchrun started on this machine; all without torchrun."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+def from_torchrun(name: str, default: int) -> int:
+    """RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE as torchrun set it; the default without torchrun."""
+    return int(os.environ.get(name, default))
 
 
 def start_ranks(device_type: str) -> Placement:
@@ -72,17 +61,15 @@ def start_ranks(device_type: str) -> Placement:
 
     The threads of a CPU rank are OMP_NUM_THREADS, which torchrun sets to 1 for several ranks where the user did not.
     """
-    rank, world_size = rank_from_environment(), world_size_from_environment()
+    rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
     device = torch.device("cpu")
     if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", from_torchrun("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
     # gloo beside NCCL, for the objects that checkpoints exchange: over NCCL they would need memory of a full GPU.
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    if world_size > 1:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore() if world_size == 1 else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return Placement(rank=rank, world_size=world_size, device=device)
 
 
@@ -91,7 +78,7 @@ def print_error(error: Exception | str) -> None:
 
     Before the ranks have joined, all of them check the same settings and data.
     """
-    rank = rank_from_environment()
+    rank = from_torchrun("RANK", 0)
     is_own = dist.is_initialized() and not isinstance(error, AlikeError)
     if rank == 0 or is_own:
         print(f"[rank {rank}] error: {error}" if rank else f"error: {error}", file=sys.stderr)
@@ -109,10 +96,8 @@ def stop_ranks(*, in_order: bool) -> None:
 def end_process(main: Callable[[], int]) -> NoReturn:
     """Run an entry point that joins a process group, then end the process at once with its exit code.
 
-    The interpreter is not shut down. A gloo thread may still hold a tensor of the last collective even after
-    `stop_ranks`, since device meshes and torch's caches keep the group and its threads alive, and it needs the GIL to
-    drop it. Python before 3.14 ends a thread that asks for the GIL during the shutdown by unwinding it, which in a
-    destructor is std::terminate: the rank would die of SIGABRT although all was done and saved.
+    The interpreter is not shut down: a gloo thread may still hold a tensor of the last collective, and Python before
+    3.14 unwinds a thread that asks for the GIL during the shutdown, to drop it. The rank would die of SIGABRT.
     """
     try:
         code = main()
@@ -150,16 +135,27 @@ def is_compiled(settings: TrainConfig, device: torch.device) -> bool:
     return settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
 
 
+def num_parts(sharding: str, *, world_size: int) -> int:
+    """Into how many parts, one a rank, a copy of the model is cut."""
+    return {"hybrid": from_torchrun("LOCAL_WORLD_SIZE", world_size), "replicate": 1}.get(sharding, world_size)
+
+
 def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
     """FSDP2: each block a unit, embedding, norm and head with the root. Gradients are summed, not averaged."""
-    mesh = _make_mesh(choose_sharding(sharding, model.config, placement=placement), placement)
-    is_cuda = placement.device.type == "cuda"
+    is_cuda, ranks = placement.device.type == "cuda", placement.world_size
+    num_weights, num_bytes = model.config.num_parameters(), memory_bytes(placement.device)
+    if sharding == "auto" and is_cuda and BYTES_PER_WEIGHT * num_weights < SMALL_SHARE_OF_MEMORY * num_bytes:
+        sharding = "replicate"
+    parts = num_parts(sharding, world_size=ranks)
+    # The ranks as (copies, parts of a copy), or as parts alone.
+    shape, names = ((ranks,), None) if parts == ranks else ((ranks // parts, parts), ("copies", "parts"))
+    mesh = init_device_mesh(placement.device.type, shape, mesh_dim_names=names)
     # Inputs are not cast, so that the rotary tables stay float32.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if is_cuda else torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     # Gathered again for the backward pass only where the gathered weights would be felt in memory: two bytes each.
-    is_large = 2 * model.config.num_parameters() > FELT_SHARE_OF_MEMORY * memory_bytes(placement.device)
+    is_large = 2 * num_weights > FELT_SHARE_OF_MEMORY * num_bytes
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=is_large)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -168,23 +164,6 @@ def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
             # The loss is divided by the tokens of the whole step, so the ranks' gradients add up to the mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-
-
-def choose_sharding(wanted: str, config: ModelConfig, *, placement: Placement) -> str:
-    """Either full, hybrid or replicate; `auto` replicates what takes little of a GPU."""
-    if wanted != "auto":
-        return wanted
-    is_small = BYTES_PER_WEIGHT * config.num_parameters() < SMALL_SHARE_OF_MEMORY * memory_bytes(placement.device)
-    return "replicate" if is_small and placement.device.type == "cuda" else "full"
-
-
-def _make_mesh(sharding: str, placement: Placement) -> DeviceMesh:
-    """The ranks as (copies, parts of a copy), or as parts alone. Replicated, a copy has one part."""
-    ranks = placement.world_size
-    parts = {"full": ranks, "hybrid": local_world_size_from_environment(ranks), "replicate": 1}[sharding]
-    if parts == ranks:
-        return init_device_mesh(placement.device.type, (ranks,))
-    return init_device_mesh(placement.device.type, (ranks // parts, parts), mesh_dim_names=("copies", "parts"))
 
 
 def _write_part(parameter: Tensor, full_weight: Tensor) -> None:

@@ -20,15 +20,7 @@ from model.config import ModelConfig
 from pipeline.dataset import PackedDataset
 from train.config import TrainConfig, load_recipe, read_flags
 from train.data import open_dataset, refuse_end
-from train.distributed import (
-    end_process,
-    print_error,
-    rank_from_environment,
-    resolve_device,
-    start_ranks,
-    stop_ranks,
-    world_size_from_environment,
-)
+from train.distributed import end_process, from_torchrun, print_error, resolve_device, start_ranks, stop_ranks
 from train.loop import train
 from train.preflight import CPU_RECIPE, choose_recipe, print_forecast, refuse_cpu, refuse_data
 from train.run import start_run
@@ -46,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.dry_run:
             print_forecast(config, model_config, dataset, device=torch.device(device_type))
             return 0
-        with StopRequest(world_size=world_size_from_environment()) as stop:
+        with StopRequest() as stop:
             run = start_run(config, model_config, dataset, placement=start_ranks(device_type))
             train(run, stop=stop)
         is_finished = True
@@ -69,7 +61,7 @@ def read_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
     The flags are read twice: first to learn the recipe, or the data and the device that decide it. --help shows the
     recipe's values, or the demo's where none is named.
     """
-    speaks = rank_from_environment() == 0
+    speaks = from_torchrun("RANK", 0) == 0
     flags = read_flags([word for word in arguments if word not in HELP], defaults=TrainConfig(), speaks=speaks)
     recipe = flags.recipe
     if recipe is None and not HELP.isdisjoint(arguments):
@@ -86,7 +78,7 @@ def read_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
 def check_config(config: TrainConfig, device_type: str) -> tuple[PackedDataset, ModelConfig]:
     """The dataset and the model's shape, once settings, data and machine are known to agree. Raises ValueError."""
     config.check()
-    config.accumulation(world_size_from_environment())
+    config.accumulation(from_torchrun("WORLD_SIZE", 1))
     dataset = open_dataset(config.data, config.as_json())
     refuse_data(config, dataset)
     refuse_end(dataset, config)

@@ -14,7 +14,7 @@ from model.loss import ROWS_PER_CHUNK
 from pipeline.dataset import Catalogue, PackedDataset
 from train.config import TrainConfig, load_recipe, recipe_names
 from train.data import describe_sources
-from train.distributed import BYTES_PER_WEIGHT, local_world_size_from_environment, world_size_from_environment
+from train.distributed import BYTES_PER_WEIGHT, from_torchrun, num_parts
 from train.hardware import DENSE_BF16_FLOPS, device_name, peak_flops
 from train.optim import learning_rate_at
 
@@ -79,15 +79,15 @@ def print_forecast(
     config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, device: torch.device
 ) -> None:
     """Say all of it. What does not fit together has been refused before."""
-    ranks = world_size_from_environment()
+    ranks = from_torchrun("WORLD_SIZE", 1)
     print(f"recipe  {config.recipe}  model {model_config.num_parameters():,} parameters")
     print(f"steps   {config.num_steps:,} of {config.tokens_per_step:,} tokens, {config.tokens:,} wanted in all")
     print(f"        {ranks} ranks: {config.accumulation(ranks)} micro-batches of {config.micro_batch_size} each")
     for line in describe_sources(dataset, num_samples=config.num_steps * config.samples_per_step):
         print(f"source  {line}")
     print("\n".join(plot_schedule(config)))
-    num_parts = {"replicate": 1, "hybrid": local_world_size_from_environment(ranks)}.get(config.sharding, ranks)
-    for name, num_bytes in estimate_memory(config, model_config, num_parts=num_parts).items():
+    parts = num_parts(config.sharding, world_size=ranks)
+    for name, num_bytes in estimate_memory(config, model_config, num_parts=parts).items():
         print(f"memory  {num_bytes / GIB:7.2f} GiB  {name}")
     for line in estimate_times(config, model_config, device=device, ranks=ranks):
         print(f"time    {line}")

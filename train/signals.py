@@ -3,8 +3,7 @@
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -21,21 +20,17 @@ class StopRequestedError(Exception):
 class StopRequest:
     """Whether a signal asked this process to stop, from __enter__ to __exit__."""
 
-    def __init__(self, *, world_size: int) -> None:
-        self.world_size = world_size
-        self.received = 0
-        self.has_work = False
-        """Whether a step was done since the start, so that there is something to save."""
-        self._timer: threading.Timer | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+    received = 0
+    """The signal's number."""
+    has_work = False
+    """Whether a step was done since the start, so that there is something to save."""
+    _timer: threading.Timer | None = None
 
     def __enter__(self) -> "StopRequest":
         self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._timer:
@@ -45,7 +40,6 @@ class StopRequest:
         self.received = number
         if not self.has_work and self._timer is None:
             self._timer = threading.Timer(PATIENCE_SECONDS, self._leave)
-            self._timer.daemon = True
             self._timer.start()
 
     def _leave(self) -> None:
@@ -59,10 +53,7 @@ class StopRequest:
 
         The ranks agree over gloo, a fraction of a millisecond between their hosts: the GPU is not waited for.
         """
-        received = self.received
-        if self.world_size > 1:
-            largest = torch.tensor(received)
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-            received = int(largest)
+        received = torch.tensor(self.received)
+        dist.all_reduce(received, op=dist.ReduceOp.MAX)
         if received:
-            raise StopRequestedError(signal.Signals(received).name)
+            raise StopRequestedError(signal.Signals(int(received)).name)
