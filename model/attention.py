@@ -55,18 +55,18 @@ class KeyValueCache:
         return key, value
 
 
-def build_document_mask(cu_seqlens: Tensor, *, num_rows: int, seq_len: int, backend: str) -> DocumentMask:
-    """The mask of a micro-batch of num_rows * seq_len tokens, on the device of `cu_seqlens`.
+def build_document_mask(cu_seqlens: Tensor, *, shape: torch.Size, backend: str) -> DocumentMask:
+    """The mask of a micro-batch of `shape` (B, T), on the device of `cu_seqlens`.
 
     Every row's end must be a document's end, so that no document runs from one row into the next.
     """
     allowed = None
     if backend == "sdpa":
-        tokens = torch.arange(num_rows * seq_len, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-        document = torch.searchsorted(cu_seqlens[1:], tokens, right=True).view(num_rows, seq_len)
-        is_past = torch.ones(seq_len, seq_len, dtype=torch.bool, device=cu_seqlens.device).tril()
+        tokens = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+        document = torch.searchsorted(cu_seqlens[1:], tokens, right=True).view(shape)
+        is_past = torch.ones(shape[1], shape[1], dtype=torch.bool, device=cu_seqlens.device).tril()
         allowed = (document[:, None, :, None] == document[:, None, None, :]) & is_past
-    return DocumentMask(cu_seqlens=cu_seqlens, max_seq_len=seq_len, allowed=allowed)
+    return DocumentMask(cu_seqlens=cu_seqlens, max_seq_len=shape[1], allowed=allowed)
 
 
 def rope_tables(positions: Tensor, *, head_dim: int, base: float) -> Rope:

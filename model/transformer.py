@@ -23,6 +23,7 @@ from model.attention import (
     KeyValueCache,
     Rope,
     attention_function,
+    build_document_mask,
     rope_tables,
     rotate,
 )
@@ -145,14 +146,17 @@ class Transformer(nn.Module):
         tokens: Tensor,
         *,
         targets: Tensor | None = None,
-        documents: DocumentMask | None = None,
+        cu_seqlens: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """The loss summed over targets (float32 scalar), or without targets the logits (B, T, vocab_size).
 
-        tokens and targets int64 (B, T). Both outputs come from here because a sharded model gathers its weights
-        when its forward is called.
+        tokens and targets int64 (B, T). cu_seqlens: where documents end, as build_document_mask takes it; without,
+        they see each other. Both outputs come from here because a sharded model gathers its weights in its forward.
         """
+        documents = None
+        if cu_seqlens is not None:
+            documents = build_document_mask(cu_seqlens, shape=tokens.shape, backend=self.attention_backend)
         start = 0 if cache is None else cache.num_tokens
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         rope = rope_tables(positions, head_dim=self.config.head_dim, base=self.config.rope_base)

@@ -53,6 +53,15 @@ def test_the_loss_falls_and_the_metrics_say_what_was_trained_on(data, tmp_path, 
     assert f"loss    {records[0]['loss']:.4f} at step 1  ->  " in output and "at step 40 (mean of the last 5)" in output
 
 
+def test_utilization_is_of_the_dense_peak_of_a_known_gpu(data, tmp_path, monkeypatch, finished_run):
+    monkeypatch.setattr("train.loop.device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    assert train(data, tmp_path / "run", "--steps", "3", "--valid-every", "0") == 0
+    flops = read_manifest(find_checkpoints(tmp_path / "run")[-1]).model_config.flops_per_token(32)
+    for record in read_metrics(tmp_path / "run" / "metrics.jsonl"):
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 312e12)
+    assert "mfu" not in read_metrics(finished_run / "metrics.jsonl")[0]  # on a CPU
+
+
 def test_a_source_with_too_little_validation_text_is_left_out_and_named(tmp_path, capsys):
     sources = {name: counting_documents(60, seed=seed) for seed, name in enumerate(("prose", "code", "verse"))}
     validation = {"prose": counting_documents(20, seed=3), "code": [[3, 4, 5]]}

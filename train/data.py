@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention import DocumentMask, build_document_mask
 from model.loss import IGNORED
 from pipeline.dataset import Located, PackedDataset
 from train.config import TrainConfig
@@ -170,14 +169,6 @@ def read_micro_batch(
     if dataset.packing == "best-fit":
         has_target = torch.from_numpy(dataset.target_masks(positions))
     return MicroBatch(torch.from_numpy(samples), cu_seqlens, has_target)
-
-
-def document_mask_of(batch: MicroBatch, *, backend: str) -> DocumentMask | None:
-    """The attention mask of a micro-batch that is on the device; None where documents see each other."""
-    if batch.cu_seqlens is None:
-        return None
-    num_rows, seq_len = batch.inputs.shape
-    return build_document_mask(batch.cu_seqlens, num_rows=num_rows, seq_len=seq_len, backend=backend)
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,3 @@ def memory_bytes(device: torch.device) -> int:
 def memory_used(device: torch.device) -> dict[str, int]:
     """The most memory that tensors took so far, as a part of a step's metrics; nothing on a CPU."""
     return {"memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
-
-
-def flops_utilization(tokens_per_second: float, *, flops_per_token: int, num_devices: int, name: str) -> float | None:
-    """MFU: the operations that the model's formula counts, as a share of the peak of all devices; None if unknown.
-
-    tokens/s * flops_per_token / (devices * dense bf16 peak); see ModelConfig.flops_per_token for the convention.
-    """
-    peak = peak_flops(name)
-    return None if peak is None else tokens_per_second * flops_per_token / (num_devices * peak)

@@ -2,20 +2,18 @@
 
 import gc
 import math
-from collections import Counter
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
 
-from train.data import MicroBatch, RankReader, count_tokens, document_mask_of, extend_hash, refuse_end
+from train.data import MicroBatch, RankReader, count_tokens, extend_hash, refuse_end
 from train.distributed import is_compiled, sum_over_ranks
-from train.evaluate import ValidationSource, open_validation, prepare_validation, validation_losses
-from train.hardware import device_name, flops_utilization, memory_used
+from train.evaluate import open_validation, validation_losses
+from train.hardware import device_name, memory_used, peak_flops
 from train.metrics import Meter, Record, append_metrics, format_record
-from train.optim import clip_gradients, learning_rate_at, set_learning_rate, update_weights
-from train.run import Run, is_rolled_back, not_finite, refuse_bad_weights, report
+from train.optim import clip_gradients, learning_rate_at, update_weights, weight_norm
+from train.run import Run, is_rolled_back, not_finite, report
 from train.signals import StopRequest, StopRequestedError
 from train.watching import Watcher, open_profiler, open_watchers
 
@@ -27,37 +25,30 @@ def train(run: Run, *, stop: StopRequest) -> None:
         return
     gc.collect()
     gc.freeze()  # what is there now stays, so that no later collection on any rank looks at it
-    try:
-        with ExitStack() as stack:
-            stack.callback(run.saver.close)
-            train_or_save(run, stop=stop, stack=stack)
-    finally:
-        gc.unfreeze()
-
-
-def train_or_save(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
-    """Train; where a signal asks to stop, save what is done of it."""
-    try:
-        train_steps(run, stop=stop, stack=stack)
-    except StopRequestedError as request:
-        run.optimizer.zero_grad()  # of a step that is not finished
-        save(run)
-        run.saver.wait()
-        run.placement.say(f"stopped by {request} after step {run.step:,}: the same command goes on from there")
-        return
-    run.saver.wait()
-    report(run)
+    with ExitStack() as stack:
+        stack.callback(gc.unfreeze)
+        stack.callback(run.saver.close)
+        try:
+            train_steps(run, stop=stop, stack=stack)
+        except StopRequestedError as request:
+            run.optimizer.zero_grad()  # of a step that is not finished
+            save(run)
+            run.saver.wait()
+            run.placement.say(f"stopped by {request} after step {run.step:,}: the same command goes on from there")
+        else:
+            run.saver.wait()
+            report(run)
 
 
 def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
     """All steps, with metrics, validation and checkpoints on the way. `stack` closes what they need."""
     config = run.config
-    validation = open_validation(config, run.dataset, placement=run.placement)
+    validation = open_validation(run)
     watchers = open_watchers(config, first_step=run.step + 1, rank=run.placement.rank, stack=stack)
     after_step = open_profiler(config, rank=run.placement.rank, stack=stack)
     if validation and is_compiled(config, run.placement.device):
-        stop.check()
-        prepare_validation(run.model, validation, config=config, device=run.placement.device)
+        # All is compiled before the first step: a signal in the middle of a compilation is heard only after it.
+        validation_losses(run, validation, max_windows=1, before_each=stop.check)
     meter, reader = Meter(), RankReader(run.dataset, config, run.placement)
     while run.step < config.num_steps:
         position = run.manifest.position
@@ -75,7 +66,11 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
             if is_logged:
                 record = measure(run, meter, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
                 with meter.paused():
-                    log(run, record | (validate(run, validation, stop=stop) if is_validated else {}), watchers)
+                    if is_validated:
+                        record["valid_loss"] = validation_losses(
+                            run, validation, max_windows=config.valid_windows, before_each=stop.check
+                        )
+                    log(run, record, watchers)
             if is_saved:
                 with meter.paused():
                     save(run)
@@ -89,13 +84,14 @@ def train_step(
     The loss is divided by the targets of the whole step. The update is skipped, on all ranks alike, where the loss or
     the norm is not finite. Raises StopRequestedError between micro-batches.
     """
-    num_targets = count_targets(run, batch)
-    loss = torch.zeros((), device=run.placement.device)
+    device, num_targets = run.placement.device, run.config.tokens_per_step
+    if run.config.packing == "best-fit":
+        num_targets = sum_over_ranks(torch.tensor(sum(each.num_targets for each in batch), device=device))
+    loss = torch.zeros((), device=device)
     for micro_batch in batch:
         stop.check()
-        on_device = micro_batch.to(run.placement.device)
-        documents = document_mask_of(on_device, backend=run.model.attention_backend)
-        part = run.model(on_device.inputs, targets=on_device.targets, documents=documents) / num_targets
+        moved = micro_batch.to(device)
+        part = run.model(moved.inputs, targets=moved.targets, cu_seqlens=moved.cu_seqlens) / num_targets
         part.backward()
         loss += part.detach()
     loss = sum_over_ranks(loss)
@@ -103,31 +99,21 @@ def train_step(
     is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
     run.bad_in_a_row = (run.bad_in_a_row + 1) * is_bad
     run.bad_in_all = run.bad_in_all + is_bad
-    set_learning_rate(run.optimizer, learning_rate)
-    update_weights(run.optimizer, is_skipped=is_bad)
+    update_weights(run.optimizer, learning_rate=learning_rate, is_skipped=is_bad)
     return loss, grad_norm
-
-
-def count_targets(run: Run, batch: list[MicroBatch]) -> int | torch.Tensor:
-    """The targets of the whole step, over all ranks. Windows are full, so that theirs are known."""
-    if run.config.packing == "concat":
-        return run.config.tokens_per_step
-    num_targets = sum(micro_batch.num_targets for micro_batch in batch)
-    return sum_over_ranks(torch.tensor(num_targets, device=run.placement.device))
 
 
 def count_step(run: Run) -> None:
     """Count the step that was just done: its samples, and the tokens of each source."""
     before, end = run.manifest, run.manifest.position + run.config.samples_per_step
     samples = run.dataset.locate(range(before.position, end))
-    counts = Counter(before.tokens_per_source)
-    counts.update(count_tokens(samples, run.dataset))
+    counts = count_tokens(samples, run.dataset)
     run.manifest = replace(
         before,
         step=before.step + 1,
         position=end,
         tokens=before.tokens + run.config.tokens_per_step,
-        tokens_per_source=dict(counts),
+        tokens_per_source={source: before.tokens_per_source[source] + counts[source] for source in counts},
         samples_hash=extend_hash(before.samples_hash, samples),
     )
 
@@ -142,12 +128,8 @@ def measure(run: Run, meter: Meter, *, loss: torch.Tensor, grad_norm: torch.Tens
     config, device = run.config, run.placement.device
     loss_value, grad_norm_value = loss.item(), grad_norm.item()
     speed = meter.read(tokens_per_step=config.tokens_per_step)
-    utilization = flops_utilization(
-        speed["tokens_per_second"],
-        flops_per_token=run.model_config.flops_per_token(config.seq_len),
-        num_devices=run.placement.world_size,
-        name=device_name(device),
-    )
+    flops = speed["tokens_per_second"] * run.model_config.flops_per_token(config.seq_len)
+    peak = peak_flops(device_name(device))
     return {
         "step": run.step,
         "loss": loss_value,
@@ -155,28 +137,18 @@ def measure(run: Run, meter: Meter, *, loss: torch.Tensor, grad_norm: torch.Tens
         "grad_norm": grad_norm_value,
         "tokens": run.manifest.tokens,
         **speed,
-        **({} if utilization is None else {"mfu": utilization}),
+        **({"mfu": flops / (run.placement.world_size * peak)} if peak else {}),
         **memory_used(device),
         "skipped_updates": int(run.bad_in_all),
         "tokens_per_source": run.manifest.tokens_per_source,
     }
 
 
-def validate(run: Run, validation: Mapping[str, ValidationSource], *, stop: StopRequest) -> Record:
-    """The validation loss of each source, as a part of the step's metrics. Raises AlikeError if one is not finite."""
-    losses = validation_losses(
-        run.model, validation, config=run.config, placement=run.placement, before_each=stop.check
-    )
-    for source, loss in losses.items():
-        if not math.isfinite(loss):
-            raise not_finite(run, f"the validation loss of {source} is {loss} at step {run.step:,}")
-    return {"valid_loss": losses}
-
-
 def save(run: Run) -> None:
-    """Begin a checkpoint of this step, if there is none."""
+    """Begin a checkpoint of this step, if there is none. Raises AlikeError if the last update broke a weight."""
     if run.saver.last_step != run.step:
-        refuse_bad_weights(run)
+        if not math.isfinite(weight_norm(run.model)):
+            raise not_finite(run, f"the weights are not finite after step {run.step:,}")
         run.saver.save(run.manifest)
         if not int(run.bad_in_a_row):
             run.num_rollbacks = 0

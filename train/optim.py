@@ -41,22 +41,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """The rate of the next update, for all groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
 def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     """The norm of all gradients over all ranks, before they are scaled down to max_norm: a scalar on the device."""
     return _whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
 
 
-def update_weights(optimizer: torch.optim.AdamW, *, is_skipped: torch.Tensor) -> None:
-    """One update from the gradients, which are then dropped. Nothing changes where `is_skipped` (a bool scalar).
+def update_weights(optimizer: torch.optim.AdamW, *, learning_rate: float, is_skipped: torch.Tensor) -> None:
+    """One update from the gradients, which are then dropped. No weight changes where `is_skipped` (a bool scalar).
 
     The flag stays on the device, so the host does not wait: fused AdamW leaves all as it is where found_inf is 1.
     """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
     optimizer.found_inf = is_skipped.float()
     optimizer.step()
     optimizer.zero_grad()

@@ -1,7 +1,6 @@
 """One run: its parts put together, its folder, and what it says of itself at both ends."""
 
 import json
-import math
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
 from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
 from train.metrics import cut_metrics, read_metrics, summarise
-from train.optim import build_optimizer, weight_norm
+from train.optim import build_optimizer
 
 LARGEST_NUM_ROLLBACKS = 3
 """So often a run goes back to the same checkpoint."""
@@ -156,12 +155,6 @@ def is_rolled_back(run: Run) -> bool:
         f"back    {finding}: goes on from {checkpoint} without the samples {saved.position:,} to {end - 1:,}"
     )
     return True
-
-
-def refuse_bad_weights(run: Run) -> None:
-    """Raises AlikeError if the last update made a weight that is not finite. The host waits for the device here."""
-    if not math.isfinite(weight_norm(run.model)):
-        raise not_finite(run, f"the weights are not finite after step {run.step:,}")
 
 
 def not_finite(run: Run, finding: str) -> AlikeError:
