@@ -22,17 +22,13 @@ from torch import Tensor
 class DocumentMask:
     """Which tokens of a micro-batch belong to the same document, in the forms that the backends want."""
 
-    cu_seqlens: Tensor
-    """int32, (N + 1,): 0, then each document's end in the B * T tokens; padded by repeating the last."""
-    max_seq_len: int
-    """T: no document is longer. A constant, so that nothing is compiled twice."""
-    allowed: Tensor | None
-    """bool, (B, 1, T, T): whether a query may see a key. Only `sdpa` has one; built once for all layers."""
+    cu_seqlens: Tensor  # int32, (N + 1,): 0, then each document's end in the B * T tokens; the last is repeated.
+    max_seq_len: int  # T: no document is longer. A constant, so that nothing is compiled twice.
+    allowed: Tensor | None  # bool, (B, 1, T, T): whether a query may see a key. Only `sdpa` has one.
 
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, DocumentMask | None], Tensor]
-Rope = tuple[Tensor, Tensor]
-"""Cosine and sine, each (T, 1, D)."""
+Rope = tuple[Tensor, Tensor]  # Cosine and sine, each (T, 1, D).
 
 
 class KeyValueCache:

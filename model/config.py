@@ -15,26 +15,16 @@ class ModelConfig:
     Where nothing else is said: Llama 2's vocabulary, context, epsilon and rotary base.
     """
 
-    hidden_size: int
-    """Width of the residual stream."""
-    intermediate_size: int
-    """Width inside the SwiGLU."""
-    num_layers: int
-    """Number of blocks."""
-    num_heads: int
-    """Query heads; head_dim is hidden_size / num_heads."""
-    num_kv_heads: int
-    """Key and value heads; each serves num_heads / num_kv_heads query heads (GQA)."""
-    vocab_size: int = 32000
-    """Rows of the embedding and of the head; a padded vocabulary counts its padding."""
-    max_seq_len: int = 2048
-    """The longest window that the model is made for."""
-    norm_eps: float = 1e-5
-    """Added to the mean square inside RMSNorm."""
-    rope_base: float = 10000.0
-    """Base of the rotary frequencies."""
-    tie_embeddings: bool = False
-    """Whether the head uses the embedding's matrix."""
+    hidden_size: int  # Width of the residual stream.
+    intermediate_size: int  # Width inside the SwiGLU.
+    num_layers: int  # Number of blocks.
+    num_heads: int  # Query heads; head_dim is hidden_size / num_heads.
+    num_kv_heads: int  # Key and value heads; each serves num_heads / num_kv_heads query heads (GQA).
+    vocab_size: int = 32000  # Rows of the embedding and of the head; a padded vocabulary counts its padding.
+    max_seq_len: int = 2048  # The longest window that the model is made for.
+    norm_eps: float = 1e-5  # Added to the mean square inside RMSNorm.
+    rope_base: float = 10000.0  # Base of the rotary frequencies.
+    tie_embeddings: bool = False  # Whether the head uses the embedding's matrix.
 
     def __post_init__(self) -> None:
         counts = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
-"""A target with this id adds nothing to the loss."""
+IGNORED = -100  # A target with this id adds nothing to the loss.
 
 ROWS_PER_CHUNK = {"cpu": 512, "cuda": 1024}
 """Tokens whose logits are held at once, 128 MiB in float32 on a GPU at 32,000 ids. Fewer make slow matrix products, and

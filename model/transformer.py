@@ -89,8 +89,7 @@ class Block(nn.Module):
         super().__init__()
         self.recompute = recompute
         self.compute = self._compute
-        """What forward calls. Compiling this, and not the module, leaves FSDP's hooks outside, and one compilation
-        serves all blocks."""
+        """What forward calls; compiled, FSDP's hooks stay outside and one compilation serves all blocks."""
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = Attention(config, layer=layer, attend=attend)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)

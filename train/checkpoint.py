@@ -40,8 +40,7 @@ class Saver:
         self, config: TrainConfig, *, model: Transformer, optimizer: torch.optim.Optimizer, last_step: int
     ) -> None:
         self.config, self.model, self.optimizer = config, model, optimizer
-        self.last_step = last_step
-        """The step of the last checkpoint that was begun, or where the run started."""
+        self.last_step = last_step  # The step of the last checkpoint that was begun, or where the run started.
         self._group = dist.new_group(backend="gloo")
         # Into pinned memory that is kept: the GPU's copy engine writes 1.1B weights and moments, 13 GB, at PCIe speed.
         is_cuda = next(model.parameters()).is_cuda

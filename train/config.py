@@ -14,7 +14,7 @@ from model.config import ModelConfig, named_size, nearest
 
 RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
 VOCABULARY_MULTIPLE = 64
-"""The embedding's rows are padded to this: full tiles for matrix kernels. 50,257 becomes GPT-2's usual 50,304."""
+"""The embedding's rows are padded to this, for full tiles: 50,257 becomes GPT-2's usual 50,304."""
 MAY_BE_ZERO = {"valid_every", "warmup_steps", "weight_decay", "seed", "keep_every", "profile"}
 FRACTIONS = {"min_lr_fraction", "decay_fraction"}
 
@@ -27,19 +27,13 @@ class TrainConfig:
 
     data: str = "data/packed"
     """The dataset: a folder that pipeline/build.py finished, or where one was published (hf://, s3://, https://)."""
-    recipe: str | None = None
-    """A recipe's name, or a TOML file. Default: by the device and the dataset's tokenizer."""
-    out: Path | None = None
-    """The run's folder: config, metrics, checkpoints. Default: runs/<recipe>."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes CUDA where there is a GPU."""
+    recipe: str | None = None  # A recipe's name, or a TOML file. Default: by the device and the dataset's tokenizer.
+    out: Path | None = None  # The run's folder: config, metrics, checkpoints. Default: runs/<recipe>.
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes CUDA where there is a GPU.
 
-    tokenizer: str = "any"
-    """The tokenizer that the data must have, by name or sha256, or any."""
-    document_rule: Literal["bos+eos", "eos", "any"] = "any"
-    """What must frame each document in the data, or any."""
-    mix: str | None = None
-    """Share of the tokens per source, such as slimpajama:0.7,starcoder:0.3. Default: the dataset's own."""
+    tokenizer: str = "any"  # The tokenizer that the data must have, by name or sha256, or any.
+    document_rule: Literal["bos+eos", "eos", "any"] = "any"  # What must frame each document in the data, or any.
+    mix: str | None = None  # Share of the tokens per source, as slimpajama:0.7,starcoder:0.3. Default: the dataset's.
 
     packing: Literal["concat", "best-fit"] = "concat"
     """concat cuts text into windows; best-fit puts whole documents together and cuts only those that are longer than
@@ -47,59 +41,37 @@ class TrainConfig:
     shuffle: Literal["global", "block"] = "global"
     """block: samples near each other are read near each other, for storage where random reads are dear."""
     max_epochs: str | None = None
-    """How often a source may be read: 2, or web:1,code:4. A run that would need more of it is refused."""
+    """How often a source may be read: 2, or web:1,code:4. A run that needs more is refused."""
 
     model: str = "demo"
     """A named size; model/config.py has the list. The vocabulary is the dataset's, padded to a multiple of 64; a
     seq_len above the size's longest window lengthens that."""
-    hidden_size: int | None = None
-    """Instead of the named size's width."""
-    intermediate_size: int | None = None
-    """Instead of the named size's SwiGLU width."""
-    num_layers: int | None = None
-    """Instead of the named size's number of blocks."""
-    num_heads: int | None = None
-    """Instead of the named size's query heads."""
-    num_kv_heads: int | None = None
-    """Instead of the named size's key and value heads."""
-    norm_eps: float | None = None
-    """Instead of the named size's RMSNorm epsilon."""
-    rope_base: float | None = None
-    """Instead of the named size's rotary base."""
-    tie_embeddings: bool | None = None
-    """Instead of the named size's choice of one matrix for embedding and head."""
+    hidden_size: int | None = None  # Instead of the named size's width.
+    intermediate_size: int | None = None  # Instead of the named size's SwiGLU width.
+    num_layers: int | None = None  # Instead of the named size's number of blocks.
+    num_heads: int | None = None  # Instead of the named size's query heads.
+    num_kv_heads: int | None = None  # Instead of the named size's key and value heads.
+    norm_eps: float | None = None  # Instead of the named size's RMSNorm epsilon.
+    rope_base: float | None = None  # Instead of the named size's rotary base.
+    tie_embeddings: bool | None = None  # Instead of the named size's choice of one matrix for embedding and head.
 
-    seq_len: int = 256
-    """Inputs per window."""
-    tokens_per_step: int = 4096
-    """Tokens of one optimizer update, over all ranks; gradient accumulation follows from it."""
+    seq_len: int = 256  # Inputs per window.
+    tokens_per_step: int = 4096  # Tokens of one optimizer update, over all ranks; accumulation follows from it.
     micro_batch_size: int = 8
-    """Windows of one forward and backward on one rank. Changes memory and speed, not the result."""
-    tokens: int = 409_600
-    """Tokens of the whole run, rounded up to whole steps; the schedule ends there."""
-    steps: int | None = None
-    """Optimizer updates of the whole run, instead of tokens."""
+    """Windows of one forward and backward on a rank. Changes memory and speed, not the result."""
+    tokens: int = 409_600  # Tokens of the whole run, rounded up to whole steps; the schedule ends there.
+    steps: int | None = None  # Optimizer updates of the whole run, instead of tokens.
 
-    learning_rate: float = 1e-3
-    """The peak, reached at the end of the warmup."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """After the warmup: half a cosine, or the peak until the decay at the end (warmup, stable, decay)."""
-    decay_fraction: float = 0.2
-    """Of wsd: the share of the steps in which the rate falls, linearly."""
-    min_lr_fraction: float = 0.1
-    """The last step's learning rate as a fraction of the peak."""
-    warmup_steps: int = 0
-    """Steps of linear warmup; fewer than steps."""
-    weight_decay: float = 0.1
-    """AdamW's decay; of matrices only, never of norms."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's betas."""
-    adam_eps: float = 1e-8
-    """AdamW's epsilon."""
-    grad_clip: float = 1.0
-    """Gradients are scaled down to this norm."""
-    seed: int = 0
-    """Fixes the first weights and the order of the data."""
+    learning_rate: float = 1e-3  # The peak, reached at the end of the warmup.
+    schedule: Literal["cosine", "wsd"] = "cosine"  # After the warmup half a cosine, or the peak and a decay at the end.
+    decay_fraction: float = 0.2  # Of wsd: the share of the steps in which the rate falls, linearly.
+    min_lr_fraction: float = 0.1  # The last step's learning rate as a fraction of the peak.
+    warmup_steps: int = 0  # Steps of linear warmup; fewer than steps.
+    weight_decay: float = 0.1  # AdamW's decay; of matrices only, never of norms.
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's betas.
+    adam_eps: float = 1e-8  # AdamW's epsilon.
+    grad_clip: float = 1.0  # Gradients are scaled down to this norm.
+    seed: int = 0  # Fixes the first weights and the order of the data.
 
     max_bad_steps: int = 10
     """An update whose loss or gradient is not finite is skipped; after so many in a row the run goes back to its last
@@ -108,37 +80,26 @@ class TrainConfig:
     """TinyLlama's known mistakes, to reproduce it: lr-floor (the peak is held for the first 503B tokens), decay-norms
     (norms decay too), bos-fill (now and then a window of nothing but BOS)."""
 
-    document_mask: Literal["on", "off"] = "on"
-    """On: documents that share a window do not attend to each other."""
+    document_mask: Literal["on", "off"] = "on"  # On: documents that share a window do not attend to each other.
     attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
     """The attention backend: the flash-attn package, torch's own, the reference; auto takes the best present."""
     sharding: Literal["auto", "full", "hybrid", "replicate"] = "auto"
     """How ranks hold the model: each a part; each a part of its machine's copy; each all of it. auto: each all of it
     where weights and optimizer state take less than a tenth of a GPU's memory, else a part."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile each block; auto: on CUDA."""
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile each block; auto: on CUDA.
     activation_checkpointing: Literal["off", "selective", "full"] = "off"
     """Compute a block again in the backward pass instead of keeping it: all of it, or all but its matrix products and
     attention."""
 
-    log_every: int = 10
-    """Steps between lines of metrics."""
-    valid_every: int = 1000
-    """Steps between validation losses; there is one at the end too. 0: never."""
-    valid_windows: int = 256
-    """Windows of each source's validation split that are read, at most."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints; there is one at the end too."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints are kept."""
-    keep_every: int = 0
-    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
-    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go beside metrics.jsonl; needs the extra `log`."""
-    profile: int = 0
-    """Trace so many steps, from the 11th on, with torch's profiler into RUN/profile; 0: none."""
-    dry_run: bool = False
-    """Say what would be trained, on what, how long and in how much memory; train nothing."""
+    log_every: int = 10  # Steps between lines of metrics.
+    valid_every: int = 1000  # Steps between validation losses; there is one at the end too. 0: never.
+    valid_windows: int = 256  # Windows of each source's validation split that are read, at most.
+    checkpoint_every: int = 1000  # Steps between checkpoints; there is one at the end too.
+    keep_checkpoints: int = 2  # How many of the newest checkpoints are kept.
+    keep_every: int = 0  # Checkpoints at multiples of so many steps are kept for good; 0: none.
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()  # Beside metrics.jsonl; needs the extra `log`.
+    profile: int = 0  # Trace so many steps, from the 11th on, with torch's profiler into RUN/profile; 0: none.
+    dry_run: bool = False  # Say what would be trained, on what, how long and in how much memory; train nothing.
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model's shape for a tokenizer of `vocab_size` ids. Raises ValueError for an impossible one."""

@@ -29,12 +29,9 @@ half empty on average, which is 32,768 of 950B / 2,049 windows. There they stood
 class MicroBatch:
     """The samples of one forward and backward on one rank."""
 
-    tokens: Tensor
-    """(rows, seq_len + 1): in the host's memory as stored (uint16 or uint32), on the device int64."""
-    cu_seqlens: Tensor | None
-    """int32: 0 and every document's end in the rows * seq_len inputs, padded to a constant length; None: no mask."""
-    has_target: Tensor | None = None
-    """bool, (rows, seq_len): the inputs whose next token is to be predicted; None: all."""
+    tokens: Tensor  # (rows, seq_len + 1): in the host's memory as stored (uint16 or uint32), on the device int64.
+    cu_seqlens: Tensor | None  # int32: 0 and each document's end in all inputs, padded to one length; None: no mask.
+    has_target: Tensor | None = None  # bool, (rows, seq_len): inputs whose next token is to be predicted; None: all.
 
     @property
     def inputs(self) -> Tensor:

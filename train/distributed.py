@@ -19,8 +19,7 @@ from model.transformer import Transformer
 from train.config import TrainConfig
 from train.hardware import memory_bytes
 
-BYTES_PER_WEIGHT = 16
-"""Weight, gradient and AdamW's two moments, all float32."""
+BYTES_PER_WEIGHT = 16  # Weight, gradient and AdamW's two moments, all float32.
 SMALL_SHARE_OF_MEMORY = 0.1
 FELT_SHARE_OF_MEMORY = 0.05
 

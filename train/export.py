@@ -30,12 +30,9 @@ from train.manifest import Manifest, find_checkpoint, read_manifest
 class ExportFlags:
     """Write a checkpoint for transformers."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """A run's folder (its newest checkpoint), or one checkpoint."""
-    out: Path
-    """The new folder."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights."""
+    run: Annotated[Path, tyro.conf.Positional]  # A run's folder (its newest checkpoint), or one checkpoint.
+    out: Path  # The new folder.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Of the weights.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

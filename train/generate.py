@@ -30,18 +30,12 @@ PROMPTS = ("The ", "def ", "In the beginning")
 class GenerateConfig:
     """What to write, and how."""
 
-    model: tyro.conf.Positional[Path]
-    """A run's folder (its newest checkpoint), or one checkpoint."""
-    prompt: str | None = None
-    """The text to go on from. Default: a few short ones."""
-    max_tokens: int = 64
-    """New tokens at most."""
-    temperature: float = 0.8
-    """0 takes the likeliest token every time."""
-    top_k: int = 50
-    """Only this many of the likeliest tokens are drawn from; 0: all."""
-    seed: int = 0
-    """Fixes what is drawn."""
+    model: tyro.conf.Positional[Path]  # A run's folder (its newest checkpoint), or one checkpoint.
+    prompt: str | None = None  # The text to go on from. Default: a few short ones.
+    max_tokens: int = 64  # New tokens at most.
+    temperature: float = 0.8  # 0 takes the likeliest token every time.
+    top_k: int = 50  # Only this many of the likeliest tokens are drawn from; 0: all.
+    seed: int = 0  # Fixes what is drawn.
 
     def check(self) -> None:
         """Raises ValueError for the first setting that cannot be."""

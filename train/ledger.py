@@ -32,12 +32,9 @@ from train.manifest import Manifest, find_checkpoint, read_manifest
 class LedgerFlags:
     """Say which windows and documents a checkpoint has seen."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """A run's folder (its newest checkpoint), or one checkpoint."""
-    step: int | None = None
-    """List the windows of this step, 1 being the first, instead of checking all."""
-    data: str | None = None
-    """The dataset, where it is no longer at the place that the run names."""
+    run: Annotated[Path, tyro.conf.Positional]  # A run's folder (its newest checkpoint), or one checkpoint.
+    step: int | None = None  # List the windows of this step, 1 being the first, instead of checking all.
+    data: str | None = None  # The dataset, where it is no longer at the place that the run names.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,28 +29,17 @@ class DamageError(ValueError):
 class Manifest:
     """What a run is at a step, beside weights and optimizer state; a checkpoint of it holds this as JSON."""
 
-    mix: dict[str, float]
-    """Each source's share of the samples."""
-    dataset: dict[str, Any]
-    """The dataset's fingerprint, tokenizer and document rule."""
-    model: dict[str, Any]
-    """The ModelConfig."""
-    config: dict[str, Any]
-    """The TrainConfig."""
-    tokens_per_source: dict[str, int]
-    """Tokens trained on, per source."""
-    tokens: int = 0
-    """The same, over all sources."""
-    step: int = 0
-    """Updates done."""
-    position: int = 0
-    """The next sample; with the settings it is the whole state of the reader."""
-    skipped: list[list[int]] = field(default_factory=list)
-    """Positions that were left out, as [first, end), after numbers that were not finite."""
-    samples_hash: str = ""
-    """Running sha256 of the trained samples' sources and windows; train/ledger.py recomputes it."""
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """size_bytes and sha256 of each file beside the manifest."""
+    mix: dict[str, float]  # Each source's share of the samples.
+    dataset: dict[str, Any]  # The dataset's fingerprint, tokenizer and document rule.
+    model: dict[str, Any]  # The ModelConfig.
+    config: dict[str, Any]  # The TrainConfig.
+    tokens_per_source: dict[str, int]  # Tokens trained on, per source.
+    tokens: int = 0  # The same, over all sources.
+    step: int = 0  # Updates done.
+    position: int = 0  # The next sample; with the settings it is the whole state of the reader.
+    skipped: list[list[int]] = field(default_factory=list)  # Positions left out, [first, end): numbers were not finite.
+    samples_hash: str = ""  # Running sha256 of the trained samples' sources and windows; train/ledger.py recomputes it.
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # size_bytes and sha256 of each other file.
     format_version: int = FORMAT_VERSION
 
     @property

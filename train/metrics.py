@@ -10,8 +10,7 @@ from statistics import fmean
 from typing import Any
 
 Record = dict[str, Any]
-NEEDED = ("step", "loss", "tokens", "tokens_per_second")
-"""The numbers that every record has and that are read back."""
+NEEDED = ("step", "loss", "tokens", "tokens_per_second")  # The numbers that every record has and that are read back.
 RECORDS_AVERAGED = 5
 
 

@@ -19,20 +19,16 @@ import tyro
 
 from train.metrics import Record, last_loss, read_metrics, summarise
 
-STYLES = ("-", "o--", "s--", "^--", "d--", "v--")
-"""A run's curves have one colour; the first is of the training."""
+STYLES = ("-", "o--", "s--", "^--", "d--", "v--")  # A run's curves have one colour; the first is of the training.
 
 
 @dataclass(frozen=True)
 class PlotFlags:
     """Say what came of training runs, and draw their loss over their tokens."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """The runs' folders."""
-    out: Path = Path("loss.png")
-    """The picture."""
-    require_fall: float | None = None
-    """Exit with 1 unless the last loss of each run is at most this share of its first."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # The runs' folders.
+    out: Path = Path("loss.png")  # The picture.
+    require_fall: float | None = None  # Exit with 1 unless the last loss of each run is at most so much of its first.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

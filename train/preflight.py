@@ -20,10 +20,8 @@ from train.optim import learning_rate_at
 
 CPU_RECIPE = "demo"
 LARGEST_CPU_PARAMETERS = 50_000_000
-CPU_FLOPS_PER_CORE = 50e9
-"""A rough figure for float32 matrix work, to say how long a large model would take."""
-EXPECTED_UTILIZATION = 0.45
-"""Of the dense peak: what trainers of about 1B parameters publish lies from 0.39 to 0.56."""
+CPU_FLOPS_PER_CORE = 50e9  # A rough figure for float32 matrix work, to say how long a large model would take.
+EXPECTED_UTILIZATION = 0.45  # Of the dense peak: what trainers of about 1B parameters publish lies from 0.39 to 0.56.
 USUAL_GPUS = ("H200", "A100", "RTX 4090")
 PLOT_ROWS, PLOT_COLUMNS = 8, 60
 GIB = 1 << 30

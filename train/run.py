@@ -19,8 +19,7 @@ from train.manifest import Manifest, find_checkpoints, list_changes, read_manife
 from train.metrics import cut_metrics, read_metrics, summarise
 from train.optim import build_optimizer
 
-LARGEST_NUM_ROLLBACKS = 3
-"""So often a run goes back to the same checkpoint."""
+LARGEST_NUM_ROLLBACKS = 3  # So often a run goes back to the same checkpoint.
 
 
 @dataclass
@@ -34,15 +33,10 @@ class Run:
     model: Transformer
     optimizer: torch.optim.Optimizer
     saver: Saver
-    manifest: Manifest
-    """How far the run has come, as a checkpoint at this step says it."""
-    bad_in_a_row: torch.Tensor
-    """Updates skipped until now one after the other, since their loss or gradient was not finite: int64 scalar on the
-    device, so that no step waits for it."""
-    bad_in_all: torch.Tensor
-    """Updates skipped since this process started, likewise."""
-    num_rollbacks: int = 0
-    """How often the run went back to the checkpoint that is now its newest."""
+    manifest: Manifest  # How far the run has come, as a checkpoint at this step says it.
+    bad_in_a_row: torch.Tensor  # Updates skipped just now one after the other: int64 scalar on the device.
+    bad_in_all: torch.Tensor  # Updates skipped since this process started, likewise.
+    num_rollbacks: int = 0  # How often the run went back to the checkpoint that is now its newest.
 
     @property
     def step(self) -> int:

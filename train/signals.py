@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-PATIENCE_SECONDS = 20.0
-"""So long the first step may still take: torch.compile can, and torchrun kills 30 s after SIGTERM."""
+PATIENCE_SECONDS = 20.0  # So long the first step may still take, compiling: torchrun kills 30 s after SIGTERM.
 
 
 class StopRequestedError(Exception):
@@ -20,10 +19,8 @@ class StopRequestedError(Exception):
 class StopRequest:
     """Whether a signal asked this process to stop, from __enter__ to __exit__."""
 
-    received = 0
-    """The signal's number."""
-    has_work = False
-    """Whether a step was done since the start, so that there is something to save."""
+    received = 0  # The signal's number.
+    has_work = False  # Whether a step was done since the start, so that there is something to save.
     _timer: threading.Timer | None = None
 
     def __enter__(self) -> "StopRequest":

@@ -10,11 +10,9 @@ import torch
 
 from train.config import TrainConfig
 
-Watcher = Callable[[Mapping[str, Any]], None]
-"""Takes the record of a logged step."""
+Watcher = Callable[[Mapping[str, Any]], None]  # Takes the record of a logged step.
 
-STEPS_BEFORE_PROFILE = 10
-"""The first steps compile and warm up."""
+STEPS_BEFORE_PROFILE = 10  # The first steps compile and warm up.
 
 
 def open_watchers(config: TrainConfig, *, first_step: int, rank: int, stack: ExitStack) -> list[Watcher]:
