@@ -1,7 +1,5 @@
-"""The shape of a Llama-family model, the sizes that have a name, and what follows from a shape by formula.
-
-Knows no tensors: it can be imported where torch is absent.
-"""
+"""The shape of a Llama-family model, the sizes that have a name, and what follows from a shape by formula. Knows no
+tensors: it can be imported where torch is absent."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,10 +8,8 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one model; everything that its weights' shapes and its arithmetic depend on.
-
-    Where nothing else is said: Llama 2's vocabulary, context, epsilon and rotary base.
-    """
+    """The shape of one model; everything that its weights' shapes and its arithmetic depend on. Where nothing else is
+    said: Llama 2's vocabulary, context, epsilon and rotary base."""
 
     hidden_size: int  # Width of the residual stream.
     intermediate_size: int  # Width inside the SwiGLU.
@@ -64,11 +60,8 @@ class ModelConfig:
         return self.num_matmul_parameters() + norms + embedding
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Floating point operations of one trained token, forward and backward.
-
-        6 per matmul weight plus 12 * layers * width * seq_len for attention, which is not halved for causality:
-        the convention of PaLM (appendix B), which TinyLlama, nanochat and torchtitan also report MFU by.
-        """
+        """Floating point operations of one trained token, forward and backward. Attention is not halved for causality:
+        PaLM's convention (appendix B), as in TinyLlama, nanochat, torchtitan."""
         return 6 * self.num_matmul_parameters() + 12 * self.num_layers * self.hidden_size * seq_len
 
 

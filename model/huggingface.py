@@ -1,7 +1,5 @@
-"""Names and settings of this model in transformers' LlamaForCausalLM.
-
-Only renames: query and key rows have the same order in both, so no weight is permuted. Knows no files.
-"""
+"""Names and settings of this model in transformers' LlamaForCausalLM. Only renames: query and key rows have the same
+order in both, so no weight is permuted. Knows no files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,18 +27,16 @@ BLOCK_NAMES = {
 }
 
 
-def huggingface_names(config: ModelConfig) -> dict[str, str]:
-    """Each of our weight names with transformers' name for it; a tied head has none of its own in either."""
-    names = {ours: theirs for ours, theirs in OUTER_NAMES.items() if ours != "head.weight" or not config.tie_embeddings}
-    for layer in range(config.num_layers):
-        for ours, theirs in BLOCK_NAMES.items():
-            names[f"blocks.{layer}.{ours}"] = f"model.layers.{layer}.{theirs}"
-    return names
-
-
-def to_huggingface(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our weights under transformers' names; the tensors themselves, not copies."""
-    return {theirs: weights[ours] for ours, theirs in huggingface_names(config).items()}
+def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights under transformers' names; the tensors themselves, not copies. A tied head has no name in either."""
+    renamed = {}
+    for name, weight in weights.items():
+        if name in OUTER_NAMES:
+            renamed[OUTER_NAMES[name]] = weight
+        else:
+            _, layer, inner = name.split(".", maxsplit=2)
+            renamed[f"model.layers.{layer}.{BLOCK_NAMES[inner]}"] = weight
+    return renamed
 
 
 def to_huggingface_config(config: ModelConfig, *, bos_id: int | None, eos_id: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from model.attention import (
-    KeyValueCache,
     attention_function,
     build_document_mask,
     choose_backend,
@@ -73,7 +72,7 @@ def test_rotation_depends_on_the_difference_of_positions_alone():
 
 def test_generating_with_the_cache_gives_the_same_logits_as_all_at_once(model):
     tokens = tokens_of(1, 10)
-    cache = KeyValueCache(CONFIG.num_layers)
+    cache = {}
     parts = [model(tokens[:, :6], cache=cache)] + [model(tokens[:, i : i + 1], cache=cache) for i in range(6, 10)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
 

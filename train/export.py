@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.huggingface import to_huggingface, to_huggingface_config
 from train.generate import find_tokenizer, load_model
-from train.manifest import Manifest, find_checkpoint, read_manifest
+from train.manifest import find_checkpoint, read_manifest
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(run: Path, out: Path, *, dtype: torch.dtype) -> int:
-    """Write the folder; it appears when it is whole. Returns the number of weights. Raises ValueError and OSError."""
+    """Write weights, tokenizer, transformers' settings and training.json, which says what the checkpoint has seen. The
+    folder appears when it is whole. Returns the number of weights. Raises ValueError and OSError."""
     if out.exists():
         raise ValueError(f"{out} exists: name a new folder with --out")
     checkpoint = find_checkpoint(run)
     manifest = read_manifest(checkpoint)
     tokenizer = find_tokenizer(checkpoint, manifest)
     model = load_model(checkpoint, manifest)
-    weights = to_huggingface(model.state_dict(), manifest.model_config)
+    weights = to_huggingface(model.state_dict())
     weights = {name: weight.to("cpu", dtype).contiguous() for name, weight in weights.items()}
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
     refuse_difference(temporary / "model.safetensors", weights)
-    write_settings(temporary, manifest, dtype=dtype)
+    first_id, eos_id = manifest.first_id, manifest.dataset["eos_id"]
+    settings = to_huggingface_config(manifest.model_config, bos_id=first_id, eos_id=eos_id)
+    for name, content in {
+        "config.json": settings | {"torch_dtype": str(dtype).removeprefix("torch.")},
+        "generation_config.json": {"bos_token_id": first_id, "eos_token_id": eos_id},
+        "training.json": asdict(manifest),
+    }.items():
+        (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(tokenizer, temporary / tokenizer.name)
     temporary.rename(out)
     return sum(weight.numel() for weight in weights.values())
@@ -74,27 +82,6 @@ def refuse_difference(path: Path, weights: dict[str, Tensor]) -> None:
     different = [name for name, weight in weights.items() if name not in again or not torch.equal(again[name], weight)]
     if different or again.keys() != weights.keys():
         raise ValueError(f"{path} does not hold what was written: {', '.join(different[:3]) or 'other names'}")
-
-
-def write_settings(folder: Path, manifest: Manifest, *, dtype: torch.dtype) -> None:
-    """config.json, generation_config.json, and training.json with what the checkpoint has seen."""
-    dataset = manifest.dataset
-    bos_id = dataset["bos_id"] if dataset["document_rule"] == "bos+eos" else dataset["eos_id"]
-    config = to_huggingface_config(manifest.model_config, bos_id=bos_id, eos_id=dataset["eos_id"])
-    contents = {
-        "config.json": config | {"torch_dtype": str(dtype).removeprefix("torch.")},
-        "generation_config.json": {"bos_token_id": bos_id, "eos_token_id": dataset["eos_id"]},
-        "training.json": {
-            "step": manifest.step,
-            "tokens": manifest.tokens,
-            "tokens_per_source": manifest.tokens_per_source,
-            "samples_hash": manifest.samples_hash,
-            "dataset": dataset,
-            "config": manifest.config,
-        },
-    }
-    for name, content in contents.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

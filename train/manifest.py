@@ -1,7 +1,5 @@
-"""A checkpoint's manifest: what was trained so far, by which settings on which data, and the files beside it.
-
-Names and reads checkpoints; knows no tensors and no ranks.
-"""
+"""A checkpoint's manifest: what was trained so far, by which settings on which data, and the files beside it. Names and
+reads checkpoints; knows no tensors and no ranks."""
 
 import hashlib
 import json
@@ -46,6 +44,11 @@ class Manifest:
     def model_config(self) -> ModelConfig:
         """The model's shape."""
         return ModelConfig(**self.model)
+
+    @property
+    def first_id(self) -> int:
+        """What stands before a document in training: BOS (bos+eos), or the end of the one before (eos)."""
+        return self.dataset["bos_id" if self.dataset["document_rule"] == "bos+eos" else "eos_id"]
 
 
 def find_checkpoints(run_folder: Path) -> list[Path]:
