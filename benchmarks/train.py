@@ -168,7 +168,7 @@ def model_alone(run: Run) -> Callable[[], None]:
 
 def open_plain(run: Run) -> PlainTrainer:
     """The peer with the same shape on the same dataset's first shard."""
-    shape, dataset = run.model_config, run.dataset
+    shape, dataset = run.model.config, run.dataset
     windows = next(iter(dataset.windows.values()))
     return PlainTrainer(
         PlainShape(

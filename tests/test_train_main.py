@@ -21,10 +21,9 @@ from train_fixtures import (
 
 from pipeline.dataset import PackedDataset
 from train.config import load_recipe
-from train.main import main, read_config
+from train.main import main, read_config, refuse_cpu
 from train.manifest import find_checkpoints, read_manifest
 from train.metrics import read_metrics
-from train.preflight import refuse_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.hardware import peak_flops
+from train.distributed import peak_flops
 from train.metrics import append_metrics, cut_metrics, format_record, read_metrics
 
 RECORD = {

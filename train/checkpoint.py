@@ -1,10 +1,9 @@
 """Checkpoints: RUN_DIR/checkpoints/step-<n>/ with the ranks' shards and a manifest; complete or absent.
 
-A checkpoint is written into a folder with a temporary name; the manifest comes last, then the folder is renamed. So a
-folder named step-<n> is complete, and a kill at any moment leaves the previous one to resume from. Shards are read
-back at any number of ranks. The manifest records the size and sha256 of every file and of itself, and they are
-checked before anything is loaded; a damaged checkpoint is set aside and the one before it is used. Training draws no
-random numbers after the first weights, so no generator's state is kept: seed and position fix all data.
+It is written into a folder with a temporary name, the manifest last, then the folder is renamed: a kill at any moment
+leaves the previous one to resume from. Shards are read back at any number of ranks, after size and sha256 of every file
+are checked; a damaged checkpoint is set aside and the one before it is used. Training draws no random numbers after
+the first weights, so no generator's state is kept: seed and position fix all data.
 """
 
 import os
@@ -17,28 +16,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
 
 from model.transformer import Transformer
 from train.config import TrainConfig
 from train.distributed import AlikeError
 from train.manifest import Manifest, describe_file, find_checkpoints, find_damage, step_of, write_manifest
 
+State = dict[str, Any]
+
 
 class Saver:
-    """Writes one checkpoint at a time, from a thread of its own over a gloo group of its own.
+    """Writes one checkpoint at a time, from a thread of its own over a gloo group of its own: two threads that use one
+    group mix up their messages, and NCCL would need memory of a full GPU."""
 
-    Two threads that use one group mix up their messages, and NCCL would need memory of a full GPU.
-    """
-
-    def __init__(
-        self, config: TrainConfig, *, model: Transformer, optimizer: torch.optim.Optimizer, last_step: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, *, model: Transformer, optimizer: Optimizer, last_step: int) -> None:
         self.config, self.model, self.optimizer = config, model, optimizer
         self.last_step = last_step  # The step of the last checkpoint that was begun, or where the run started.
         self._group = dist.new_group(backend="gloo")
@@ -70,13 +67,9 @@ class Saver:
         self._stager.close()
 
 
-def write_checkpoint(
-    config: TrainConfig, manifest: Manifest, *, state: dict[str, Any], group: dist.ProcessGroup
-) -> None:
+def write_checkpoint(config: TrainConfig, manifest: Manifest, *, state: State, group: dist.ProcessGroup) -> None:
     """Write a checkpoint from all ranks over a gloo group that nothing else uses meanwhile; drop those not to be kept.
-
-    Raises AlikeError where a rank could not write.
-    """
+    Raises AlikeError where a rank could not write."""
     final = config.out / "checkpoints" / f"step-{manifest.step:08d}"
     temporary = final.with_name(final.name + ".tmp")
     rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
@@ -124,7 +117,7 @@ def choose_checkpoint(run_folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def load_checkpoint(checkpoint: Path, *, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(checkpoint: Path, *, model: Transformer, optimizer: Optimizer) -> None:
     """Put a checkpoint's weights and optimizer state in place, on all ranks together."""
     state = collect_state(model, optimizer)
     dcp.load(state, checkpoint_id=checkpoint)
@@ -143,7 +136,7 @@ def load_weights(checkpoint: Path, model: Transformer) -> None:
     model.load_state_dict(state["model"])
 
 
-def collect_state(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def collect_state(model: Transformer, optimizer: Optimizer) -> State:
     """What the shards hold, keyed by weight names: AdamW's moments come back at any number of ranks."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
     return {"model": model_state, "optimizer": optimizer_state}

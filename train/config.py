@@ -162,10 +162,8 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(recipe: str) -> TrainConfig:
-    """The settings of a recipe, given by name or as a TOML file.
-
-    Raises ValueError for an unknown recipe or field, with the nearest name, and for a value of another type.
-    """
+    """The settings of a recipe, given by name or as a TOML file. Raises ValueError for an unknown recipe or field, with
+    the nearest name, and for a value of another type."""
     path = Path(recipe) if recipe.endswith(".toml") else RECIPES_FOLDER / f"{recipe}.toml"
     if not path.is_file():
         raise ValueError(f"there is no recipe {recipe!r}: {nearest(recipe, recipe_names())}")

@@ -1,4 +1,4 @@
-"""Ranks and devices: join the group that torchrun made, shard the model over it, leave it in order."""
+"""Ranks and devices: join the group that torchrun made, shard the model over it, leave it; what a GPU can do."""
 
 import os
 import sys
@@ -14,14 +14,22 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.attention import choose_backend
 from model.config import ModelConfig
 from model.transformer import Transformer
 from train.config import TrainConfig
-from train.hardware import memory_bytes
 
 BYTES_PER_WEIGHT = 16  # Weight, gradient and AdamW's two moments, all float32.
 SMALL_SHARE_OF_MEMORY = 0.1
 FELT_SHARE_OF_MEMORY = 0.05
+
+DENSE_BF16_FLOPS = {
+    "H200": 989.4e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "GH200": 989.4e12, "H800": 989.4e12,
+    "B200": 2250e12, "A100": 312e12, "A800": 312e12, "A10G": 70e12, "A10": 125e12, "A40": 149.7e12, "L40S": 362e12,
+    "L4": 121e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12, "RTX 6000 Ada": 364.2e12, "RTX A6000": 154.8e12,
+}  # fmt: skip
+"""Operations per second by a part of the name, longer names first: NVIDIA's data sheets, without sparsity, float32
+accumulation. A GPU that is not here has no MFU, rather than a guess."""
 
 
 class AlikeError(ValueError):
@@ -56,10 +64,7 @@ def from_torchrun(name: str, default: int) -> int:
 
 
 def start_ranks(device_type: str) -> Placement:
-    """Join the process group: NCCL for CUDA, gloo for the CPU. Without torchrun, a group of one.
-
-    The threads of a CPU rank are OMP_NUM_THREADS, which torchrun sets to 1 for several ranks where the user did not.
-    """
+    """Join the process group: NCCL for CUDA, gloo for the CPU. Without torchrun, a group of one."""
     rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
     device = torch.device("cpu")
     if device_type == "cuda":
@@ -73,10 +78,8 @@ def start_ranks(device_type: str) -> Placement:
 
 
 def print_error(error: Exception | str) -> None:
-    """One line on stderr: from every rank that meets an error of its own, from rank 0 alone where all meet it.
-
-    Before the ranks have joined, all of them check the same settings and data.
-    """
+    """One line on stderr: from every rank that meets an error of its own, from rank 0 alone where all meet it, as all
+    do before they have joined."""
     rank = from_torchrun("RANK", 0)
     is_own = dist.is_initialized() and not isinstance(error, AlikeError)
     if rank == 0 or is_own:
@@ -110,28 +113,24 @@ def end_process(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
-def build_model(
-    config: ModelConfig, *, attention_backend: str, settings: TrainConfig, placement: Placement
-) -> Transformer:
-    """The model with its first weights, sharded over the ranks. The weights are the same at every world size.
-
-    On CUDA the blocks compute in bfloat16 from float32 weights, and gradients are summed in float32. One CPU process
-    has nothing to shard.
-    """
+def build_model(shape: ModelConfig, config: TrainConfig, *, placement: Placement) -> Transformer:
+    """The model with its first weights, which are the same at every world size, sharded over the ranks; one CPU process
+    has nothing to shard. On CUDA it computes in bfloat16 from float32 weights, and sums gradients in float32."""
+    backend = choose_backend(config.attention, device_type=placement.device.type)
     with torch.device("meta"):
-        model = Transformer(config, attention_backend=attention_backend, recompute=settings.activation_checkpointing)
-    if is_compiled(settings, placement.device):
+        model = Transformer(shape, attention_backend=backend, recompute=config.activation_checkpointing)
+    if is_compiled(config, placement.device):
         model.compile_blocks()
     if placement.world_size > 1 or placement.device.type == "cuda":
-        _shard(model, settings.sharding, placement=placement)
+        _shard(model, config.sharding, placement=placement)
     model.to_empty(device=placement.device)
-    model.init_weights(settings.seed, write=_write_part)
+    model.init_weights(config.seed, write=_write_part)
     return model
 
 
-def is_compiled(settings: TrainConfig, device: torch.device) -> bool:
+def is_compiled(config: TrainConfig, device: torch.device) -> bool:
     """Whether torch.compile makes the blocks' code."""
-    return settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
 
 
 def num_parts(sharding: str, *, world_size: int) -> int:
@@ -177,3 +176,25 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a tensor over all ranks, on each."""
     dist.all_reduce(values)
     return values
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bfloat16 peak of a GPU by the name that the driver gives it, or None if it is not known."""
+    known = sorted(DENSE_BF16_FLOPS, key=len, reverse=True)
+    if "Laptop" in device_name:  # another chip under the same name
+        return None
+    # A whole word, so that an A100 is no A10.
+    words = f" {device_name.replace('-', ' ')} "
+    return next((DENSE_BF16_FLOPS[name] for name in known if f" {name} " in words), None)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The memory of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

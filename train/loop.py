@@ -2,20 +2,24 @@
 
 import gc
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from train.data import MicroBatch, RankReader, count_tokens, extend_hash, refuse_end
-from train.distributed import is_compiled, sum_over_ranks
-from train.evaluate import open_validation, validation_losses
-from train.hardware import device_name, memory_used, peak_flops
-from train.metrics import Meter, Record, append_metrics, format_record
+from model.loss import IGNORED
+from pipeline.dataset import PackedDataset
+from train.data import MicroBatch, RankReader, count_tokens, extend_hash, read_micro_batch, refuse_end
+from train.distributed import device_name, is_compiled, peak_flops, sum_over_ranks
+from train.metrics import Meter, Record, Watcher, append_metrics, format_record, open_profiler, open_watchers
 from train.optim import clip_gradients, learning_rate_at, update_weights, weight_norm
 from train.run import Run, is_rolled_back, not_finite, report
 from train.signals import StopRequest, StopRequestedError
-from train.watching import Watcher, open_profiler, open_watchers
+
+Validation = dict[str, PackedDataset]
 
 
 def train(run: Run, *, stop: StopRequest) -> None:
@@ -48,7 +52,7 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
     after_step = open_profiler(config, rank=run.placement.rank, stack=stack)
     if validation and is_compiled(config, run.placement.device):
         # All is compiled before the first step: a signal in the middle of a compilation is heard only after it.
-        validation_losses(run, validation, max_windows=1, before_each=stop.check)
+        validation_losses(run, validation, before_each=stop.check, max_windows=1)
     meter, reader = Meter(), RankReader(run.dataset, config, run.placement)
     while run.step < config.num_steps:
         position = run.manifest.position
@@ -67,18 +71,14 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
                 record = measure(run, meter, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
                 with meter.paused():
                     if is_validated:
-                        record["valid_loss"] = validation_losses(
-                            run, validation, max_windows=config.valid_windows, before_each=stop.check
-                        )
+                        record["valid_loss"] = validation_losses(run, validation, before_each=stop.check)
                     log(run, record, watchers)
             if is_saved:
                 with meter.paused():
                     save(run)
 
 
-def train_step(
-    run: Run, batch: list[MicroBatch], *, learning_rate: float, stop: StopRequest
-) -> tuple[torch.Tensor, torch.Tensor]:
+def train_step(run: Run, batch: list[MicroBatch], *, learning_rate: float, stop: StopRequest) -> tuple[Tensor, Tensor]:
     """One update. Returns the mean loss and the norm of all gradients, over all ranks; both stay on the device.
 
     The loss is divided by the targets of the whole step. The update is skipped, on all ranks alike, where the loss or
@@ -123,12 +123,12 @@ def is_due(run: Run, every: int) -> bool:
     return run.step == run.config.num_steps or (every > 0 and run.step % every == 0)
 
 
-def measure(run: Run, meter: Meter, *, loss: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float) -> Record:
+def measure(run: Run, meter: Meter, *, loss: Tensor, grad_norm: Tensor, learning_rate: float) -> Record:
     """The metrics of this step. The host waits for the device here."""
     config, device = run.config, run.placement.device
     loss_value, grad_norm_value = loss.item(), grad_norm.item()
     speed = meter.read(tokens_per_step=config.tokens_per_step)
-    flops = speed["tokens_per_second"] * run.model_config.flops_per_token(config.seq_len)
+    flops = speed["tokens_per_second"] * run.model.config.flops_per_token(config.seq_len)
     peak = peak_flops(device_name(device))
     return {
         "step": run.step,
@@ -138,10 +138,56 @@ def measure(run: Run, meter: Meter, *, loss: torch.Tensor, grad_norm: torch.Tens
         "tokens": run.manifest.tokens,
         **speed,
         **({"mfu": flops / (run.placement.world_size * peak)} if peak else {}),
-        **memory_used(device),
+        **({"memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
         "skipped_updates": int(run.bad_in_all),
         "tokens_per_source": run.manifest.tokens_per_source,
     }
+
+
+def open_validation(run: Run) -> Validation:
+    """The validation split of each source alone, so that its positions are its windows. Empty where it is off; a source
+    with less than one window of it is left out, and that is said."""
+    config, opened = run.config, {}
+    for source in run.dataset.sources if config.valid_every else ():
+        tokens = [shard["tokens"] for shard in run.dataset.shards(source, "validation")]
+        if max(tokens, default=0) > config.seq_len:
+            opened[source] = PackedDataset(config.data, seq_len=config.seq_len, mix={source: 1.0}, split="validation")
+        else:
+            run.placement.say(
+                f"valid   not on {source}: {sum(tokens):,} validation tokens hold no window of {config.seq_len + 1:,}"
+            )
+    return opened
+
+
+@torch.no_grad()
+def validation_losses(
+    run: Run, validation: Validation, *, before_each: Callable[[], None], max_windows: int | None = None
+) -> dict[str, float]:
+    """The mean loss per target of each source, of all ranks together. Raises AlikeError if one is not finite.
+    `before_each` is called before every micro-batch, as often on all ranks; it may raise."""
+    losses, place, rows = {}, run.placement, run.config.micro_batch_size
+    for source, dataset in validation.items():
+        num_windows = min(max_windows or run.config.valid_windows, dataset.num_windows(source))
+        # All ranks have as many chunks, or the sharded model would hang: the last ones are filled up.
+        num_rounds = -(-num_windows // (rows * place.world_size))
+        positions = np.arange(num_rounds * place.world_size * rows).reshape(num_rounds, place.world_size, rows)
+        loss = torch.zeros((), device=place.device)
+        for chunk in positions[:, place.rank]:
+            before_each()
+            loss += _chunk_loss(run, dataset, chunk, num_windows=num_windows)
+        losses[source] = sum_over_ranks(loss).item() / (num_windows * run.config.seq_len)
+        if not math.isfinite(losses[source]):
+            raise not_finite(run, f"the validation loss of {source} is {losses[source]} at step {run.step:,}")
+    return losses
+
+
+def _chunk_loss(run: Run, dataset: PackedDataset, positions: np.ndarray, *, num_windows: int) -> Tensor:
+    """The loss summed over the targets of these positions; those at or past num_windows have none."""
+    readable = np.minimum(positions, num_windows - 1)
+    batch = read_micro_batch(dataset, readable, has_mask=run.config.document_mask == "on").to(run.placement.device)
+    is_filler = torch.from_numpy(positions >= num_windows).to(run.placement.device)
+    targets = batch.targets.masked_fill(is_filler[:, None], IGNORED)
+    return run.model(batch.inputs, targets=targets, cu_seqlens=batch.cu_seqlens)
 
 
 def save(run: Run) -> None:

@@ -47,10 +47,8 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
 
 
 def update_weights(optimizer: torch.optim.AdamW, *, learning_rate: float, is_skipped: torch.Tensor) -> None:
-    """One update from the gradients, which are then dropped. No weight changes where `is_skipped` (a bool scalar).
-
-    The flag stays on the device, so the host does not wait: fused AdamW leaves all as it is where found_inf is 1.
-    """
+    """One update from the gradients, which are then dropped. No weight changes where `is_skipped` (a bool scalar). The
+    flag stays on the device, so the host does not wait: fused AdamW leaves all as it is where found_inf is 1."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.found_inf = is_skipped.float()

@@ -40,12 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(name, *summarise(records), sep="\n")
         draw(runs, flags.out)
         print(f"drawn   {flags.out}")
-        refuse_height(runs, share=flags.require_fall)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(f"error: {error}: pip install 'tokenmill[log]'", file=sys.stderr)
+        for name, records in runs.items():
+            first, last, share = records[0]["loss"], last_loss(records), flags.require_fall
+            if share is not None and not last <= share * first:  # not a number fails too
+                raise ValueError(f"the loss of {name} did not fall to {share:g} of {first:.4f}: {last:.4f}")
+    except (ValueError, OSError, ImportError) as error:
+        advice = ": pip install 'tokenmill[log]'" if isinstance(error, ImportError) else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
         return 1
     return 0
 
@@ -62,14 +63,6 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     """The runs' names: those of their folders, or where two are alike, as they were given."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
-
-
-def refuse_height(runs: dict[str, list[Record]], *, share: float | None) -> None:
-    """Raises ValueError where the loss of a run did not fall to a share of its first."""
-    for name, records in runs.items():
-        first, last = records[0]["loss"], last_loss(records)
-        if share is not None and not last <= share * first:  # not a number fails too
-            raise ValueError(f"the loss of {name} did not fall to {share:g} of {first:.4f}: {last:.4f}")
 
 
 def curves_of(records: Sequence[Record]) -> dict[str, tuple[list[int], list[float]]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from model.attention import choose_backend
 from model.config import ModelConfig
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
@@ -16,7 +15,7 @@ from train.config import TrainConfig
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
 from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
-from train.metrics import cut_metrics, read_metrics, summarise
+from train.metrics import cut_metrics, read_metrics, replace_text, summarise
 from train.optim import build_optimizer
 
 LARGEST_NUM_ROLLBACKS = 3  # So often a run goes back to the same checkpoint.
@@ -27,7 +26,6 @@ class Run:
     """Everything that one training process holds. The last four move; the rest stays."""
 
     config: TrainConfig
-    model_config: ModelConfig
     placement: Placement
     dataset: PackedDataset
     model: Transformer
@@ -50,10 +48,8 @@ class Run:
 
 
 def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, placement: Placement) -> Run:
-    """A run with its model and optimizer as they are at its first step, or in its newest whole checkpoint.
-
-    Raises AlikeError for the folder of another run.
-    """
+    """A run with its model and optimizer as they are at its first step, or in its newest whole checkpoint. Raises
+    AlikeError for the folder of another run."""
     manifest = describe_start(config, model_config, dataset)
     checkpoint, complaints = choose_checkpoint(config.out)
     changes: list[str] = []
@@ -62,18 +58,21 @@ def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDat
         refuse_other_run(saved, current=manifest, run_folder=config.out)
         changes = list_changes(saved, current=manifest)
         manifest = replace(saved, config=manifest.config)
-    backend = choose_backend(config.attention, device_type=placement.device.type)
-    model = build_model(model_config, attention_backend=backend, settings=config, placement=placement)
+    model = build_model(model_config, config, placement=placement)
     optimizer = build_optimizer(model, config)
     is_unfinished = manifest.step < config.num_steps
     if checkpoint and is_unfinished:
         load_checkpoint(checkpoint, model=model, optimizer=optimizer)
     saver = Saver(config, model=model, optimizer=optimizer, last_step=manifest.step)
     none_bad = torch.zeros((), dtype=torch.int64, device=placement.device)
-    run = Run(config, model_config, placement, dataset, model, optimizer, saver, manifest, none_bad, none_bad)
+    run = Run(config, placement, dataset, model, optimizer, saver, manifest, none_bad, none_bad)
     announce(run, changes=changes, complaints=complaints)
     if placement.rank == 0 and is_unfinished:
-        prepare_folder(run)
+        tokenizer = dataset.tokenizer_path
+        (config.out / "tokenizer").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tokenizer, config.out / "tokenizer" / tokenizer.name)
+        replace_text(config.out / "config.json", json.dumps(config.as_json(), indent=2) + "\n")
+        cut_metrics(run.metrics_path, last_step=run.step)  # to end where this run goes on
     return run
 
 
@@ -90,36 +89,22 @@ def describe_start(config: TrainConfig, model_config: ModelConfig, dataset: Pack
     )
 
 
-def prepare_folder(run: Run) -> None:
-    """Make RUN_DIR: the settings, the tokenizer, and metrics that end where this run goes on."""
-    tokenizer = run.dataset.tokenizer_path
-    folder = run.config.out / "tokenizer"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(tokenizer, folder / tokenizer.name)
-    (run.config.out / "config.json").write_text(json.dumps(run.config.as_json(), indent=2) + "\n", encoding="utf-8")
-    cut_metrics(run.metrics_path, last_step=run.step)
-
-
 def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
     """Say what is about to be trained, on what, and from where."""
-    config, placement = run.config, run.placement
-    placement.say(f"data    {config.data}  tokenizer {run.dataset.tokenizer['name']}")
-    for line in describe_sources(run.dataset, num_samples=config.num_steps * config.samples_per_step):
-        placement.say(f"source  {line}")
-    placement.say(
-        f"model   {run.model_config.num_parameters():,} parameters  vocabulary {run.model_config.vocab_size:,}"
-        f"  attention {run.model.attention_backend}  document mask {config.document_mask}"
-    )
-    placement.say(
+    config, shape, place = run.config, run.model.config, run.placement
+    lines = [
+        f"data    {config.data}  tokenizer {run.dataset.tokenizer['name']}",
+        *describe_sources(run.dataset, num_samples=config.num_steps * config.samples_per_step),
+        f"model   {shape.num_parameters():,} parameters  vocabulary {shape.vocab_size:,}"
+        f"  attention {run.model.attention_backend}  document mask {config.document_mask}",
         f"run     {config.out}  {config.num_steps:,} steps of {config.tokens_per_step:,} tokens"
-        f"  {placement.world_size} x {placement.device.type}  accumulation {config.accumulation(placement.world_size)}"
-    )
-    for complaint in complaints:
-        placement.say(f"damaged {complaint}: it was set aside, and the one before it is used")
+        f"  {place.world_size} x {place.device.type}  accumulation {config.accumulation(place.world_size)}",
+        *(f"damaged {complaint}: it was set aside, and the one before it is used" for complaint in complaints),
+    ]
     if 0 < run.step < config.num_steps:
-        placement.say(f"resume  from step {run.step:,}, {run.manifest.tokens:,} tokens")
-        for change in changes:
-            placement.say(f"changed {change}")
+        lines.append(f"resume  from step {run.step:,}, {run.manifest.tokens:,} tokens")
+        lines += [f"changed {change}" for change in changes]
+    place.say("\n".join(lines))
 
 
 def is_rolled_back(run: Run) -> bool:

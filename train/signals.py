@@ -46,10 +46,8 @@ class StopRequest:
             os._exit(0)
 
     def check(self) -> None:
-        """Raises StopRequestedError on every rank if any has received a signal; all ranks call it alike.
-
-        The ranks agree over gloo, a fraction of a millisecond between their hosts: the GPU is not waited for.
-        """
+        """Raises StopRequestedError on every rank if any has received a signal; all ranks call it alike. The ranks
+        agree over gloo, a fraction of a millisecond between their hosts: the GPU is not waited for."""
         received = torch.tensor(self.received)
         dist.all_reduce(received, op=dist.ReduceOp.MAX)
         if received:
