@@ -23,10 +23,8 @@ KeyValueCache = dict[int, tuple[Tensor, Tensor]]  # By layer, of the tokens so f
 
 def build_document_mask(cu_seqlens: Tensor | None, *, shape: torch.Size, backend: str) -> Tensor | None:
     """What a backend takes to keep documents apart: cu_seqlens itself, or for sdpa which keys a query may see.
-
     cu_seqlens, int32: 0, then each document's end in the B * T tokens, the last repeated; each row's end is one of
-    them. None: all is one document. For sdpa bool, (B, 1, T, T), built once for all layers.
-    """
+    them. None: all is one document. For sdpa bool, (B, 1, T, T), built once for all layers."""
     if cu_seqlens is None or backend != "sdpa":
         return cu_seqlens
     tokens = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
@@ -54,9 +52,7 @@ def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
     """Torch's own attention: (B, T, H, D) from query (B, T, H, D) and key, value (B, S, K, D). The reference. Without a
     mask it is plainly causal; a single query then is the newest token and sees every key."""
     output = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+        *(x.transpose(1, 2) for x in (query, key, value)),
         attn_mask=mask,
         is_causal=mask is None and query.shape[1] > 1,
         enable_gqa=query.shape[2] != key.shape[2],

@@ -23,17 +23,13 @@ class ModelConfig:
     tie_embeddings: bool = False  # Whether the head uses the embedding's matrix.
 
     def __post_init__(self) -> None:
-        counts = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
-        for name in (*counts, "max_seq_len", "norm_eps", "rope_base"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if name != "tie_embeddings" and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.head_dim % 2:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} / num_heads {self.num_heads} is {self.head_dim}:"
-                " rotary positions need an even head size"
-            )
+            raise ValueError(f"hidden_size / num_heads is {self.head_dim}: rotary positions need an even head size")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
 
@@ -50,11 +46,7 @@ class ModelConfig:
         return self.num_layers * (attention + mlp) + self.vocab_size * self.hidden_size
 
     def num_parameters(self) -> int:
-        """All weights, a tied matrix counted once.
-
-        >>> named_size("tinyllama-1.1b").num_parameters()
-        1100048384
-        """
+        """All weights, a tied matrix counted once."""
         norms = (2 * self.num_layers + 1) * self.hidden_size
         embedding = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
         return self.num_matmul_parameters() + norms + embedding
@@ -80,9 +72,9 @@ NAMED_SIZES: dict[str, ModelConfig] = {
 
 def named_size(name: str) -> ModelConfig:
     """The shape with this name. Raises ValueError with the nearest names for any other."""
-    if name in NAMED_SIZES:
-        return NAMED_SIZES[name]
-    raise ValueError(f"there is no model size {name!r}: {nearest(name, NAMED_SIZES)}")
+    if name not in NAMED_SIZES:
+        raise ValueError(f"there is no model size {name!r}: {nearest(name, NAMED_SIZES)}")
+    return NAMED_SIZES[name]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,35 +8,28 @@ from torch import Tensor
 
 from model.config import ModelConfig
 
-OUTER_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
+THEIR_NAMES = {
+    "embedding": "model.embed_tokens",
+    "blocks": "model.layers",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "attention": "self_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
 }
-
-BLOCK_NAMES = {
-    "attention_norm.weight": "input_layernorm.weight",
-    "attention.query.weight": "self_attn.q_proj.weight",
-    "attention.key.weight": "self_attn.k_proj.weight",
-    "attention.value.weight": "self_attn.v_proj.weight",
-    "attention.output.weight": "self_attn.o_proj.weight",
-    "mlp_norm.weight": "post_attention_layernorm.weight",
-    "mlp.gate.weight": "mlp.gate_proj.weight",
-    "mlp.up.weight": "mlp.up_proj.weight",
-    "mlp.down.weight": "mlp.down_proj.weight",
-}
+"""Of each part of a weight's name; parts that are not here are the same in both."""
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights under transformers' names; the tensors themselves, not copies. A tied head has no name in either."""
-    renamed = {}
-    for name, weight in weights.items():
-        if name in OUTER_NAMES:
-            renamed[OUTER_NAMES[name]] = weight
-        else:
-            _, layer, inner = name.split(".", maxsplit=2)
-            renamed[f"model.layers.{layer}.{BLOCK_NAMES[inner]}"] = weight
-    return renamed
+    return {".".join(THEIR_NAMES.get(part, part) for part in name.split(".")): weights[name] for name in weights}
 
 
 def to_huggingface_config(config: ModelConfig, *, bos_id: int | None, eos_id: int) -> dict[str, Any]:

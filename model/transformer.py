@@ -131,11 +131,9 @@ class Transformer(nn.Module):
         cu_seqlens: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """The loss summed over targets (float32 scalar), or without targets the logits (B, T, vocab_size).
-
-        tokens and targets int64 (B, T). cu_seqlens: where documents end, see build_document_mask; None: they are one.
-        Both come from here because a sharded model gathers its weights when its forward is called.
-        """
+        """The loss summed over targets (float32 scalar), or without targets the logits (B, T, vocab_size). tokens and
+        targets int64 (B, T). cu_seqlens: where documents end, see build_document_mask; None: they are one. Both come
+        from here because a sharded model gathers its weights when its forward is called."""
         documents = build_document_mask(cu_seqlens, shape=tokens.shape, backend=self.attention_backend)
         start = cache[0][0].shape[1] if cache else 0
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)

@@ -160,12 +160,12 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(server, 
 def test_a_signal_in_the_middle_of_a_validation_stops_all_ranks(server, data, tmp_path):
     stops = """
 import os, signal, train.loop
-chunk_loss = train.loop._chunk_loss
-def _chunk_loss(*arguments, **options):
+read = train.loop.read_micro_batch
+def read_micro_batch(*arguments, **options):
     os.kill(os.getpid(), signal.SIGTERM)
-    return chunk_loss(*arguments, **options)
+    return read(*arguments, **options)
 if rank == 1:
-    train.loop._chunk_loss = _chunk_loss
+    train.loop.read_micro_batch = read_micro_batch
 """
     ended = run_ranks(server, data, tmp_path / "run", "--steps", "8", "--valid-every", "3", prelude=stops)
     assert ended.codes == [0, 0], ended.errors

@@ -90,15 +90,16 @@ def write_checkpoint(config: TrainConfig, manifest: Manifest, *, state: State, g
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             _sync(final.parent)
-            _drop_old(config)
+            for old in find_checkpoints(config.out)[: -config.keep_checkpoints]:
+                if not config.keep_every or step_of(old) % config.keep_every:
+                    # Renamed first, so that a kill leaves nothing that looks complete.
+                    shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
 
 
 def choose_checkpoint(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, on all ranks together, and what is wrong with newer ones.
-
-    Each rank checks a part of the files; damaged folders are renamed, so that nothing else takes them. Raises
-    AlikeError where there are checkpoints and none is whole; they stay, so that the next try does not start anew.
-    """
+    """The newest checkpoint that is whole, on all ranks together, and what is wrong with newer ones. Each rank checks a
+    part of the files; damaged folders are renamed, so that nothing else takes them. Raises AlikeError where there are
+    checkpoints and none is whole; they stay, so that the next try does not start anew."""
     damaged: dict[Path, str] = {}
     for name in reversed(gather([path.name for path in find_checkpoints(run_folder)])[0]):
         checkpoint = run_folder / "checkpoints" / name
@@ -174,11 +175,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _drop_old(config: TrainConfig) -> None:
-    """Delete all but the newest keep_checkpoints and those at multiples of keep_every."""
-    for old in find_checkpoints(config.out)[: -config.keep_checkpoints]:
-        if not config.keep_every or step_of(old) % config.keep_every:
-            # Renamed first, so that a kill leaves nothing that looks complete.
-            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))

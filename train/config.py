@@ -23,7 +23,7 @@ Mistake = Literal["lr-floor", "decay-norms", "bos-fill"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. A recipe sets what it names; flags come last."""
+    """Train a Llama-family model from packed shards. A recipe sets what it names; flags come last."""
 
     data: str = "data/packed"
     """The dataset: a folder that pipeline/build.py finished, or where one was published (hf://, s3://, https://)."""
@@ -188,14 +188,7 @@ def read_flags(arguments: Sequence[str], *, defaults: TrainConfig, speaks: bool)
     """The settings after flags. An unknown flag ends the program with tyro's message, on the rank that speaks."""
     import tyro  # here alone: a program that makes its settings itself does without
 
-    return tyro.cli(
-        TrainConfig,
-        args=list(arguments),
-        default=defaults,
-        description="Train a Llama-family model from packed shards.",
-        console_outputs=speaks,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    return tyro.cli(TrainConfig, args=list(arguments), default=defaults, console_outputs=speaks)
 
 
 def _convert(value: Any, kind: Any) -> Any:

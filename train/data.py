@@ -113,11 +113,9 @@ def extend_hash(previous: str, samples: Located) -> str:
 
 
 def pad_document_ends(ends: list[np.ndarray], *, seq_len: int) -> np.ndarray:
-    """cu_seqlens of several rows laid end to end: int32, 0 first, the last end repeated up to a constant length.
-
-    The length is room for a document per 64 tokens, doubled where there are more: compiled code sees one shape all but
-    always. A repeated end is an empty document.
-    """
+    """cu_seqlens of several rows laid end to end: int32, 0 first, the last end repeated up to a constant length. The
+    length is room for a document per 64 tokens, doubled where there are more: compiled code sees one shape all but
+    always. A repeated end is an empty document."""
     joined = np.concatenate([row * seq_len + row_ends for row, row_ends in enumerate(ends)])
     room = len(ends) * max(8, seq_len // 64)
     while room < len(joined):

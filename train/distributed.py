@@ -96,11 +96,9 @@ def stop_ranks(*, in_order: bool) -> None:
 
 
 def end_process(main: Callable[[], int]) -> NoReturn:
-    """Run an entry point that joins a process group, then end the process at once with its exit code.
-
-    The interpreter is not shut down: a gloo thread may still hold a tensor of the last collective, and Python before
-    3.14 unwinds a thread that asks for the GIL during the shutdown, to drop it. The rank would die of SIGABRT.
-    """
+    """Run an entry point that joins a process group, then end the process at once with its exit code. The interpreter
+    is not shut down: a gloo thread may still hold a tensor of the last collective, and Python before 3.14 unwinds a
+    thread that asks for the GIL during the shutdown, to drop it. The rank would die of SIGABRT."""
     try:
         code = main()
     except SystemExit:

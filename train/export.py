@@ -2,7 +2,7 @@
 
     python train/export.py runs/tinyllama --out exported
 
-The weights are float32 as trained, or --dtype bfloat16. What was written is read back and compared with the checkpoint.
+The weights are float32 as trained, or --dtype bfloat16.
 """
 
 import json
@@ -18,8 +18,7 @@ if __package__ in (None, ""):  # started as `python train/export.py`
 
 import torch
 import tyro
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from model.huggingface import to_huggingface, to_huggingface_config
 from train.generate import find_tokenizer, load_model
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"saved   {flags.out}  {num_weights:,} weights, read back and equal")
+    print(f"saved   {flags.out}  {num_weights:,} weights")
     return 0
 
 
@@ -62,7 +61,6 @@ def export(run: Path, out: Path, *, dtype: torch.dtype) -> int:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    refuse_difference(temporary / "model.safetensors", weights)
     first_id, eos_id = manifest.first_id, manifest.dataset["eos_id"]
     settings = to_huggingface_config(manifest.model_config, bos_id=first_id, eos_id=eos_id)
     for name, content in {
@@ -74,14 +72,6 @@ def export(run: Path, out: Path, *, dtype: torch.dtype) -> int:
     shutil.copyfile(tokenizer, temporary / tokenizer.name)
     temporary.rename(out)
     return sum(weight.numel() for weight in weights.values())
-
-
-def refuse_difference(path: Path, weights: dict[str, Tensor]) -> None:
-    """Raises ValueError if the file does not hold exactly these weights."""
-    again = load_file(path)
-    different = [name for name, weight in weights.items() if name not in again or not torch.equal(again[name], weight)]
-    if different or again.keys() != weights.keys():
-        raise ValueError(f"{path} does not hold what was written: {', '.join(different[:3]) or 'other names'}")
 
 
 if __name__ == "__main__":

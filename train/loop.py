@@ -79,11 +79,9 @@ def train_steps(run: Run, *, stop: StopRequest, stack: ExitStack) -> None:
 
 
 def train_step(run: Run, batch: list[MicroBatch], *, learning_rate: float, stop: StopRequest) -> tuple[Tensor, Tensor]:
-    """One update. Returns the mean loss and the norm of all gradients, over all ranks; both stay on the device.
-
-    The loss is divided by the targets of the whole step. The update is skipped, on all ranks alike, where the loss or
-    the norm is not finite. Raises StopRequestedError between micro-batches.
-    """
+    """One update. Returns the mean loss and the norm of all gradients, over all ranks; both stay on the device. The
+    loss is divided by the targets of the whole step. The update is skipped, on all ranks alike, where the loss or the
+    norm is not finite. Raises StopRequestedError between micro-batches."""
     device, num_targets = run.placement.device, run.config.tokens_per_step
     if run.config.packing == "best-fit":
         num_targets = sum_over_ranks(torch.tensor(sum(each.num_targets for each in batch), device=device))
@@ -174,20 +172,15 @@ def validation_losses(
         loss = torch.zeros((), device=place.device)
         for chunk in positions[:, place.rank]:
             before_each()
-            loss += _chunk_loss(run, dataset, chunk, num_windows=num_windows)
+            readable = np.minimum(chunk, num_windows - 1)
+            batch = read_micro_batch(dataset, readable, has_mask=run.config.document_mask == "on").to(place.device)
+            is_filler = torch.from_numpy(chunk >= num_windows).to(place.device)
+            targets = batch.targets.masked_fill(is_filler[:, None], IGNORED)
+            loss += run.model(batch.inputs, targets=targets, cu_seqlens=batch.cu_seqlens)
         losses[source] = sum_over_ranks(loss).item() / (num_windows * run.config.seq_len)
         if not math.isfinite(losses[source]):
             raise not_finite(run, f"the validation loss of {source} is {losses[source]} at step {run.step:,}")
     return losses
-
-
-def _chunk_loss(run: Run, dataset: PackedDataset, positions: np.ndarray, *, num_windows: int) -> Tensor:
-    """The loss summed over the targets of these positions; those at or past num_windows have none."""
-    readable = np.minimum(positions, num_windows - 1)
-    batch = read_micro_batch(dataset, readable, has_mask=run.config.document_mask == "on").to(run.placement.device)
-    is_filler = torch.from_numpy(positions >= num_windows).to(run.placement.device)
-    targets = batch.targets.masked_fill(is_filler[:, None], IGNORED)
-    return run.model(batch.inputs, targets=targets, cu_seqlens=batch.cu_seqlens)
 
 
 def save(run: Run) -> None:

@@ -21,20 +21,9 @@ from model.attention import choose_backend
 from model.config import ModelConfig
 from model.loss import ROWS_PER_CHUNK
 from pipeline.dataset import Catalogue, PackedDataset
+from train import distributed
 from train.config import TrainConfig, load_recipe, read_flags, recipe_names
 from train.data import describe_sources, open_dataset, refuse_end
-from train.distributed import (
-    BYTES_PER_WEIGHT,
-    device_name,
-    end_process,
-    from_torchrun,
-    num_parts,
-    peak_flops,
-    print_error,
-    resolve_device,
-    start_ranks,
-    stop_ranks,
-)
 from train.loop import train
 from train.optim import learning_rate_at
 from train.run import start_run
@@ -47,7 +36,6 @@ CPU_FLOPS_PER_CORE = 50e9  # A rough figure for float32 matrix work, to say how 
 EXPECTED_MFU = 0.45  # Of the dense peak: what trainers of about 1B parameters publish lies from 0.39 to 0.56.
 USUAL_GPUS = ("H200", "A100", "RTX 4090")
 PLOT_ROWS, PLOT_COLUMNS = 8, 60
-GIB = 1 << 30
 SECONDS_PER_DAY = 24 * 3600
 
 
@@ -56,55 +44,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_finished = False
     try:
         config, device_type = read_config(sys.argv[1:] if arguments is None else arguments)
-        dataset, model_config = check_config(config, device_type)
+        config.check()
+        config.accumulation(distributed.from_torchrun("WORLD_SIZE", 1))
+        dataset = open_dataset(config.data, config.as_json())
+        if misfit := find_misfit(config, dataset):
+            raise ValueError(misfit)
+        refuse_end(dataset, config)
+        shape = config.model_config(dataset.vocab_size)
+        choose_backend(config.attention, device_type=device_type)  # refused here, where all ranks are refused alike
         if config.dry_run:
-            print_forecast(config, model_config, dataset, device_type=device_type)
+            print_forecast(config, shape, dataset, device_type=device_type)
             return 0
+        refuse_cpu(config, shape, device_type=device_type)
         with StopRequest() as stop:
-            run = start_run(config, model_config, dataset, placement=start_ranks(device_type))
+            run = start_run(config, shape, dataset, placement=distributed.start_ranks(device_type))
             train(run, stop=stop)
         is_finished = True
     except (ValueError, OSError) as error:
-        print_error(error)
+        distributed.print_error(error)
         return 1
     except torch.OutOfMemoryError as error:
-        print_error(f"out of memory: a smaller --micro-batch-size or --activation-checkpointing full helps ({error})")
+        advice = "a smaller --micro-batch-size or --activation-checkpointing full would help"
+        distributed.print_error(f"out of memory: {advice} ({error})")
         return 1
     finally:
-        stop_ranks(in_order=is_finished)
+        distributed.stop_ranks(in_order=is_finished)
     return 0
 
 
 def read_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
     """The settings (defaults < recipe < flags) and the device's type. The flags are read twice: first to learn the
     recipe, or the data and the device that decide it. --help shows its values, or the demo's where none is named."""
-    speaks = from_torchrun("RANK", 0) == 0
+    speaks = distributed.from_torchrun("RANK", 0) == 0
     flags = read_flags([word for word in arguments if word not in HELP], defaults=TrainConfig(), speaks=speaks)
     recipe = flags.recipe
     if recipe is None and not HELP.isdisjoint(arguments):
         recipe = CPU_RECIPE
     if recipe is None:
-        recipe, reason = choose_recipe(flags.data, device_type=resolve_device(flags.device))
+        recipe, reason = choose_recipe(flags.data, device_type=distributed.resolve_device(flags.device))
         if speaks:
             print(reason, flush=True)
     config = read_flags(arguments, defaults=load_recipe(recipe), speaks=speaks)
     out = config.out or Path("runs") / Path(recipe).stem
-    return replace(config, out=out), resolve_device(config.device)
-
-
-def check_config(config: TrainConfig, device_type: str) -> tuple[PackedDataset, ModelConfig]:
-    """The dataset and the model's shape, once settings, data and machine are known to agree. Raises ValueError."""
-    config.check()
-    config.accumulation(from_torchrun("WORLD_SIZE", 1))
-    dataset = open_dataset(config.data, config.as_json())
-    if misfit := find_misfit(config, dataset):
-        raise ValueError(misfit)
-    refuse_end(dataset, config)
-    model_config = config.model_config(dataset.vocab_size)
-    if not config.dry_run:
-        refuse_cpu(config, model_config, device_type=device_type)
-    choose_backend(config.attention, device_type=device_type)  # refused here, where all ranks are refused alike
-    return dataset, model_config
+    return replace(config, out=out), distributed.resolve_device(config.device)
 
 
 def choose_recipe(data: str, *, device_type: str) -> tuple[str, str]:
@@ -153,16 +135,17 @@ def refuse_cpu(config: TrainConfig, model_config: ModelConfig, *, device_type: s
 
 def print_forecast(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, device_type: str) -> None:
     """Say what the run would be. What does not fit together has been refused before."""
-    ranks = from_torchrun("WORLD_SIZE", 1)
+    ranks = distributed.from_torchrun("WORLD_SIZE", 1)
     print(f"recipe  {config.recipe}  model {model_config.num_parameters():,} parameters")
     print(f"steps   {config.num_steps:,} of {config.tokens_per_step:,} tokens, {config.tokens:,} wanted in all")
     print(f"        {ranks} ranks: {config.accumulation(ranks)} micro-batches of {config.micro_batch_size} each")
     sources = describe_sources(dataset, num_samples=config.num_steps * config.samples_per_step)
     print(*sources, *plot_schedule(config), sep="\n")
-    parts = num_parts(config.sharding, world_size=ranks)
+    parts = distributed.num_parts(config.sharding, world_size=ranks)
     for name, num_bytes in estimate_memory(config, model_config, num_parts=parts).items():
-        print(f"memory  {num_bytes / GIB:7.2f} GiB  {name}")
-    for line in estimate_times(config, model_config, device=torch.device(device_type), ranks=ranks):
+        print(f"memory  {num_bytes / 2**30:7.2f} GiB  {name}")
+    device_name = distributed.device_name(torch.device(device_type))
+    for line in estimate_times(config, model_config, device_name=device_name, ranks=ranks):
         print(f"time    {line}")
     print("dry run: nothing was trained")
 
@@ -197,7 +180,7 @@ def estimate_memory(config: TrainConfig, shape: ModelConfig, *, num_parts: int) 
     head = shape.vocab_size * shape.hidden_size
     of_loss = 8.0 * ROWS_PER_CHUNK["cuda"] * shape.vocab_size + 6.0 * head + 4.0 * tokens * shape.hidden_size
     parts = {
-        "weights, gradients, AdamW's moments": BYTES_PER_WEIGHT * shape.num_parameters() / num_parts,
+        "weights, gradients, AdamW's moments": distributed.BYTES_PER_WEIGHT * shape.num_parameters() / num_parts,
         "weights in bfloat16": 2.0 * shape.num_parameters(),
         "activations": 2.0 * tokens * shape.num_layers * per_block,
         "the loss: one chunk of logits, gradients of head and inputs": of_loss,
@@ -205,14 +188,13 @@ def estimate_memory(config: TrainConfig, shape: ModelConfig, *, num_parts: int) 
     return parts | {"in all, estimated": sum(parts.values())}
 
 
-def estimate_times(config: TrainConfig, shape: ModelConfig, *, device: torch.device, ranks: int) -> Iterator[str]:
+def estimate_times(config: TrainConfig, shape: ModelConfig, *, device_name: str, ranks: int) -> Iterator[str]:
     """Tokens/s and days on this device, or where it is unknown, on usual GPUs."""
-    names = (device_name(device),) if peak_flops(device_name(device)) else USUAL_GPUS
-    for name in names:
-        speed = EXPECTED_MFU * peak_flops(name) * ranks / shape.flops_per_token(config.seq_len)
+    for name in (device_name,) if distributed.peak_flops(device_name) else USUAL_GPUS:
+        speed = EXPECTED_MFU * distributed.peak_flops(name) * ranks / shape.flops_per_token(config.seq_len)
         days = config.num_steps * config.tokens_per_step / speed / SECONDS_PER_DAY
         yield f"{ranks} x {name}: {speed:,.0f} tokens/s, {days:,.1f} days at {EXPECTED_MFU:.0%} of the dense peak"
 
 
 if __name__ == "__main__":
-    end_process(main)
+    distributed.end_process(main)

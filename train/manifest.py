@@ -15,8 +15,6 @@ MANIFEST = "checkpoint.json"
 FORMAT_VERSION = 3
 FIXED_FIELDS = ("seq_len", "tokens_per_step", "seed", "document_mask", "packing", "shuffle")
 """Settings that a run keeps to its end: with others it would skip or repeat data, or see it differently."""
-LATER_FIELDS = {"packing": "concat", "shuffle": "global", "max_epochs": None}
-"""Settings that older checkpoints of this format lack, and what they had."""
 
 
 class DamageError(ValueError):
@@ -90,7 +88,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise AlikeError(f"{checkpoint} has format {version}, this code reads {FORMAT_VERSION}: use another --out")
     if sha256 != _hash(content):
         raise DamageError(f"checkpoint {checkpoint} is damaged, {MANIFEST} does not have the sha256 that it names")
-    return Manifest(**content | {"config": LATER_FIELDS | content["config"]})
+    return Manifest(**content)
 
 
 def find_damage(checkpoint: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
@@ -120,7 +118,7 @@ def refuse_other_run(manifest: Manifest, *, current: Manifest, run_folder: Path)
     pairs = [(f"a model with {name}", manifest.model[name], value) for name, value in current.model.items()]
     pairs += [("the dataset", *(run.dataset["fingerprint"] for run in (manifest, current)))]
     pairs += [("the mix", manifest.mix, current.mix)]
-    pairs += [(name, manifest.config[name], current.config[name]) for name in FIXED_FIELDS]
+    pairs += [(name, manifest.config.get(name), current.config[name]) for name in FIXED_FIELDS]
     for what, found, wanted in pairs:
         if found != wanted:
             raise AlikeError(

@@ -13,11 +13,9 @@ LR_FLOOR_TOKENS = 240_000 * 2_097_152
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of the update that makes `step` updates complete: 1 is the first, num_steps the last.
-
-    Linear to the peak at warmup_steps. Then half a cosine, or the peak and a linear end (wsd), to the peak times
-    min_lr_fraction at the last step.
-    """
+    """The learning rate of the update that makes `step` updates complete: 1 is the first, num_steps the last. Linear to
+    the peak at warmup_steps. Then half a cosine, or the peak and a linear end (wsd), to the peak times min_lr_fraction
+    at the last step."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     if "lr-floor" in config.mistakes and step * config.tokens_per_step <= LR_FLOOR_TOKENS:

@@ -35,9 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     flags = tyro.cli(PlotFlags, args=arguments)
     try:
-        runs = {name: read_run(run) for name, run in zip(short_names(flags.runs), flags.runs, strict=True)}
-        for name, records in runs.items():
-            print(name, *summarise(records), sep="\n")
+        names = [run.resolve().name for run in flags.runs]
+        names = names if len(set(names)) == len(names) else [str(run) for run in flags.runs]  # two are alike
+        runs = {}
+        for name, run in zip(names, flags.runs, strict=True):
+            runs[name] = read_metrics(run / "metrics.jsonl")
+            if not runs[name]:
+                raise ValueError(f"{run} holds no metrics: is it the folder of a training run?")
+            print(name, *summarise(runs[name]), sep="\n")
         draw(runs, flags.out)
         print(f"drawn   {flags.out}")
         for name, records in runs.items():
@@ -49,20 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}{advice}", file=sys.stderr)
         return 1
     return 0
-
-
-def read_run(run: Path) -> list[Record]:
-    """A run's records. Raises ValueError where there are none."""
-    records = read_metrics(run / "metrics.jsonl")
-    if not records:
-        raise ValueError(f"{run} holds no metrics: is it the folder of a training run?")
-    return records
-
-
-def short_names(runs: Sequence[Path]) -> list[str]:
-    """The runs' names: those of their folders, or where two are alike, as they were given."""
-    names = [run.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def curves_of(records: Sequence[Record]) -> dict[str, tuple[list[int], list[float]]]:

@@ -50,7 +50,15 @@ class Run:
 def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, placement: Placement) -> Run:
     """A run with its model and optimizer as they are at its first step, or in its newest whole checkpoint. Raises
     AlikeError for the folder of another run."""
-    manifest = describe_start(config, model_config, dataset)
+    names = ("vocab_size", "bos_id", "eos_id", "document_rule", "fingerprint")
+    identity = {"tokenizer": dataset.tokenizer["name"], "tokenizer_file": Path(dataset.tokenizer["file"]).name}
+    manifest = Manifest(
+        mix=shares_of(dataset),
+        dataset=identity | {name: getattr(dataset, name) for name in names},
+        model=asdict(model_config),
+        config=config.as_json(),
+        tokens_per_source=dict.fromkeys(dataset.sources, 0),
+    )
     checkpoint, complaints = choose_checkpoint(config.out)
     changes: list[str] = []
     if checkpoint:
@@ -76,19 +84,6 @@ def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDat
     return run
 
 
-def describe_start(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset) -> Manifest:
-    """The run of these settings before its first step."""
-    names = ("vocab_size", "bos_id", "eos_id", "document_rule", "fingerprint")
-    tokenizer = {"tokenizer": dataset.tokenizer["name"], "tokenizer_file": Path(dataset.tokenizer["file"]).name}
-    return Manifest(
-        mix=shares_of(dataset),
-        dataset=tokenizer | {name: getattr(dataset, name) for name in names},
-        model=asdict(model_config),
-        config=config.as_json(),
-        tokens_per_source=dict.fromkeys(dataset.sources, 0),
-    )
-
-
 def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
     """Say what is about to be trained, on what, and from where."""
     config, shape, place = run.config, run.model.config, run.placement
@@ -108,11 +103,9 @@ def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
 
 
 def is_rolled_back(run: Run) -> bool:
-    """Whether too many updates in a row, or the last, were not finite: the run is at its newest checkpoint again.
-
-    The data since then is left out: with the same weights and data the same would happen. The host waits for the
-    device here. Raises AlikeError where there is no checkpoint, or going back has not helped.
-    """
+    """Whether too many updates in a row, or the last, were not finite: the run is at its newest checkpoint again. The
+    data since then is left out: with the same weights and data the same would happen. The host waits for the device
+    here. Raises AlikeError where there is no checkpoint, or going back has not helped."""
     in_a_row = int(run.bad_in_a_row)
     is_last = run.step == run.config.num_steps
     if in_a_row == 0 or (in_a_row < run.config.max_bad_steps and not is_last):
