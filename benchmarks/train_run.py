@@ -15,11 +15,10 @@ from model.config import named_size
 from pipeline.shard import index_path, megatron_index, megatron_path, shard_name, token_dtype, write_dataset_json
 from train.config import TrainConfig, load_recipe
 from train.data import RankReader, open_dataset
-from train.distributed import start_ranks
+from train.distributed import StopRequest, start_ranks
 from train.loop import count_step, log, measure, train_step
 from train.metrics import Meter
 from train.run import Run, start_run
-from train.signals import StopRequest
 
 EOS = 2
 

@@ -106,8 +106,7 @@ FLAT_BACKENDS = {"flash": flash_attention, "varlen": varlen_attention}
 
 
 def choose_backend(wanted: str, *, device_type: str) -> str:
-    """The backend to use: the wanted one, or for `auto` the best that is present on this device. Raises ValueError
-    where the wanted one cannot run."""
+    """The backend to use: the wanted one, or for `auto` the best present. Raises ValueError where it cannot run."""
     present = []
     for backend, load in FLAT_BACKENDS.items() if device_type == "cuda" else ():
         with suppress(ImportError):  # also of a flash-attn that is installed, and was built for another torch

@@ -1,5 +1,4 @@
-"""The shape of a Llama-family model, the sizes that have a name, and what follows from a shape by formula. Knows no
-tensors: it can be imported where torch is absent."""
+"""The shape of a Llama-family model, the sizes that have a name, and what follows by formula. Needs no torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

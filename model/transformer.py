@@ -80,8 +80,6 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, *, layer: int, backend: str, recompute: Recompute) -> None:
         super().__init__()
         self.recompute = recompute
-        self.compute = self._compute
-        """What forward calls; compiled, FSDP's hooks stay outside and one compilation serves all blocks."""
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = Attention(config, layer=layer, backend=backend)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -89,9 +87,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """(B, T, C) from (B, T, C) and what the attention takes beside it."""
-        return self.compute(x, *context)
-
-    def _compute(self, x: Tensor, *context: Any) -> Tensor:
         if self.recompute == "off" or not torch.is_grad_enabled():
             return self._add(x, *context)
         choice = partial(create_selective_checkpoint_contexts, _choose)
@@ -146,8 +141,8 @@ class Transformer(nn.Module):
 
     def compile_blocks(self, **options: Any) -> None:
         """Let torch.compile make the blocks' code at their first call; `options` are its own."""
-        for block in self.blocks:
-            block.compute = torch.compile(block.compute, dynamic=False, fullgraph=True, **options)
+        for block in self.blocks:  # its forward, so that FSDP's hooks stay outside and one compilation serves all
+            block.forward = torch.compile(block.forward, dynamic=False, fullgraph=True, **options)
 
     @torch.no_grad()
     def init_weights(self, seed: int, *, write: Callable[[Tensor, Tensor], None] = Tensor.copy_) -> None:

@@ -64,7 +64,7 @@ def test_a_prompt_longer_than_the_windows_of_training_is_refused(run_folder):
     checkpoint = find_checkpoint(run_folder)
     manifest = read_manifest(checkpoint)
     model = load_model(checkpoint, manifest)
-    with pytest.raises(ValueError, match="the prompt has 33 tokens, the model was trained on 32 at once"):
+    with pytest.raises(ValueError, match="the prompt has 33 tokens, training had 32 at a time"):
         generate(model, [manifest.first_id, *[5] * 32], manifest=manifest, config=GenerateConfig(run_folder))
     config = GenerateConfig(run_folder, max_tokens=1000, temperature=0)
     assert len(generate(model, [manifest.first_id, *[5] * 30], manifest=manifest, config=config)) <= 1

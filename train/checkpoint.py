@@ -68,8 +68,7 @@ class Saver:
 
 
 def write_checkpoint(config: TrainConfig, manifest: Manifest, *, state: State, group: dist.ProcessGroup) -> None:
-    """Write a checkpoint from all ranks over a gloo group that nothing else uses meanwhile; drop those not to be kept.
-    Raises AlikeError where a rank could not write."""
+    """Write a checkpoint from all ranks over a group that nothing else uses, drop old ones. Raises AlikeError."""
     final = config.out / "checkpoints" / f"step-{manifest.step:08d}"
     temporary = final.with_name(final.name + ".tmp")
     rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)

@@ -13,12 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from model.config import ModelConfig, named_size, nearest
 
 RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
-VOCABULARY_MULTIPLE = 64
-"""The embedding's rows are padded to this, for full tiles: 50,257 becomes GPT-2's usual 50,304."""
+VOCABULARY_MULTIPLE = 64  # The embedding's rows are padded to it, for full tiles: 50,257 becomes GPT-2's usual 50,304.
 MAY_BE_ZERO = {"valid_every", "warmup_steps", "weight_decay", "seed", "keep_every", "profile"}
 FRACTIONS = {"min_lr_fraction", "decay_fraction"}
-
-Mistake = Literal["lr-floor", "decay-norms", "bos-fill"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,7 @@ class TrainConfig:
     mix: str | None = None  # Share of the tokens per source, as slimpajama:0.7,starcoder:0.3. Default: the dataset's.
 
     packing: Literal["concat", "best-fit"] = "concat"
-    """concat cuts text into windows; best-fit puts whole documents together and cuts only those that are longer than
-    seq_len. The validation loss is of windows either way."""
+    """concat cuts text into windows; best-fit cuts only documents longer than seq_len. Validation is of windows."""
     shuffle: Literal["global", "block"] = "global"
     """block: samples near each other are read near each other, for storage where random reads are dear."""
     max_epochs: str | None = None
@@ -76,7 +72,7 @@ class TrainConfig:
     max_bad_steps: int = 10
     """An update whose loss or gradient is not finite is skipped; after so many in a row the run goes back to its last
     checkpoint and leaves out the data since."""
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: tuple[Literal["lr-floor", "decay-norms", "bos-fill"], ...] = ()
     """TinyLlama's known mistakes, to reproduce it: lr-floor (the peak is held for the first 503B tokens), decay-norms
     (norms decay too), bos-fill (now and then a window of nothing but BOS)."""
 
@@ -88,8 +84,7 @@ class TrainConfig:
     where weights and optimizer state take less than a tenth of a GPU's memory, else a part."""
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile each block; auto: on CUDA.
     activation_checkpointing: Literal["off", "selective", "full"] = "off"
-    """Compute a block again in the backward pass instead of keeping it: all of it, or all but its matrix products and
-    attention."""
+    """Compute in the backward pass again, instead of keeping: all of a block, or all but matrix products, attention."""
 
     log_every: int = 10  # Steps between lines of metrics.
     valid_every: int = 1000  # Steps between validation losses; there is one at the end too. 0: never.
@@ -146,10 +141,8 @@ class TrainConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and less than 1, not {self.betas}")
         if self.warmup_steps >= self.num_steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps:,} must be fewer than steps {self.num_steps:,}, or the peak is never"
-                " left: use a smaller --warmup-steps or a larger --steps"
-            )
+            warmup, steps = f"warmup_steps {self.warmup_steps:,}", f"steps {self.num_steps:,}"
+            raise ValueError(f"{warmup} must be fewer than {steps}: use a smaller --warmup-steps or a larger --steps")
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON types."""
@@ -162,8 +155,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(recipe: str) -> TrainConfig:
-    """The settings of a recipe, given by name or as a TOML file. Raises ValueError for an unknown recipe or field, with
-    the nearest name, and for a value of another type."""
+    """The settings of a recipe, by name or TOML file. Raises ValueError for an unknown one or field, a wrong type."""
     path = Path(recipe) if recipe.endswith(".toml") else RECIPES_FOLDER / f"{recipe}.toml"
     if not path.is_file():
         raise ValueError(f"there is no recipe {recipe!r}: {nearest(recipe, recipe_names())}")

@@ -48,21 +48,17 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on the device. Ids travel in two bytes each and are widened there."""
-        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
         return replace(moved, tokens=moved.tokens.long())
 
-    def pin_memory(self) -> "MicroBatch":
-        """A copy in pinned memory, from which the device can copy by itself."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        """A copy of it with each of its tensors changed."""
         parts = (self.tokens, self.cu_seqlens, self.has_target)
         return MicroBatch(*(None if part is None else change(part) for part in parts))
 
 
 def open_dataset(path: str, settings: Mapping[str, Any]) -> PackedDataset:
-    """The dataset as a run of these settings (TrainConfig.as_json) reads it. Raises ValueError for a mix that is none,
-    or names a source that is not there."""
+    """The dataset as a run of these settings (TrainConfig.as_json) reads it. Raises ValueError for a wrong mix."""
     names = ("mix", "seq_len", "seed", "packing", "shuffle", "max_epochs")
     return PackedDataset(path, **{name: settings[name] for name in names})
 
@@ -94,9 +90,8 @@ def describe_sources(dataset: PackedDataset, *, num_samples: int) -> list[str]:
         kind, rest = "windows", f"{windows.num_unread_tokens:,} tokens in tails not read"
         if dataset.packing == "best-fit":
             kind, rest = "samples", f"{1 - windows.index.real_fraction:.4%} of them padding"
-        lines.append(
-            f"source  {source}  share {share:g}  {windows.num_windows:,} {kind}  {epochs:.2f} epochs{repeats}  {rest}"
-        )
+        read = f"{windows.num_windows:,} {kind}  {epochs:.2f} epochs{repeats}"
+        lines.append(f"source  {source}  share {share:g}  {read}  {rest}")
     return lines
 
 
@@ -113,17 +108,13 @@ def extend_hash(previous: str, samples: Located) -> str:
 
 
 def pad_document_ends(ends: list[np.ndarray], *, seq_len: int) -> np.ndarray:
-    """cu_seqlens of several rows laid end to end: int32, 0 first, the last end repeated up to a constant length. The
-    length is room for a document per 64 tokens, doubled where there are more: compiled code sees one shape all but
-    always. A repeated end is an empty document."""
-    joined = np.concatenate([row * seq_len + row_ends for row, row_ends in enumerate(ends)])
+    """cu_seqlens of several rows end to end: int32, 0 first, the last end repeated up to a length that is nearly always
+    the same for compiled code: room for a document per 64 tokens, doubled where there are more."""
+    joined = np.concatenate([[0], *(row * seq_len + row_ends for row, row_ends in enumerate(ends))]).astype(np.int32)
     room = len(ends) * max(8, seq_len // 64)
-    while room < len(joined):
+    while room < len(joined) - 1:
         room *= 2
-    padded = np.full(room + 1, len(ends) * seq_len, dtype=np.int32)
-    padded[0] = 0
-    padded[1 : len(joined) + 1] = joined
-    return padded
+    return np.pad(joined, (0, room + 1 - len(joined)), mode="edge")
 
 
 def read_micro_batch(
@@ -157,8 +148,7 @@ class RankReader:
     placement: Placement
 
     def read_step(self, position: int) -> list[MicroBatch]:
-        """This rank's micro-batches of the step that begins at a position. Where the disk has to be waited for, the
-        system is asked for those of the next step, too."""
+        """This rank's micro-batches of the step that begins at a position; after waiting for the disk it asks ahead."""
         config, place = self.config, self.placement
         options = {"has_mask": config.document_mask == "on", "has_bos_fill": "bos-fill" in config.mistakes}
         num_samples = config.samples_per_step // place.world_size
@@ -167,7 +157,7 @@ class RankReader:
         batches = [read_micro_batch(self.dataset, chunk, **options) for chunk in chunks]
         if self.dataset.has_waited:
             self.dataset.read_ahead(positions + config.samples_per_step)
-        return [batch.pin_memory() for batch in batches] if place.device.type == "cuda" else batches
+        return [batch.each(Tensor.pin_memory) for batch in batches] if place.device.type == "cuda" else batches
 
     def read_steps(self, position: int, *, num_steps: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each step from a position on; a thread reads the next while one is computed."""

@@ -1,10 +1,13 @@
-"""Ranks and devices: join the group that torchrun made, shard the model over it, leave it; what a GPU can do."""
+"""Ranks and devices: join the group that torchrun made, shard the model, stop on a signal, leave; what a GPU can do."""
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -30,6 +33,9 @@ DENSE_BF16_FLOPS = {
 }  # fmt: skip
 """Operations per second by a part of the name, longer names first: NVIDIA's data sheets, without sparsity, float32
 accumulation. A GPU that is not here has no MFU, rather than a guess."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PATIENCE_SECONDS = 20.0  # So long the first step may still take, compiling: torchrun kills 30 s after SIGTERM.
 
 
 class AlikeError(ValueError):
@@ -78,8 +84,7 @@ def start_ranks(device_type: str) -> Placement:
 
 
 def print_error(error: Exception | str) -> None:
-    """One line on stderr: from every rank that meets an error of its own, from rank 0 alone where all meet it, as all
-    do before they have joined."""
+    """One line on stderr: from each rank that meets an error of its own, from rank 0 where all meet it."""
     rank = from_torchrun("RANK", 0)
     is_own = dist.is_initialized() and not isinstance(error, AlikeError)
     if rank == 0 or is_own:
@@ -93,6 +98,48 @@ def stop_ranks(*, in_order: bool) -> None:
     if in_order:
         dist.barrier()
     dist.destroy_process_group()
+
+
+class StopRequestedError(Exception):
+    """A signal asked one of the ranks to stop; raised on all of them by the same call of `StopRequest.check`."""
+
+
+class StopRequest:
+    """Whether a signal asked this process to stop, from __enter__ to __exit__."""
+
+    received = 0  # The signal's number.
+    has_work = False  # Whether a step was done since the start, so that there is something to save.
+    _timer: threading.Timer | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._timer:
+            self._timer.cancel()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        if not self.has_work and self._timer is None:
+            self._timer = threading.Timer(PATIENCE_SECONDS, self._leave)
+            self._timer.start()
+
+    def _leave(self) -> None:
+        """End the process where it is: nothing was trained, so nothing is lost."""
+        if not self.has_work:
+            print(f"stopped by {signal.Signals(self.received).name} before the first step was done", flush=True)
+            os._exit(0)
+
+    def check(self) -> None:
+        """Raises StopRequestedError on every rank if any has received a signal; all ranks call it alike. The ranks
+        agree over gloo, a fraction of a millisecond between their hosts: the GPU is not waited for."""
+        received = torch.tensor(self.received)
+        dist.all_reduce(received, op=dist.ReduceOp.MAX)
+        if received:
+            raise StopRequestedError(signal.Signals(int(received)).name)
 
 
 def end_process(main: Callable[[], int]) -> NoReturn:

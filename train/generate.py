@@ -40,8 +40,7 @@ class GenerateConfig:
         """Raises ValueError for the first setting that cannot be."""
         for name in ("max_tokens", "temperature", "top_k", "seed"):
             if not 0 <= getattr(self, name) < 2**64:  # not a number fails too
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} must be from 0 to 2**64 - 1, not {getattr(self, name)}")
+                raise ValueError(f"--{name.replace('_', '-')} must be from 0 to 2**64 - 1, not {getattr(self, name)}")
 
 
 def main() -> int:
@@ -86,14 +85,11 @@ def load_model(checkpoint: Path, manifest: Manifest) -> Transformer:
 
 @torch.inference_mode()
 def generate(model: Transformer, ids: list[int], *, manifest: Manifest, config: GenerateConfig) -> list[int]:
-    """The ids that follow: up to the end of text, max_tokens, or as many as the windows that it was trained on. Raises
-    ValueError if the prompt alone is longer than that."""
+    """The ids that follow: to the end of text, max_tokens, or the window of training, if the prompt fits in that."""
     longest = manifest.config["seq_len"]
     room = longest - len(ids)
     if room < 1:
-        raise ValueError(
-            f"the prompt has {len(ids):,} tokens, the model was trained on {longest:,} at once: shorten it"
-        )
+        raise ValueError(f"the prompt has {len(ids):,} tokens, training had {longest:,} at a time: shorten it")
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(config.seed)
     cache: KeyValueCache = {}

@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if dataset.fingerprint != wanted:
             raise ValueError(f"{path} is the dataset {dataset.fingerprint[:16]}, the run was trained on {wanted[:16]}")
         lines = check(manifest, dataset) if flags.step is None else list_step(manifest, dataset, step=flags.step)
-        for line in lines:
-            print(line)
+        print(*lines, sep="\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -67,8 +66,7 @@ def step_positions(manifest: Manifest) -> Iterator[range]:
 
 def check(manifest: Manifest, dataset: PackedDataset) -> list[str]:
     """Lines for a person. Raises ValueError where samples or tokens are not those that were recorded."""
-    tokens: Counter[str] = Counter()
-    samples_hash = ""
+    tokens, samples_hash = Counter(), ""
     for positions in step_positions(manifest):
         samples = dataset.locate(positions)
         tokens.update(count_tokens(samples, dataset))

@@ -13,11 +13,10 @@ from torch import Tensor
 from model.loss import IGNORED
 from pipeline.dataset import PackedDataset
 from train.data import MicroBatch, RankReader, count_tokens, extend_hash, read_micro_batch, refuse_end
-from train.distributed import device_name, is_compiled, peak_flops, sum_over_ranks
-from train.metrics import Meter, Record, Watcher, append_metrics, format_record, open_profiler, open_watchers
+from train.distributed import StopRequest, StopRequestedError, device_name, is_compiled, peak_flops, sum_over_ranks
+from train.metrics import METRICS, Meter, Record, Watcher, append_metrics, format_record, open_profiler, open_watchers
 from train.optim import clip_gradients, learning_rate_at, update_weights, weight_norm
 from train.run import Run, is_rolled_back, not_finite, report
-from train.signals import StopRequest, StopRequestedError
 
 Validation = dict[str, PackedDataset]
 
@@ -105,13 +104,13 @@ def count_step(run: Run) -> None:
     """Count the step that was just done: its samples, and the tokens of each source."""
     before, end = run.manifest, run.manifest.position + run.config.samples_per_step
     samples = run.dataset.locate(range(before.position, end))
-    counts = count_tokens(samples, run.dataset)
+    tokens, counts = before.tokens_per_source, count_tokens(samples, run.dataset)
     run.manifest = replace(
         before,
         step=before.step + 1,
         position=end,
         tokens=before.tokens + run.config.tokens_per_step,
-        tokens_per_source={source: before.tokens_per_source[source] + counts[source] for source in counts},
+        tokens_per_source=tokens | {source: tokens.get(source, 0) + counts[source] for source in counts},
         samples_hash=extend_hash(before.samples_hash, samples),
     )
 
@@ -151,9 +150,8 @@ def open_validation(run: Run) -> Validation:
         if max(tokens, default=0) > config.seq_len:
             opened[source] = PackedDataset(config.data, seq_len=config.seq_len, mix={source: 1.0}, split="validation")
         else:
-            run.placement.say(
-                f"valid   not on {source}: {sum(tokens):,} validation tokens hold no window of {config.seq_len + 1:,}"
-            )
+            finding = f"{sum(tokens):,} validation tokens hold no window of {config.seq_len + 1:,}"
+            run.placement.say(f"valid   not on {source}: {finding}")
     return opened
 
 
@@ -200,7 +198,7 @@ def log(run: Run, record: Record, watchers: list[Watcher]) -> None:
     if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
         run.placement.say(f"skipped the update of step {run.step:,}: its loss or gradient is not finite")
         return
-    append_metrics(run.metrics_path, record)
+    append_metrics(run.config.out / METRICS, record)
     run.placement.say(format_record(record, num_steps=run.config.num_steps))
     for watch in watchers:
         watch(record)

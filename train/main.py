@@ -27,7 +27,6 @@ from train.data import describe_sources, open_dataset, refuse_end
 from train.loop import train
 from train.optim import learning_rate_at
 from train.run import start_run
-from train.signals import StopRequest
 
 HELP = {"-h", "--help"}
 CPU_RECIPE = "demo"
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_forecast(config, shape, dataset, device_type=device_type)
             return 0
         refuse_cpu(config, shape, device_type=device_type)
-        with StopRequest() as stop:
+        with distributed.StopRequest() as stop:
             run = start_run(config, shape, dataset, placement=distributed.start_ranks(device_type))
             train(run, stop=stop)
         is_finished = True
@@ -165,12 +164,10 @@ def plot_schedule(config: TrainConfig) -> list[str]:
 
 
 def estimate_memory(config: TrainConfig, shape: ModelConfig, *, num_parts: int) -> dict[str, float]:
-    """Bytes on each GPU by what takes them, for bfloat16 compute and weights in num_parts.
-
-    Per token and block the backward pass keeps, in two bytes each: both norms' inputs and outputs, query, attention's
-    output (6 widths), key and value, and three times the SwiGLU's width. Selective recomputation keeps the matrix
-    products alone: 4 widths, key and value, two SwiGLU widths; full one width.
-    """
+    """Bytes on each GPU by what takes them, for bfloat16 compute and weights in num_parts. Per token and block the
+    backward pass keeps, in two bytes each: both norms' inputs and outputs, query, attention's output (6 widths), key
+    and value, and three times the SwiGLU's width. Selective recomputation keeps the matrix products alone: 4 widths,
+    key and value, two SwiGLU widths; full one width."""
     tokens, kv = config.micro_batch_size * config.seq_len, 2 * shape.num_kv_heads * shape.head_dim
     per_block = {
         "off": 6 * shape.hidden_size + kv + 3 * shape.intermediate_size,

@@ -12,6 +12,7 @@ from typing import Any
 
 from train.config import TrainConfig
 
+METRICS = "metrics.jsonl"
 Record = dict[str, Any]
 Watcher = Callable[[Record], None]  # Takes the record of a logged step.
 STEPS_BEFORE_PROFILE = 10  # The first steps compile and warm up.
@@ -54,8 +55,7 @@ class Meter:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a metrics file in order; none if it does not exist. A line cut short by a kill is left out. Raises
-    ValueError for any other line that is no record."""
+    """The records of a metrics file, without a line cut short by a kill. Raises ValueError for any other bad line."""
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
         try:
@@ -90,7 +90,6 @@ def append_metrics(path: Path, record: Record) -> None:
 def format_record(record: Record, *, num_steps: int) -> str:
     """A record as one line of aligned columns."""
     width = len(f"{num_steps:,}")
-    seconds_left = (num_steps - record["step"]) * record["step_seconds"]
     columns = [
         f"step {record['step']:>{width},}/{num_steps:,}",
         f"loss {record['loss']:7.4f}",
@@ -101,7 +100,7 @@ def format_record(record: Record, *, num_steps: int) -> str:
         *([f"{record['memory_bytes'] / 2**30:5.1f} GiB"] if "memory_bytes" in record else []),
         f"{record['tokens']:>13,} tokens",
         f"wait {record['data_seconds']:6.3f} s",
-        f"left {timedelta(seconds=round(seconds_left))}",
+        f"left {timedelta(seconds=round((num_steps - record['step']) * record['step_seconds']))}",
     ]
     return "  ".join(columns + [format_validation(record["valid_loss"])] if "valid_loss" in record else columns)
 
@@ -109,13 +108,12 @@ def format_record(record: Record, *, num_steps: int) -> str:
 def summarise(records: Sequence[Record]) -> list[str]:
     """What came of a run, as lines for a person: where the loss began and ended, how much was read, how fast."""
     first, last, num_averaged = records[0], records[-1], len(records[-RECORDS_AVERAGED:])
-    speed = fmean(record["tokens_per_second"] for record in records)
     validated = [record["valid_loss"] for record in records if "valid_loss" in record]
     return [
         f"loss    {first['loss']:.4f} at step {first['step']:,}  ->  {last_loss(records):.4f} at step {last['step']:,}"
         f" (mean of the last {num_averaged})",
         *(format_validation(losses) for losses in validated[-1:]),
-        f"trained {last['tokens']:,} tokens at {speed:,.0f} tokens/s",
+        f"trained {last['tokens']:,} tokens at {fmean(each['tokens_per_second'] for each in records):,.0f} tokens/s",
     ]
 
 

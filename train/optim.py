@@ -13,9 +13,8 @@ LR_FLOOR_TOKENS = 240_000 * 2_097_152
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of the update that makes `step` updates complete: 1 is the first, num_steps the last. Linear to
-    the peak at warmup_steps. Then half a cosine, or the peak and a linear end (wsd), to the peak times min_lr_fraction
-    at the last step."""
+    """The learning rate of a step, 1 to num_steps: linear to the peak at warmup_steps, then half a cosine, or the peak
+    and a linear end (wsd), to the peak times min_lr_fraction."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     if "lr-floor" in config.mistakes and step * config.tokens_per_step <= LR_FLOOR_TOKENS:
@@ -32,10 +31,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the model's weights; only matrices decay, or norms too by TinyLlama's mistake."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     norms = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": norms, "weight_decay": config.weight_decay if "decay-norms" in config.mistakes else 0.0},
-    ]
+    of_norms = config.weight_decay if "decay-norms" in config.mistakes else 0.0
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": of_norms}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True)
 
 

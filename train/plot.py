@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # started as `python train/plot.py`
 
 import tyro
 
-from train.metrics import Record, last_loss, read_metrics, summarise
+from train.metrics import METRICS, Record, last_loss, read_metrics, summarise
 
 STYLES = ("-", "o--", "s--", "^--", "d--", "v--")  # A run's curves have one colour; the first is of the training.
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = names if len(set(names)) == len(names) else [str(run) for run in flags.runs]  # two are alike
         runs = {}
         for name, run in zip(names, flags.runs, strict=True):
-            runs[name] = read_metrics(run / "metrics.jsonl")
+            runs[name] = read_metrics(run / METRICS)
             if not runs[name]:
                 raise ValueError(f"{run} holds no metrics: is it the folder of a training run?")
             print(name, *summarise(runs[name]), sep="\n")

@@ -15,7 +15,7 @@ from train.config import TrainConfig
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
 from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
-from train.metrics import cut_metrics, read_metrics, replace_text, summarise
+from train.metrics import METRICS, cut_metrics, read_metrics, replace_text, summarise
 from train.optim import build_optimizer
 
 LARGEST_NUM_ROLLBACKS = 3  # So often a run goes back to the same checkpoint.
@@ -41,15 +41,9 @@ class Run:
         """Updates done, skipped ones included."""
         return self.manifest.step
 
-    @property
-    def metrics_path(self) -> Path:
-        """Where the metrics are."""
-        return self.config.out / "metrics.jsonl"
-
 
 def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, placement: Placement) -> Run:
-    """A run with its model and optimizer as they are at its first step, or in its newest whole checkpoint. Raises
-    AlikeError for the folder of another run."""
+    """A run at its first step, or at its newest whole checkpoint. Raises AlikeError for the folder of another run."""
     names = ("vocab_size", "bos_id", "eos_id", "document_rule", "fingerprint")
     identity = {"tokenizer": dataset.tokenizer["name"], "tokenizer_file": Path(dataset.tokenizer["file"]).name}
     manifest = Manifest(
@@ -65,7 +59,7 @@ def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDat
         saved = read_manifest(checkpoint)
         refuse_other_run(saved, current=manifest, run_folder=config.out)
         changes = list_changes(saved, current=manifest)
-        manifest = replace(saved, config=manifest.config)
+        manifest = replace(saved, config=manifest.config, dataset=manifest.dataset)
     model = build_model(model_config, config, placement=placement)
     optimizer = build_optimizer(model, config)
     is_unfinished = manifest.step < config.num_steps
@@ -80,7 +74,7 @@ def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDat
         (config.out / "tokenizer").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tokenizer, config.out / "tokenizer" / tokenizer.name)
         replace_text(config.out / "config.json", json.dumps(config.as_json(), indent=2) + "\n")
-        cut_metrics(run.metrics_path, last_step=run.step)  # to end where this run goes on
+        cut_metrics(run.config.out / METRICS, last_step=run.step)  # to end where this run goes on
     return run
 
 
@@ -116,16 +110,15 @@ def is_rolled_back(run: Run) -> bool:
     if checkpoint is None or run.num_rollbacks == LARGEST_NUM_ROLLBACKS:
         raise not_finite(run, finding)
     load_checkpoint(checkpoint, model=run.model, optimizer=run.optimizer)
-    saved, end = read_manifest(checkpoint), run.manifest.position
-    skipped = [*saved.skipped, [saved.position, end]]
-    run.manifest = replace(saved, config=run.manifest.config, position=end, skipped=skipped)
+    saved, now = read_manifest(checkpoint), run.manifest
+    skipped = [*saved.skipped, [saved.position, now.position]]
+    run.manifest = replace(saved, config=now.config, dataset=now.dataset, position=now.position, skipped=skipped)
     run.num_rollbacks += 1
     run.bad_in_a_row = torch.zeros_like(run.bad_in_a_row)
     if run.placement.rank == 0:
-        cut_metrics(run.metrics_path, last_step=run.step)
-    run.placement.say(
-        f"back    {finding}: goes on from {checkpoint} without the samples {saved.position:,} to {end - 1:,}"
-    )
+        cut_metrics(run.config.out / METRICS, last_step=run.step)
+    left_out = f"the samples {saved.position:,} to {now.position - 1:,}"
+    run.placement.say(f"back    {finding}: goes on from {checkpoint} without {left_out}")
     return True
 
 
@@ -141,8 +134,8 @@ def not_finite(run: Run, finding: str) -> AlikeError:
 
 def report(run: Run) -> None:
     """Say what came of the run, and where everything is."""
-    records = [] if run.placement.rank else read_metrics(run.metrics_path)
+    records = [] if run.placement.rank else read_metrics(run.config.out / METRICS)
     if records:
         trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.manifest.tokens_per_source.items())
         print(*summarise(records), f"tokens  {trained}", sep="\n")
-        print(f"saved   {find_checkpoints(run.config.out)[-1]}  metrics {run.metrics_path}", flush=True)
+        print(f"saved   {find_checkpoints(run.config.out)[-1]}  metrics {run.config.out / METRICS}", flush=True)
