@@ -42,7 +42,7 @@ from benchmarks.train_levers import ACCUMULATION, MANY_STEPS, LeverSettings, mea
 from benchmarks.train_run import base_config, make_dataset, open_run, print_table, run_steps
 from model.config import named_size
 from train.config import load_recipe
-from train.data import RankReader, document_mask_of
+from train.data import RankReader
 from train.distributed import resolve_device, stop_ranks
 from train.optim import clip_gradients, update_weights
 from train.run import Run
@@ -155,21 +155,20 @@ def model_alone(run: Run) -> Callable[[], None]:
     """One step of the model on a batch that is at hand: forward, backward, clip, update."""
     (micro_batch,) = RankReader(run.dataset, run.config, run.placement).read_step(0)
     on_device = micro_batch.to(run.placement.device)
-    documents = document_mask_of(on_device, backend=run.model.attention_backend)
     none_skipped = torch.tensor(False)
 
     def step() -> None:
-        loss = run.model(on_device.inputs, targets=on_device.targets, documents=documents) / run.config.tokens_per_step
-        loss.backward()
+        loss = run.model(on_device.inputs, targets=on_device.targets, cu_seqlens=on_device.cu_seqlens)
+        (loss / run.config.tokens_per_step).backward()
         clip_gradients(run.model, run.config.grad_clip)
-        update_weights(run.optimizer, is_skipped=none_skipped)
+        update_weights(run.optimizer, learning_rate=run.config.learning_rate, is_skipped=none_skipped)
 
     return step
 
 
 def open_plain(run: Run) -> PlainTrainer:
     """The peer with the same shape on the same dataset's first shard."""
-    shape, dataset = run.model_config, run.dataset
+    shape, dataset = run.model.config, run.dataset
     windows = next(iter(dataset.windows.values()))
     return PlainTrainer(
         PlainShape(

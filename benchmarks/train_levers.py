@@ -17,8 +17,7 @@ import model.loss
 from benchmarks.losses import use_loss
 from benchmarks.train_run import base_config, open_run, print_table, run_steps
 from train.config import TrainConfig, load_recipe
-from train.distributed import stop_ranks
-from train.hardware import device_name, flops_utilization, memory_used, peak_flops
+from train.distributed import device_name, peak_flops, stop_ranks
 
 GIB = 1 << 30
 MANY_STEPS = 1_000_000
@@ -129,12 +128,12 @@ def time_steps(config: TrainConfig, *, warmup: int, num_steps: int) -> dict[str,
             started = time.perf_counter()
     _wait(device)
     speed = num_steps * config.tokens_per_step / (time.perf_counter() - started)
-    flops = run.model_config.flops_per_token(config.seq_len)
+    flops, peak = run.model.config.flops_per_token(config.seq_len), peak_flops(device_name(device))
     return {
         "tokens_per_second": speed,
-        "mfu": flops_utilization(speed, flops_per_token=flops, num_devices=1, name=device_name(device)),
+        "mfu": speed * flops / peak if peak else None,
         "flops_per_token": flops,
-        "peak_gib": memory_used(device).get("memory_bytes", 0) / GIB,
+        "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else 0,
         "attention": run.model.attention_backend,
         "micro_batch_size": config.micro_batch_size,
         "steps": num_steps,

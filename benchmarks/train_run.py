@@ -15,11 +15,10 @@ from model.config import named_size
 from pipeline.shard import index_path, megatron_index, megatron_path, shard_name, token_dtype, write_dataset_json
 from train.config import TrainConfig, load_recipe
 from train.data import RankReader, open_dataset
-from train.distributed import start_ranks
+from train.distributed import StopRequest, start_ranks
 from train.loop import count_step, log, measure, train_step
 from train.metrics import Meter
 from train.run import Run, start_run
-from train.signals import StopRequest
 
 EOS = 2
 
@@ -40,7 +39,7 @@ def open_run(config: TrainConfig) -> Run:
 
 def run_steps(run: Run, *, num_steps: int) -> Iterator[None]:
     """What train/loop.py does in each step, one step for each value."""
-    stop, meter = StopRequest(world_size=run.placement.world_size), Meter()
+    stop, meter = StopRequest(), Meter()
     reader = RankReader(run.dataset, run.config, run.placement)
     for batch in meter.watch(reader.read_steps(run.manifest.position, num_steps=num_steps)):
         loss, grad_norm = train_step(run, batch, learning_rate=run.config.learning_rate / 10, stop=stop)

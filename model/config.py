@@ -1,7 +1,4 @@
-"""The shape of a Llama-family model, the sizes that have a name, and what follows from a shape by formula.
-
-Knows no tensors: it can be imported where torch is absent.
-"""
+"""The shape of a Llama-family model, the sizes that have a name, and what follows by formula. Needs no torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,44 +7,28 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one model; everything that its weights' shapes and its arithmetic depend on.
+    """The shape of one model; everything that its weights' shapes and its arithmetic depend on. Where nothing else is
+    said: Llama 2's vocabulary, context, epsilon and rotary base."""
 
-    Where nothing else is said: Llama 2's vocabulary, context, epsilon and rotary base.
-    """
-
-    hidden_size: int
-    """Width of the residual stream."""
-    intermediate_size: int
-    """Width inside the SwiGLU."""
-    num_layers: int
-    """Number of blocks."""
-    num_heads: int
-    """Query heads; head_dim is hidden_size / num_heads."""
-    num_kv_heads: int
-    """Key and value heads; each serves num_heads / num_kv_heads query heads (GQA)."""
-    vocab_size: int = 32000
-    """Rows of the embedding and of the head; a padded vocabulary counts its padding."""
-    max_seq_len: int = 2048
-    """The longest window that the model is made for."""
-    norm_eps: float = 1e-5
-    """Added to the mean square inside RMSNorm."""
-    rope_base: float = 10000.0
-    """Base of the rotary frequencies."""
-    tie_embeddings: bool = False
-    """Whether the head uses the embedding's matrix."""
+    hidden_size: int  # Width of the residual stream.
+    intermediate_size: int  # Width inside the SwiGLU.
+    num_layers: int  # Number of blocks.
+    num_heads: int  # Query heads; head_dim is hidden_size / num_heads.
+    num_kv_heads: int  # Key and value heads; each serves num_heads / num_kv_heads query heads (GQA).
+    vocab_size: int = 32000  # Rows of the embedding and of the head; a padded vocabulary counts its padding.
+    max_seq_len: int = 2048  # The longest window that the model is made for.
+    norm_eps: float = 1e-5  # Added to the mean square inside RMSNorm.
+    rope_base: float = 10000.0  # Base of the rotary frequencies.
+    tie_embeddings: bool = False  # Whether the head uses the embedding's matrix.
 
     def __post_init__(self) -> None:
-        counts = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
-        for name in (*counts, "max_seq_len", "norm_eps", "rope_base"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if name != "tie_embeddings" and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.head_dim % 2:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} / num_heads {self.num_heads} is {self.head_dim}:"
-                " rotary positions need an even head size"
-            )
+            raise ValueError(f"hidden_size / num_heads is {self.head_dim}: rotary positions need an even head size")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
 
@@ -64,21 +45,14 @@ class ModelConfig:
         return self.num_layers * (attention + mlp) + self.vocab_size * self.hidden_size
 
     def num_parameters(self) -> int:
-        """All weights, a tied matrix counted once.
-
-        >>> named_size("tinyllama-1.1b").num_parameters()
-        1100048384
-        """
+        """All weights, a tied matrix counted once."""
         norms = (2 * self.num_layers + 1) * self.hidden_size
         embedding = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
         return self.num_matmul_parameters() + norms + embedding
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Floating point operations of one trained token, forward and backward.
-
-        6 per matmul weight plus 12 * layers * width * seq_len for attention, which is not halved for causality:
-        the convention of PaLM (appendix B), which TinyLlama, nanochat and torchtitan also report MFU by.
-        """
+        """Floating point operations of one trained token, forward and backward. Attention is not halved for causality:
+        PaLM's convention (appendix B), as in TinyLlama, nanochat, torchtitan."""
         return 6 * self.num_matmul_parameters() + 12 * self.num_layers * self.hidden_size * seq_len
 
 
@@ -97,9 +71,9 @@ NAMED_SIZES: dict[str, ModelConfig] = {
 
 def named_size(name: str) -> ModelConfig:
     """The shape with this name. Raises ValueError with the nearest names for any other."""
-    if name in NAMED_SIZES:
-        return NAMED_SIZES[name]
-    raise ValueError(f"there is no model size {name!r}: {nearest(name, NAMED_SIZES)}")
+    if name not in NAMED_SIZES:
+        raise ValueError(f"there is no model size {name!r}: {nearest(name, NAMED_SIZES)}")
+    return NAMED_SIZES[name]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

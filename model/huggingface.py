@@ -1,7 +1,5 @@
-"""Names and settings of this model in transformers' LlamaForCausalLM.
-
-Only renames: query and key rows have the same order in both, so no weight is permuted. Knows no files.
-"""
+"""Names and settings of this model in transformers' LlamaForCausalLM. Only renames: query and key rows have the same
+order in both, so no weight is permuted. Knows no files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,37 +8,28 @@ from torch import Tensor
 
 from model.config import ModelConfig
 
-OUTER_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
+THEIR_NAMES = {
+    "embedding": "model.embed_tokens",
+    "blocks": "model.layers",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "attention": "self_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
 }
-
-BLOCK_NAMES = {
-    "attention_norm.weight": "input_layernorm.weight",
-    "attention.query.weight": "self_attn.q_proj.weight",
-    "attention.key.weight": "self_attn.k_proj.weight",
-    "attention.value.weight": "self_attn.v_proj.weight",
-    "attention.output.weight": "self_attn.o_proj.weight",
-    "mlp_norm.weight": "post_attention_layernorm.weight",
-    "mlp.gate.weight": "mlp.gate_proj.weight",
-    "mlp.up.weight": "mlp.up_proj.weight",
-    "mlp.down.weight": "mlp.down_proj.weight",
-}
+"""Of each part of a weight's name; parts that are not here are the same in both."""
 
 
-def huggingface_names(config: ModelConfig) -> dict[str, str]:
-    """Each of our weight names with transformers' name for it; a tied head has none of its own in either."""
-    names = {ours: theirs for ours, theirs in OUTER_NAMES.items() if ours != "head.weight" or not config.tie_embeddings}
-    for layer in range(config.num_layers):
-        for ours, theirs in BLOCK_NAMES.items():
-            names[f"blocks.{layer}.{ours}"] = f"model.layers.{layer}.{theirs}"
-    return names
-
-
-def to_huggingface(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our weights under transformers' names; the tensors themselves, not copies."""
-    return {theirs: weights[ours] for ours, theirs in huggingface_names(config).items()}
+def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights under transformers' names; the tensors themselves, not copies. A tied head has no name in either."""
+    return {".".join(THEIR_NAMES.get(part, part) for part in name.split(".")): weights[name] for name in weights}
 
 
 def to_huggingface_config(config: ModelConfig, *, bos_id: int | None, eos_id: int) -> dict[str, Any]:

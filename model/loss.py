@@ -7,12 +7,13 @@ Written by hand: torch has the like only from 2.13 on (torch.nn.functional.linea
 torch.compile falls back to eager at it, and on a CPU it takes longer (benchmarks/train.py has the table).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
-"""A target with this id adds nothing to the loss."""
+IGNORED = -100  # A target with this id adds nothing to the loss.
 
 ROWS_PER_CHUNK = {"cpu": 512, "cuda": 1024}
 """Tokens whose logits are held at once, 128 MiB in float32 on a GPU at 32,000 ids. Fewer make slow matrix products, and
@@ -20,12 +21,14 @@ each chunk adds to the whole gradient of the weight; more leave the caches."""
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """sum(cross_entropy(hidden @ weight.T, targets)), chunk by chunk; see `linear_cross_entropy`."""
+    """The loss summed over targets, a float32 scalar: sum(cross_entropy(hidden @ weight.T, targets)), chunk by chunk.
+
+    hidden (N, C), weight (vocabulary, C), targets int64 (N,); those equal to IGNORED add nothing. Differentiable once.
+    """
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """The loss, and in ctx both gradients for a gradient of one."""
         needs_gradient = any(ctx.needs_input_grad)
         chunk_rows = ROWS_PER_CHUNK[hidden.device.type]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -40,41 +43,24 @@ class LinearCrossEntropy(torch.autograd.Function):
             log_probabilities = torch.log_softmax(logits, dim=-1, out=out)
             loss += F.nll_loss(log_probabilities, targets[chunk], ignore_index=IGNORED, reduction="sum")
             if needs_gradient:
-                logits_grad = _logits_gradient(log_probabilities, targets[chunk]).to(hidden.dtype)
+                # probabilities - one_hot(targets), rows of ignored targets zero; over the log probabilities.
+                logits_grad = log_probabilities.exp_()
+                logits_grad[torch.arange(len(logits_grad), device=hidden.device), targets[chunk].clamp(min=0)] -= 1.0
+                logits_grad = logits_grad.mul_((targets[chunk] != IGNORED)[:, None]).to(hidden.dtype)
                 torch.mm(logits_grad, weight, out=hidden_grad[chunk])
-                _add_product(weight_grad, logits_grad.T, hidden[chunk])
+                if hidden.dtype == weight_grad.dtype:
+                    weight_grad.addmm_(logits_grad.T, hidden[chunk])
+                else:
+                    weight_grad += logits_grad.T @ hidden[chunk]
         if needs_gradient:
             ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
         return loss
 
     @staticmethod
-    def backward(  # noqa: D102
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of hidden and weight."""
         hidden_grad, weight_grad = ctx.saved_tensors
         return hidden_grad * grad.to(hidden_grad.dtype), weight_grad * grad.to(weight_grad.dtype), None
 
 
-def _logits_gradient(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """probabilities - one_hot(targets), rows of ignored targets zero; written over the log probabilities."""
-    rows = torch.arange(len(targets), device=targets.device)
-    gradient = log_probabilities.exp_()
-    gradient[rows, targets.clamp(min=0)] -= 1.0
-    return gradient.mul_((targets != IGNORED)[:, None])
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, at once where the dtypes allow it."""
-    if right.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The loss summed over targets: a float32 scalar.
-
-    hidden (N, C), weight (vocabulary, C), targets int64 (N,); targets equal to IGNORED add nothing. Differentiable once
-    in hidden and weight.
-    """
-    return LinearCrossEntropy.apply(hidden, weight, targets)
+linear_cross_entropy = LinearCrossEntropy.apply

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from model.attention import (
-    KeyValueCache,
     attention_function,
     build_document_mask,
     choose_backend,
@@ -40,8 +39,7 @@ def test_a_masked_window_gives_what_each_document_alone_gives(model):
     tokens = tokens_of(2, 12)
     # Row 0 holds documents of 5 and 7 tokens, row 1 of 3, 1 and 8; the end is repeated as padding.
     cu_seqlens = torch.tensor([0, 5, 12, 15, 16, 24, 24, 24], dtype=torch.int32)
-    documents = build_document_mask(cu_seqlens, num_rows=2, seq_len=12, backend="sdpa")
-    together = model(tokens, documents=documents).flatten(0, 1)
+    together = model(tokens, cu_seqlens=cu_seqlens).flatten(0, 1)
     for start, end in ((0, 5), (5, 12), (12, 15), (15, 16), (16, 24)):
         alone = model(tokens.flatten()[None, start:end])[0]
         torch.testing.assert_close(together[start:end], alone, atol=1e-5, rtol=1e-5)
@@ -49,10 +47,8 @@ def test_a_masked_window_gives_what_each_document_alone_gives(model):
 
 def test_a_mask_of_one_document_per_row_is_plain_causal_attention(model):
     tokens = tokens_of(2, 12)
-    documents = build_document_mask(
-        torch.tensor([0, 12, 24], dtype=torch.int32), num_rows=2, seq_len=12, backend="sdpa"
-    )
-    torch.testing.assert_close(model(tokens, documents=documents), model(tokens), atol=1e-5, rtol=1e-5)
+    cu_seqlens = torch.tensor([0, 12, 24], dtype=torch.int32)
+    torch.testing.assert_close(model(tokens, cu_seqlens=cu_seqlens), model(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_without_a_mask_documents_see_each_other_but_never_the_future(model):
@@ -76,7 +72,7 @@ def test_rotation_depends_on_the_difference_of_positions_alone():
 
 def test_generating_with_the_cache_gives_the_same_logits_as_all_at_once(model):
     tokens = tokens_of(1, 10)
-    cache = KeyValueCache(CONFIG.num_layers)
+    cache = {}
     parts = [model(tokens[:, :6], cache=cache)] + [model(tokens[:, i : i + 1], cache=cache) for i in range(6, 10)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
 
@@ -136,7 +132,7 @@ def test_varlen_is_called_as_each_version_of_torch_has_it(signature, monkeypatch
     cu_seqlens = torch.tensor([0, 5, 12, 15, 16, 24, 24, 24], dtype=torch.int32)
     outputs = [
         attention_function(backend)(
-            query, key, value, build_document_mask(cu_seqlens, num_rows=2, seq_len=12, backend=backend)
+            query, key, value, build_document_mask(cu_seqlens, shape=torch.Size((2, 12)), backend=backend)
         )
         for backend in ("varlen", "sdpa")
     ]
@@ -161,7 +157,7 @@ def test_a_gpu_backend_gives_the_reference_output_and_gradients(backend):
     results = []
     for name, attend in ((backend, attention_function(backend)), ("sdpa", sdpa_attention)):
         query, key, value = (x.clone().requires_grad_() for x in (heads[0], heads[1, :, :, :2], heads[2, :, :, :2]))
-        output = attend(query, key, value, build_document_mask(cu_seqlens, num_rows=2, seq_len=128, backend=name))
+        output = attend(query, key, value, build_document_mask(cu_seqlens, shape=torch.Size((2, 128)), backend=name))
         results.append([output, *torch.autograd.grad(output.float().square().sum(), (query, key, value))])
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, atol=5e-2, rtol=5e-2)

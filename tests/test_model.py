@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import model.loss
-from model.attention import build_document_mask
 from model.config import NAMED_SIZES, ModelConfig, named_size
 from model.huggingface import to_huggingface, to_huggingface_config
 from model.loss import IGNORED, linear_cross_entropy
@@ -65,7 +64,7 @@ def test_logits_equal_those_of_transformers(tie_embeddings):
     ours = build(config)
     settings = transformers.LlamaConfig(**to_huggingface_config(config, bos_id=1, eos_id=2))
     theirs = transformers.LlamaForCausalLM(settings)
-    missing = theirs.load_state_dict(to_huggingface(ours.state_dict(), config), strict=False).missing_keys
+    missing = theirs.load_state_dict(to_huggingface(ours.state_dict()), strict=False).missing_keys
     assert missing == (["lm_head.weight"] if tie_embeddings else [])
     theirs.tie_weights()
     tokens = torch.randint(0, 128, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -128,14 +127,11 @@ def test_first_weights_depend_on_seed_and_name_alone():
     assert all(torch.isfinite(p).all() for p in first.parameters())
 
 
-def loss_and_gradients(model, tokens, documents):
-    loss = model(tokens[:, :-1], targets=tokens[:, 1:], documents=documents)
+def loss_and_gradients(model, tokens, ends):
+    cu_seqlens = torch.tensor([0, *ends], dtype=torch.int32)
+    loss = model(tokens[:, :-1], targets=tokens[:, 1:], cu_seqlens=cu_seqlens)
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
-
-
-def documents_of(ends):
-    return build_document_mask(torch.tensor([0, *ends], dtype=torch.int32), num_rows=2, seq_len=16, backend="sdpa")
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
@@ -146,7 +142,7 @@ def test_recomputing_changes_no_number_and_selective_repeats_no_matrix_product(r
         model = Transformer(SMALL, attention_backend="sdpa", recompute=kind)
         model.init_weights(0)
         with FlopCounterMode(display=False) as counter:
-            results.append(loss_and_gradients(model, tokens, documents_of([5, 16, 32, 32])))
+            results.append(loss_and_gradients(model, tokens, [5, 16, 32, 32]))
         operations.append(counter.get_flop_counts()["Global"][torch.ops.aten.mm])
     assert all(map(torch.equal, *results))
     assert (operations[1] == operations[0]) == (recompute == "selective")
@@ -167,7 +163,7 @@ def test_one_compilation_serves_all_blocks_and_every_batch(recompute):
         each.init_weights(0)
     tokens = torch.randint(0, 128, (2, 17), generator=torch.Generator().manual_seed(0))
     for ends in ([5, 16, 32, 32], [16, 20, 32, 32], [7, 16, 21, 32]):
-        ours, reference = (loss_and_gradients(each, tokens, documents_of(ends)) for each in (model, plain))
+        ours, reference = (loss_and_gradients(each, tokens, ends) for each in (model, plain))
         for a, b in zip(ours, reference, strict=True):
             torch.testing.assert_close(a, b)
     assert len(compiled) == 1

@@ -126,8 +126,8 @@ def test_weights_come_back_in_one_process_with_what_the_manifest_says(tmp_path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": MANIFEST.model | {"num_layers": 9}}, "holds a model with num_layers 1, not 9"),
-        ({"dataset": {"fingerprint": "cd" * 16}}, "trained on the dataset abababababababab, and this is cdcd"),
+        ({"model": MANIFEST.model | {"num_layers": 9}}, "trained with a model with num_layers 1, not 9"),
+        ({"dataset": {"fingerprint": "cd" * 16}}, "trained with the dataset (ab){16}, not cdcd"),
         ({"config": MANIFEST.config | {"seed": 5}}, "trained with seed 0, not 5"),
         ({"config": MANIFEST.config | {"document_mask": "off"}}, "trained with document_mask on, not off"),
         ({"mix": {"prose": 0.5, "code": 0.5}}, r"trained with the mix {'prose': 1.0}, not {'prose': 0.5, 'code': 0.5}"),
@@ -156,15 +156,15 @@ def rename_a_key(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_short, "__0_0.distcp is not the .* bytes that were written"),
+        (cut_short, "__0_0.distcp is not the .* bytes of the manifest"),
         (
             lambda folder: (folder / "__0_0.distcp").write_bytes(b""),
-            "__0_0.distcp is not the .* bytes that were written",
+            "__0_0.distcp is not the .* bytes of the manifest",
         ),
-        (fill_with_zeros, "__0_0.distcp is not the .* bytes that were written"),
+        (fill_with_zeros, "__0_0.distcp is not the .* bytes of the manifest"),
         (lambda folder: (folder / ".metadata").unlink(), ".metadata is missing"),
-        (lambda folder: (folder / "checkpoint.json").write_text('{"step": '), "checkpoint.json is not JSON"),
-        (lambda folder: (folder / "checkpoint.json").write_text("[]"), "checkpoint.json has no format_version"),
+        (lambda folder: (folder / "checkpoint.json").write_text('{"step": '), "checkpoint.json is not a manifest"),
+        (lambda folder: (folder / "checkpoint.json").write_text("[]"), "checkpoint.json is not a manifest"),
         (rename_a_key, "checkpoint.json does not have the sha256 that it names"),
     ],
 )

@@ -16,10 +16,9 @@ from train_fixtures import SMALL_MODEL, train, two_sources, write_dataset
 from model.config import named_size
 from train import export, ledger, plot
 from train.config import TrainConfig, load_recipe
-from train.main import main
+from train.main import estimate_memory, estimate_times, main, plot_schedule
 from train.manifest import find_checkpoints, read_manifest
-from train.preflight import estimate_memory, estimate_times, plot_schedule
-from train.watching import flatten, open_watchers
+from train.metrics import flatten, open_watchers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,7 +77,7 @@ def test_memory_and_time_follow_the_formulas():
     whole = estimate_memory(config, shape, num_parts=1)["weights, gradients, AdamW's moments"]
     assert whole == 16 * 1_100_048_384
     assert estimate_memory(config, shape, num_parts=8)["weights, gradients, AdamW's moments"] == whole / 8
-    (line, *_) = estimate_times(config, shape, device=torch.device("cpu"), ranks=1)
+    (line, *_) = estimate_times(config, shape, device_name="cpu", ranks=1)
     # 0.45 * 989.4e12 / 7,313,817,600
     assert line.startswith("1 x H200: 60,875 tokens/s, 570.4 days")
 
@@ -129,7 +128,7 @@ def test_curves_are_drawn_as_a_picture(finished_run, tmp_path, capsys):
     picture = tmp_path / "loss.png"
     assert plot.main([str(finished_run), "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-    curves = plot.curves_of(plot.read_run(finished_run))
+    curves = plot.curves_of(plot.read_metrics(finished_run / "metrics.jsonl"))
     assert curves["train"][0] == [256, 512, 768, 1024] and curves["valid code"][0] == [512, 1024]
     assert plot.main([str(tmp_path), "--out", str(picture)]) == 1
     assert "holds no metrics" in capsys.readouterr().err
@@ -151,13 +150,6 @@ def test_an_exported_run_computes_in_transformers_what_it_computes_here(finished
     assert "exists: name a new folder" in capsys.readouterr().err
 
 
-def test_an_exported_file_that_lost_a_weight_is_noticed(tmp_path):
-    weights = {"a": torch.ones(2), "b": torch.zeros(2)}
-    export.save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="does not hold what was written: b"):
-        export.refuse_difference(tmp_path / "x.safetensors", weights)
-
-
 @pytest.mark.long
 def test_metrics_and_traces_reach_tensorboard_and_the_profiler(data, tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
@@ -170,7 +162,8 @@ def test_metrics_and_traces_reach_tensorboard_and_the_profiler(data, tmp_path):
     assert train(data, out, "--steps", "15", *flags) == 0
     events = EventAccumulator(str(out / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 16))
-    assert (out / "profile" / "rank-0.json.gz").stat().st_size > 1000
+    (trace,) = (out / "profile").glob("rank-0.*.json.gz")
+    assert trace.stat().st_size > 1000
 
 
 def read_offline_run(path):

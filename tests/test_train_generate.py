@@ -18,7 +18,6 @@ from train.generate import (
     choose_token,
     find_checkpoint,
     find_tokenizer,
-    frame_prompt,
     generate,
     load_model,
 )
@@ -65,10 +64,10 @@ def test_a_prompt_longer_than_the_windows_of_training_is_refused(run_folder):
     checkpoint = find_checkpoint(run_folder)
     manifest = read_manifest(checkpoint)
     model = load_model(checkpoint, manifest)
-    with pytest.raises(ValueError, match="the prompt has 33 tokens and the model was trained on 32 at a time"):
-        generate(model, frame_prompt([5] * 32, manifest), manifest=manifest, config=GenerateConfig(run_folder))
+    with pytest.raises(ValueError, match="the prompt has 33 tokens, training had 32 at a time"):
+        generate(model, [manifest.first_id, *[5] * 32], manifest=manifest, config=GenerateConfig(run_folder))
     config = GenerateConfig(run_folder, max_tokens=1000, temperature=0)
-    assert len(generate(model, frame_prompt([5] * 30, manifest), manifest=manifest, config=config)) <= 1
+    assert len(generate(model, [manifest.first_id, *[5] * 30], manifest=manifest, config=config)) <= 1
 
 
 def test_tokens_are_drawn_from_the_likeliest_alone():
@@ -111,10 +110,10 @@ def test_writing_ends_where_the_model_ends_the_text():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"temperature": -0.1}, "--temperature must be 0 or more, and finite, not -0.1"),
-        ({"temperature": float("nan")}, "--temperature must be 0 or more, and finite, not nan"),
-        ({"top_k": -1}, "--top-k must be 0 or more, not -1"),
-        ({"max_tokens": -5}, "--max-tokens must be 0 or more, not -5"),
+        ({"temperature": -0.1}, "--temperature must be from 0 to .*, not -0.1"),
+        ({"temperature": float("nan")}, "--temperature must be from 0 to .*, not nan"),
+        ({"top_k": -1}, "--top-k must be from 0 to .*, not -1"),
+        ({"max_tokens": -5}, "--max-tokens must be from 0 to .*, not -5"),
         ({"seed": -1}, "--seed must be from 0"),
         ({"seed": 2**64}, "--seed must be from 0"),
     ],

@@ -21,10 +21,9 @@ from train_fixtures import (
 
 from pipeline.dataset import PackedDataset
 from train.config import load_recipe
-from train.main import main, read_config
+from train.main import main, read_config, refuse_cpu
 from train.manifest import find_checkpoints, read_manifest
 from train.metrics import read_metrics
-from train.preflight import refuse_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +50,15 @@ def test_the_loss_falls_and_the_metrics_say_what_was_trained_on(data, tmp_path, 
     assert records[19]["valid_loss"].keys() == {"prose", "code"} and "valid_loss" not in records[20]
     output = capsys.readouterr().out
     assert f"loss    {records[0]['loss']:.4f} at step 1  ->  " in output and "at step 40 (mean of the last 5)" in output
+
+
+def test_utilization_is_of_the_dense_peak_of_a_known_gpu(data, tmp_path, monkeypatch, finished_run):
+    monkeypatch.setattr("train.loop.device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    assert train(data, tmp_path / "run", "--steps", "3", "--valid-every", "0") == 0
+    flops = read_manifest(find_checkpoints(tmp_path / "run")[-1]).model_config.flops_per_token(32)
+    for record in read_metrics(tmp_path / "run" / "metrics.jsonl"):
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 312e12)
+    assert "mfu" not in read_metrics(finished_run / "metrics.jsonl")[0]  # on a CPU
 
 
 def test_a_source_with_too_little_validation_text_is_left_out_and_named(tmp_path, capsys):
@@ -133,7 +141,7 @@ def test_a_missing_dataset_names_the_build_command(tmp_path, capsys):
 def test_a_run_folder_of_another_dataset_is_refused(finished_run, tmp_path, capsys):
     other = write_dataset(tmp_path / "data", {"prose": counting_documents(60, seed=9), "code": [[3] * 200]})
     assert train(other, finished_run, "--steps", "9") == 1
-    assert "was trained on the dataset" in capsys.readouterr().err
+    assert "was trained with the dataset" in capsys.readouterr().err
 
 
 def test_another_mix_is_refused_and_the_same_one_is_taken_however_it_is_given(data, finished_run, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.hardware import flops_utilization, peak_flops
+from train.distributed import peak_flops
 from train.metrics import append_metrics, cut_metrics, format_record, read_metrics
 
 RECORD = {
@@ -64,5 +64,3 @@ def test_what_is_not_json_is_never_written(tmp_path):
 )  # fmt: skip
 def test_a_peak_belongs_to_the_whole_name_and_an_unknown_gpu_has_none(name, peak):
     assert peak_flops(name) == peak
-    utilization = flops_utilization(1000.0, flops_per_token=10**9, num_devices=2, name=name)
-    assert utilization == (None if peak is None else 1e12 / (2 * peak))

@@ -159,13 +159,13 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(server, 
 
 def test_a_signal_in_the_middle_of_a_validation_stops_all_ranks(server, data, tmp_path):
     stops = """
-import os, signal, train.evaluate
-chunk_loss = train.evaluate._chunk_loss
-def _chunk_loss(*arguments, **options):
+import os, signal, train.loop
+read = train.loop.read_micro_batch
+def read_micro_batch(*arguments, **options):
     os.kill(os.getpid(), signal.SIGTERM)
-    return chunk_loss(*arguments, **options)
+    return read(*arguments, **options)
 if rank == 1:
-    train.evaluate._chunk_loss = _chunk_loss
+    train.loop.read_micro_batch = read_micro_batch
 """
     ended = run_ranks(server, data, tmp_path / "run", "--steps", "8", "--valid-every", "3", prelude=stops)
     assert ended.codes == [0, 0], ended.errors
@@ -175,8 +175,8 @@ if rank == 1:
 
 def test_a_signal_while_the_first_step_takes_too_long_ends_the_rank_in_order(server, data, tmp_path):
     sleeps = """
-import os, signal, time, train.loop, train.signals
-train.signals.PATIENCE_SECONDS = 0.1
+import os, signal, time, train.loop, train.distributed
+train.distributed.PATIENCE_SECONDS = 0.1
 def train_step(*arguments, **options):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(100)  # as torch.compile may
@@ -205,6 +205,21 @@ original, train.checkpoint.describe_file = train.checkpoint.describe_file, descr
     ended = run_ranks(server, data, tmp_path / "run", *KEEP_ALL)
     assert ended.codes == [0, 0] and "resume  from step 3" in ended.outputs[0]
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(finished_run), rel=1e-4)
+
+
+@pytest.mark.long
+def test_a_rank_that_cannot_read_back_its_part_of_a_checkpoint_ends_all_and_is_named(server, data, tmp_path):
+    breaks = """
+import train.checkpoint
+def describe_file(path):
+    raise OSError(5, "Input/output error", path.name)
+if rank == 1:
+    train.checkpoint.describe_file = describe_file
+"""
+    ended = run_ranks(server, data, tmp_path / "run", *KEEP_ALL, prelude=breaks)
+    assert ended.codes == [1, 1]
+    assert "step-00000003 could not be written (rank 1: [Errno 5] Input/output error" in ended.errors[0]
+    assert find_checkpoints(tmp_path / "run") == []
 
 
 def test_an_error_that_one_rank_meets_alone_is_printed_with_its_rank(server, data, tmp_path):

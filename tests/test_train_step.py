@@ -212,7 +212,7 @@ def test_a_skipped_update_changes_neither_weights_nor_moments(is_sharded):
         states = []
         for factor, is_skipped in ((1.0, False), (math.nan, True), (1.0, False)):
             (model(torch.ones(2, 4)).sum() * factor).backward()
-            update_weights(optimizer, is_skipped=torch.tensor(is_skipped))
+            update_weights(optimizer, learning_rate=0.1, is_skipped=torch.tensor(is_skipped))
             states.append(copy.deepcopy([model.state_dict(), optimizer.state_dict()["state"]]))
     finally:
         stop_ranks(in_order=True)

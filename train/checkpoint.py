@@ -1,76 +1,59 @@
 """Checkpoints: RUN_DIR/checkpoints/step-<n>/ with the ranks' shards and a manifest; complete or absent.
 
-A checkpoint is written into a folder with a temporary name; the manifest comes last, then the folder is renamed. So a
-folder named step-<n> is complete, and a kill at any moment leaves the previous one to resume from. Shards are read
-back at any number of ranks. The manifest records the size and sha256 of every file and of itself, and they are
-checked before anything is loaded; a damaged checkpoint is set aside and the one before it is used. Training draws no
-random numbers after the first weights, so no generator's state is kept: seed and position fix all data.
+It is written into a folder with a temporary name, the manifest last, then the folder is renamed: a kill at any moment
+leaves the previous one to resume from. Shards are read back at any number of ranks, after size and sha256 of every file
+are checked; a damaged checkpoint is set aside and the one before it is used. Training draws no random numbers after
+the first weights, so no generator's state is kept: seed and position fix all data.
 """
 
-import json
 import os
 import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
 
 from model.transformer import Transformer
 from train.config import TrainConfig
 from train.distributed import AlikeError
-from train.manifest import MANIFEST, Manifest, describe_file, find_checkpoints, find_damage, hash_content, step_of
+from train.manifest import Manifest, describe_file, find_checkpoints, find_damage, step_of, write_manifest
+
+State = dict[str, Any]
 
 
 class Saver:
-    """Writes one checkpoint at a time, from a thread of its own over a gloo group of its own.
+    """Writes one checkpoint at a time, from a thread of its own over a gloo group of its own: two threads that use one
+    group mix up their messages, and NCCL would need memory of a full GPU."""
 
-    Two threads that use one group mix up their messages, and NCCL would need memory of a full GPU.
-    """
-
-    def __init__(
-        self, config: TrainConfig, *, model: Transformer, optimizer: torch.optim.Optimizer, last_step: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, *, model: Transformer, optimizer: Optimizer, last_step: int) -> None:
         self.config, self.model, self.optimizer = config, model, optimizer
-        self.last_step = last_step
-        """The step of the last checkpoint that was begun, or where the run started."""
-        is_cuda = next(model.parameters()).device.type == "cuda"
+        self.last_step = last_step  # The step of the last checkpoint that was begun, or where the run started.
         self._group = dist.new_group(backend="gloo")
         # Into pinned memory that is kept: the GPU's copy engine writes 1.1B weights and moments, 13 GB, at PCIe speed.
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=is_cuda,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=is_cuda,
-            )
+        is_cuda = next(model.parameters()).is_cuda
+        options = StagingOptions(
+            use_pinned_memory=is_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=is_cuda
         )
+        self._stager = DefaultStager(options)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[Path] | None = None
+        self._pending: Future[None] | None = None
 
     def save(self, manifest: Manifest) -> None:
         """Begin to write a checkpoint; the state is copied when this returns. Waits for the one before."""
         self.wait()
         state = self._stager.stage(collect_state(self.model, self.optimizer))
         self.last_step = manifest.step
-        self._pending = self._executor.submit(
-            write_checkpoint,
-            self.config.out,
-            manifest=manifest,
-            state=state,
-            keep=self.config.keep_checkpoints,
-            keep_every=self.config.keep_every,
-            group=self._group,
-        )
+        self._pending = self._executor.submit(write_checkpoint, self.config, manifest, state=state, group=self._group)
 
     def wait(self) -> None:
         """Return when the last checkpoint is complete. Raises AlikeError if it could not be written."""
@@ -84,52 +67,57 @@ class Saver:
         self._stager.close()
 
 
-def write_checkpoint(
-    run_folder: Path, *, manifest: Manifest, state: dict[str, Any], keep: int, keep_every: int, group: dist.ProcessGroup
-) -> Path:
-    """Write a checkpoint from all ranks over a gloo group that nothing else uses meanwhile. Returns its folder.
-
-    Drops all but the newest `keep` and the multiples of keep_every. Raises AlikeError where a rank could not write.
-    """
-    final = run_folder / "checkpoints" / f"step-{manifest.step:08d}"
+def write_checkpoint(config: TrainConfig, manifest: Manifest, *, state: State, group: dist.ProcessGroup) -> None:
+    """Write a checkpoint from all ranks over a group that nothing else uses, drop old ones. Raises AlikeError."""
+    final = config.out / "checkpoints" / f"step-{manifest.step:08d}"
     temporary = final.with_name(final.name + ".tmp")
-    is_first_rank = dist.get_rank(group) == 0
+    rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
     with _agreement(final, group):
-        if is_first_rank:
-            _make_empty(temporary)
+        if rank == 0:
+            for unfinished in final.parent.glob("step-*.tmp"):  # of a killed run
+                shutil.rmtree(unfinished)
+            temporary.mkdir(parents=True)
     with _agreement(final, group):
         dcp.save(state, checkpoint_id=temporary, process_group=group)
-    files = _describe_files(temporary, group)
+        mine = {path.name: describe_file(path) for path in sorted(temporary.iterdir())[rank::num_ranks]}
+    files = {name: record for part in gather(mine, group) for name, record in part.items()}
     with _agreement(final, group):
-        if is_first_rank:
-            _publish(temporary, final, replace(manifest, files=files))
-            _drop_old(run_folder, keep=keep, keep_every=keep_every)
-    return final
+        if rank == 0:
+            write_manifest(replace(manifest, files=files), temporary)
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            _sync(final.parent)
+            for old in find_checkpoints(config.out)[: -config.keep_checkpoints]:
+                if not config.keep_every or step_of(old) % config.keep_every:
+                    # Renamed first, so that a kill leaves nothing that looks complete.
+                    shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
 
 
 def choose_checkpoint(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, on all ranks together, and what is wrong with newer ones.
-
-    Each rank checks a part of the files; damaged folders are renamed, so that nothing else takes them. Raises
-    AlikeError where there are checkpoints and none is whole; they stay, so that the next try does not start anew.
-    """
-    complaints: list[str] = []
-    names = gather([path.name for path in find_checkpoints(run_folder)])[0]
-    for name in reversed(names):
+    """The newest checkpoint that is whole, on all ranks together, and what is wrong with newer ones. Each rank checks a
+    part of the files; damaged folders are renamed, so that nothing else takes them. Raises AlikeError where there are
+    checkpoints and none is whole; they stay, so that the next try does not start anew."""
+    damaged: dict[Path, str] = {}
+    for name in reversed(gather([path.name for path in find_checkpoints(run_folder)])[0]):
         checkpoint = run_folder / "checkpoints" / name
-        damages = gather(find_damage(checkpoint, part=dist.get_rank(), num_parts=dist.get_world_size()))
-        damage = next(filter(None, damages), None)
-        if damage is None:
-            if dist.get_rank() == 0:
-                _set_aside([checkpoint.with_name(newer) for newer in names[names.index(name) + 1 :]])
-            return checkpoint, complaints
-        complaints.append(damage)
-    if complaints:
-        raise AlikeError(f"no checkpoint of {run_folder} is whole: {complaints[0]}; with another --out it starts again")
+        findings = gather(find_damage(checkpoint, part=dist.get_rank(), num_parts=dist.get_world_size()))
+        if any(findings):
+            damaged[checkpoint] = next(filter(None, findings))
+            continue
+        for path in damaged if dist.get_rank() == 0 else ():
+            target = path.with_name(path.name + ".damaged")
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+        return checkpoint, list(damaged.values())
+    if damaged:
+        finding = next(iter(damaged.values()))
+        raise AlikeError(f"no checkpoint of {run_folder} is whole: {finding}; with another --out it starts again")
     return None, []
 
 
-def load_checkpoint(checkpoint: Path, *, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(checkpoint: Path, *, model: Transformer, optimizer: Optimizer) -> None:
     """Put a checkpoint's weights and optimizer state in place, on all ranks together."""
     state = collect_state(model, optimizer)
     dcp.load(state, checkpoint_id=checkpoint)
@@ -148,17 +136,10 @@ def load_weights(checkpoint: Path, model: Transformer) -> None:
     model.load_state_dict(state["model"])
 
 
-def collect_state(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def collect_state(model: Transformer, optimizer: Optimizer) -> State:
     """What the shards hold, keyed by weight names: AdamW's moments come back at any number of ranks."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
     return {"model": model_state, "optimizer": optimizer_state}
-
-
-def _describe_files(folder: Path, group: dist.ProcessGroup) -> dict[str, dict[str, Any]]:
-    """size_bytes and sha256 of all files in a folder, on every rank; each rank reads its part of them."""
-    mine = sorted(folder.iterdir())[dist.get_rank(group) :: dist.get_world_size(group)]
-    parts = gather({path.name: describe_file(path) for path in mine}, group)
-    return {name: record for part in parts for name, record in part.items()}
 
 
 def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
@@ -186,26 +167,6 @@ def _agreement(final: Path, group: dist.ProcessGroup) -> Iterator[None]:
         )
 
 
-def _make_empty(temporary: Path) -> None:
-    """The folder to write into; what a killed run left of others goes."""
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    for unfinished in temporary.parent.glob("step-*.tmp"):
-        shutil.rmtree(unfinished)
-    temporary.mkdir()
-
-
-def _publish(temporary: Path, final: Path, manifest: Manifest) -> None:
-    """Make a written checkpoint the newest: its manifest, all bytes to disk, then the rename."""
-    content = asdict(manifest)
-    content["sha256"] = hash_content(content)
-    (temporary / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _sync(final.parent)
-
-
 def _sync(path: Path) -> None:
     """Bring a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -213,25 +174,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _drop_old(run_folder: Path, *, keep: int, keep_every: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those at multiples of keep_every."""
-    for old in find_checkpoints(run_folder)[:-keep]:
-        if not keep_every or step_of(old) % keep_every:
-            _remove(old)
-
-
-def _set_aside(damaged: list[Path]) -> None:
-    """Rename folders, so that they are no checkpoints any more."""
-    for checkpoint in damaged:
-        target = checkpoint.with_name(checkpoint.name + ".damaged")
-        shutil.rmtree(target, ignore_errors=True)
-        checkpoint.rename(target)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; renamed first, so that a kill leaves nothing that looks complete."""
-    doomed = checkpoint.with_name(checkpoint.name + ".tmp")
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)

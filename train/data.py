@@ -1,8 +1,5 @@
-"""From a dataset to micro-batches: which positions a rank reads at a step, and how they reach the device.
-
-A step reads the next n positions, whatever the number of ranks; each rank takes its slice. So the same run sees the
-same batches on any number of machines.
-"""
+"""From a dataset to micro-batches: which positions a rank reads at a step, and how they reach the device. A step reads
+the next n positions, and each rank takes its slice: the same batches on any number of machines."""
 
 import hashlib
 import math
@@ -15,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention import DocumentMask, build_document_mask
 from model.loss import IGNORED
 from pipeline.dataset import Located, PackedDataset
 from train.config import TrainConfig
@@ -30,12 +26,9 @@ half empty on average, which is 32,768 of 950B / 2,049 windows. There they stood
 class MicroBatch:
     """The samples of one forward and backward on one rank."""
 
-    tokens: Tensor
-    """(rows, seq_len + 1): in the host's memory as stored (uint16 or uint32), on the device int64."""
-    cu_seqlens: Tensor | None
-    """int32: 0 and every document's end in the rows * seq_len inputs, padded to a constant length; None: no mask."""
-    has_target: Tensor | None = None
-    """bool, (rows, seq_len): the inputs whose next token is to be predicted; None: all."""
+    tokens: Tensor  # (rows, seq_len + 1): in the host's memory as stored (uint16 or uint32), on the device int64.
+    cu_seqlens: Tensor | None  # int32: 0 and each document's end in all inputs, padded to one length; None: no mask.
+    has_target: Tensor | None = None  # bool, (rows, seq_len): inputs whose next token is to be predicted; None: all.
 
     @property
     def inputs(self) -> Tensor:
@@ -55,23 +48,17 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on the device. Ids travel in two bytes each and are widened there."""
-        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
         return replace(moved, tokens=moved.tokens.long())
 
-    def pin_memory(self) -> "MicroBatch":
-        """A copy in pinned memory, from which the device can copy by itself."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        """A copy of it with each of its tensors changed."""
         parts = (self.tokens, self.cu_seqlens, self.has_target)
         return MicroBatch(*(None if part is None else change(part) for part in parts))
 
 
 def open_dataset(path: str, settings: Mapping[str, Any]) -> PackedDataset:
-    """The dataset as a run of these settings (TrainConfig.as_json) reads it.
-
-    Raises ValueError for a mix that is none, or names a source that is not there.
-    """
+    """The dataset as a run of these settings (TrainConfig.as_json) reads it. Raises ValueError for a wrong mix."""
     names = ("mix", "seq_len", "seed", "packing", "shuffle", "max_epochs")
     return PackedDataset(path, **{name: settings[name] for name in names})
 
@@ -88,16 +75,13 @@ def refuse_end(dataset: PackedDataset, config: TrainConfig, *, position: int = 0
 
 def shares_of(dataset: PackedDataset) -> dict[str, float]:
     """The share of the samples of each source above 0, to the nine decimals that the order of the data tells apart."""
-    total = math.fsum(dataset.weights)
-    return {
-        source: round(weight / total, 9)
-        for source, weight in zip(dataset.sources, dataset.weights, strict=True)
-        if weight
-    }
+    weights = dict(zip(dataset.sources, dataset.weights, strict=True))
+    total = math.fsum(weights.values())
+    return {source: round(weight / total, 9) for source, weight in weights.items() if weight}
 
 
 def describe_sources(dataset: PackedDataset, *, num_samples: int) -> list[str]:
-    """For each source its share, its windows, how often a run of num_samples reads them, and what it never reads."""
+    """For each source a line: its share, its windows, how often num_samples read them, and what is never read."""
     lines = []
     for source, share in shares_of(dataset).items():
         windows = dataset.windows[source]
@@ -106,7 +90,8 @@ def describe_sources(dataset: PackedDataset, *, num_samples: int) -> list[str]:
         kind, rest = "windows", f"{windows.num_unread_tokens:,} tokens in tails not read"
         if dataset.packing == "best-fit":
             kind, rest = "samples", f"{1 - windows.index.real_fraction:.4%} of them padding"
-        lines.append(f"{source}  share {share:g}  {windows.num_windows:,} {kind}  {epochs:.2f} epochs{repeats}  {rest}")
+        read = f"{windows.num_windows:,} {kind}  {epochs:.2f} epochs{repeats}"
+        lines.append(f"source  {source}  share {share:g}  {read}  {rest}")
     return lines
 
 
@@ -117,37 +102,19 @@ def count_tokens(samples: Located, dataset: PackedDataset) -> dict[str, int]:
 
 
 def extend_hash(previous: str, samples: Located) -> str:
-    """The running hash after these samples: sha256 of the one before, all sources, epochs and windows (int64,
-    little-endian)."""
+    """The running hash after these samples: sha256 of the one before, all sources, epochs and windows (as <i8)."""
     columns = b"".join(column.astype("<i8").tobytes() for column in samples)
     return hashlib.sha256(previous.encode() + columns).hexdigest()
 
 
-def rank_positions(position: int, *, samples_per_step: int, rank: int, world_size: int) -> np.ndarray:
-    """The positions that a rank reads in the step that begins at `position`: int64, consecutive.
-
-    >>> rank_positions(16, samples_per_step=8, rank=1, world_size=4)
-    array([18, 19])
-    """
-    samples_per_rank = samples_per_step // world_size
-    first = position + rank * samples_per_rank
-    return np.arange(first, first + samples_per_rank, dtype=np.int64)
-
-
 def pad_document_ends(ends: list[np.ndarray], *, seq_len: int) -> np.ndarray:
-    """cu_seqlens of several rows laid end to end: int32, 0 first, the last end repeated up to a constant length.
-
-    The length is room for a document per 64 tokens, doubled where a micro-batch has more: no document is ever merged
-    with the next, and compiled code sees the same shape all but always. A repeated end is an empty document.
-    """
-    joined = np.concatenate([row * seq_len + row_ends for row, row_ends in enumerate(ends)])
+    """cu_seqlens of several rows end to end: int32, 0 first, the last end repeated up to a length that is nearly always
+    the same for compiled code: room for a document per 64 tokens, doubled where there are more."""
+    joined = np.concatenate([[0], *(row * seq_len + row_ends for row, row_ends in enumerate(ends))]).astype(np.int32)
     room = len(ends) * max(8, seq_len // 64)
-    while room < len(joined):
+    while room < len(joined) - 1:
         room *= 2
-    padded = np.full(room + 1, len(ends) * seq_len, dtype=np.int32)
-    padded[0] = 0
-    padded[1 : len(joined) + 1] = joined
-    return padded
+    return np.pad(joined, (0, room + 1 - len(joined)), mode="edge")
 
 
 def read_micro_batch(
@@ -172,14 +139,6 @@ def read_micro_batch(
     return MicroBatch(torch.from_numpy(samples), cu_seqlens, has_target)
 
 
-def document_mask_of(batch: MicroBatch, *, backend: str) -> DocumentMask | None:
-    """The attention mask of a micro-batch that is on the device; None where documents see each other."""
-    if batch.cu_seqlens is None:
-        return None
-    num_rows, seq_len = batch.inputs.shape
-    return build_document_mask(batch.cu_seqlens, num_rows=num_rows, seq_len=seq_len, backend=backend)
-
-
 @dataclass(frozen=True)
 class RankReader:
     """What one rank reads: its micro-batches of every step, one step ahead of their use."""
@@ -189,35 +148,23 @@ class RankReader:
     placement: Placement
 
     def read_step(self, position: int) -> list[MicroBatch]:
-        """This rank's micro-batches of the step that begins at a position.
-
-        Where the disk has to be waited for, the system is asked for those of the next step, too.
-        """
+        """This rank's micro-batches of the step that begins at a position; after waiting for the disk it asks ahead."""
         config, place = self.config, self.placement
-        positions = rank_positions(
-            position, samples_per_step=config.samples_per_step, rank=place.rank, world_size=place.world_size
-        )
-        chunks = np.split(positions, len(positions) // config.micro_batch_size)
-        batches = [self._read(chunk) for chunk in chunks]
+        options = {"has_mask": config.document_mask == "on", "has_bos_fill": "bos-fill" in config.mistakes}
+        num_samples = config.samples_per_step // place.world_size
+        positions = np.arange(num_samples) + position + place.rank * num_samples
+        chunks = positions.reshape(-1, config.micro_batch_size)
+        batches = [read_micro_batch(self.dataset, chunk, **options) for chunk in chunks]
         if self.dataset.has_waited:
             self.dataset.read_ahead(positions + config.samples_per_step)
-        return batches
-
-    def _read(self, positions: np.ndarray) -> MicroBatch:
-        has_bos_fill = "bos-fill" in self.config.mistakes
-        batch = read_micro_batch(
-            self.dataset, positions, has_mask=self.config.document_mask == "on", has_bos_fill=has_bos_fill
-        )
-        return batch.pin_memory() if self.placement.device.type == "cuda" else batch
+        return [batch.each(Tensor.pin_memory) for batch in batches] if place.device.type == "cuda" else batches
 
     def read_steps(self, position: int, *, num_steps: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each step from a position on; a thread reads the next while one is computed."""
-        step_size = self.config.samples_per_step
-        positions = range(position, position + num_steps * step_size, step_size)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as executor:
-            pending = None
-            for current in positions:
-                batch = pending.result() if pending else self.read_step(current)
-                following = current + step_size
-                pending = executor.submit(self.read_step, following) if following in positions else None
+            pending = executor.submit(self.read_step, position)
+            for step in range(1, num_steps + 1):
+                batch = pending.result()
+                if step < num_steps:
+                    pending = executor.submit(self.read_step, position + step * self.config.samples_per_step)
                 yield batch

@@ -1,28 +1,41 @@
-"""Ranks and devices: join the group that torchrun made, shard the model over it, leave it in order."""
+"""Ranks and devices: join the group that torchrun made, shard the model, stop on a signal, leave; what a GPU can do."""
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.attention import choose_backend
 from model.config import ModelConfig
 from model.transformer import Transformer
 from train.config import TrainConfig
-from train.hardware import memory_bytes
 
-BYTES_PER_WEIGHT = 16
-"""Weight, gradient and AdamW's two moments, all float32."""
+BYTES_PER_WEIGHT = 16  # Weight, gradient and AdamW's two moments, all float32.
 SMALL_SHARE_OF_MEMORY = 0.1
 FELT_SHARE_OF_MEMORY = 0.05
+
+DENSE_BF16_FLOPS = {
+    "H200": 989.4e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "GH200": 989.4e12, "H800": 989.4e12,
+    "B200": 2250e12, "A100": 312e12, "A800": 312e12, "A10G": 70e12, "A10": 125e12, "A40": 149.7e12, "L40S": 362e12,
+    "L4": 121e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12, "RTX 6000 Ada": 364.2e12, "RTX A6000": 154.8e12,
+}  # fmt: skip
+"""Operations per second by a part of the name, longer names first: NVIDIA's data sheets, without sparsity, float32
+accumulation. A GPU that is not here has no MFU, rather than a guess."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PATIENCE_SECONDS = 20.0  # So long the first step may still take, compiling: torchrun kills 30 s after SIGTERM.
 
 
 class AlikeError(ValueError):
@@ -45,53 +58,34 @@ class Placement:
 
 def resolve_device(wanted: str) -> str:
     """Either "cpu" or "cuda". Raises ValueError if CUDA is wanted and absent."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+    is_cuda_here = torch.cuda.is_available()
+    if wanted == "cuda" and not is_cuda_here:
         raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+    return ("cuda" if is_cuda_here else "cpu") if wanted == "auto" else wanted
 
 
-def rank_from_environment() -> int:
-    """The rank that torchrun gave this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size_from_environment() -> int:
-    """The number of ranks that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_world_size_from_environment(world_size: int) -> int:
-    """The number of ranks that torchrun started on this machine; all without torchrun."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+def from_torchrun(name: str, default: int) -> int:
+    """RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE as torchrun set it; the default without torchrun."""
+    return int(os.environ.get(name, default))
 
 
 def start_ranks(device_type: str) -> Placement:
-    """Join the process group: NCCL for CUDA, gloo for the CPU. Without torchrun, a group of one.
-
-    The threads of a CPU rank are OMP_NUM_THREADS, which torchrun sets to 1 for several ranks where the user did not.
-    """
-    rank, world_size = rank_from_environment(), world_size_from_environment()
+    """Join the process group: NCCL for CUDA, gloo for the CPU. Without torchrun, a group of one."""
+    rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
     device = torch.device("cpu")
     if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", from_torchrun("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
     # gloo beside NCCL, for the objects that checkpoints exchange: over NCCL they would need memory of a full GPU.
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    if world_size > 1:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore() if world_size == 1 else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return Placement(rank=rank, world_size=world_size, device=device)
 
 
 def print_error(error: Exception | str) -> None:
-    """One line on stderr: from every rank that meets an error of its own, from rank 0 alone where all meet it.
-
-    Before the ranks have joined, all of them check the same settings and data.
-    """
-    rank = rank_from_environment()
+    """One line on stderr: from each rank that meets an error of its own, from rank 0 where all meet it."""
+    rank = from_torchrun("RANK", 0)
     is_own = dist.is_initialized() and not isinstance(error, AlikeError)
     if rank == 0 or is_own:
         print(f"[rank {rank}] error: {error}" if rank else f"error: {error}", file=sys.stderr)
@@ -106,14 +100,52 @@ def stop_ranks(*, in_order: bool) -> None:
     dist.destroy_process_group()
 
 
-def end_process(main: Callable[[], int]) -> NoReturn:
-    """Run an entry point that joins a process group, then end the process at once with its exit code.
+class StopRequestedError(Exception):
+    """A signal asked one of the ranks to stop; raised on all of them by the same call of `StopRequest.check`."""
 
-    The interpreter is not shut down. A gloo thread may still hold a tensor of the last collective even after
-    `stop_ranks`, since device meshes and torch's caches keep the group and its threads alive, and it needs the GIL to
-    drop it. Python before 3.14 ends a thread that asks for the GIL during the shutdown by unwinding it, which in a
-    destructor is std::terminate: the rank would die of SIGABRT although all was done and saved.
-    """
+
+class StopRequest:
+    """Whether a signal asked this process to stop, from __enter__ to __exit__."""
+
+    received = 0  # The signal's number.
+    has_work = False  # Whether a step was done since the start, so that there is something to save.
+    _timer: threading.Timer | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._timer:
+            self._timer.cancel()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        if not self.has_work and self._timer is None:
+            self._timer = threading.Timer(PATIENCE_SECONDS, self._leave)
+            self._timer.start()
+
+    def _leave(self) -> None:
+        """End the process where it is: nothing was trained, so nothing is lost."""
+        if not self.has_work:
+            print(f"stopped by {signal.Signals(self.received).name} before the first step was done", flush=True)
+            os._exit(0)
+
+    def check(self) -> None:
+        """Raises StopRequestedError on every rank if any has received a signal; all ranks call it alike. The ranks
+        agree over gloo, a fraction of a millisecond between their hosts: the GPU is not waited for."""
+        received = torch.tensor(self.received)
+        dist.all_reduce(received, op=dist.ReduceOp.MAX)
+        if received:
+            raise StopRequestedError(signal.Signals(int(received)).name)
+
+
+def end_process(main: Callable[[], int]) -> NoReturn:
+    """Run an entry point that joins a process group, then end the process at once with its exit code. The interpreter
+    is not shut down: a gloo thread may still hold a tensor of the last collective, and Python before 3.14 unwinds a
+    thread that asks for the GIL during the shutdown, to drop it. The rank would die of SIGABRT."""
     try:
         code = main()
     except SystemExit:
@@ -126,40 +158,47 @@ def end_process(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
-def build_model(
-    config: ModelConfig, *, attention_backend: str, settings: TrainConfig, placement: Placement
-) -> Transformer:
-    """The model with its first weights, sharded over the ranks. The weights are the same at every world size.
-
-    On CUDA the blocks compute in bfloat16 from float32 weights, and gradients are summed in float32. One CPU process
-    has nothing to shard.
-    """
+def build_model(shape: ModelConfig, config: TrainConfig, *, placement: Placement) -> Transformer:
+    """The model with its first weights, which are the same at every world size, sharded over the ranks; one CPU process
+    has nothing to shard. On CUDA it computes in bfloat16 from float32 weights, and sums gradients in float32."""
+    backend = choose_backend(config.attention, device_type=placement.device.type)
     with torch.device("meta"):
-        model = Transformer(config, attention_backend=attention_backend, recompute=settings.activation_checkpointing)
-    if is_compiled(settings, placement.device):
+        model = Transformer(shape, attention_backend=backend, recompute=config.activation_checkpointing)
+    if is_compiled(config, placement.device):
         model.compile_blocks()
     if placement.world_size > 1 or placement.device.type == "cuda":
-        _shard(model, settings.sharding, placement=placement)
+        _shard(model, config.sharding, placement=placement)
     model.to_empty(device=placement.device)
-    model.init_weights(settings.seed, write=_write_part)
+    model.init_weights(config.seed, write=_write_part)
     return model
 
 
-def is_compiled(settings: TrainConfig, device: torch.device) -> bool:
+def is_compiled(config: TrainConfig, device: torch.device) -> bool:
     """Whether torch.compile makes the blocks' code."""
-    return settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+
+
+def num_parts(sharding: str, *, world_size: int) -> int:
+    """Into how many parts, one a rank, a copy of the model is cut."""
+    return {"hybrid": from_torchrun("LOCAL_WORLD_SIZE", world_size), "replicate": 1}.get(sharding, world_size)
 
 
 def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
     """FSDP2: each block a unit, embedding, norm and head with the root. Gradients are summed, not averaged."""
-    mesh = _make_mesh(choose_sharding(sharding, model.config, placement=placement), placement)
-    is_cuda = placement.device.type == "cuda"
+    is_cuda, ranks = placement.device.type == "cuda", placement.world_size
+    num_weights, num_bytes = model.config.num_parameters(), memory_bytes(placement.device)
+    if sharding == "auto" and is_cuda and BYTES_PER_WEIGHT * num_weights < SMALL_SHARE_OF_MEMORY * num_bytes:
+        sharding = "replicate"
+    parts = num_parts(sharding, world_size=ranks)
+    # The ranks as (copies, parts of a copy), or as parts alone.
+    shape, names = ((ranks,), None) if parts == ranks else ((ranks // parts, parts), ("copies", "parts"))
+    mesh = init_device_mesh(placement.device.type, shape, mesh_dim_names=names)
     # Inputs are not cast, so that the rotary tables stay float32.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if is_cuda else torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     # Gathered again for the backward pass only where the gathered weights would be felt in memory: two bytes each.
-    is_large = 2 * model.config.num_parameters() > FELT_SHARE_OF_MEMORY * memory_bytes(placement.device)
+    is_large = 2 * num_weights > FELT_SHARE_OF_MEMORY * num_bytes
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=is_large)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -168,23 +207,6 @@ def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
             # The loss is divided by the tokens of the whole step, so the ranks' gradients add up to the mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-
-
-def choose_sharding(wanted: str, config: ModelConfig, *, placement: Placement) -> str:
-    """Either full, hybrid or replicate; `auto` replicates what takes little of a GPU."""
-    if wanted != "auto":
-        return wanted
-    is_small = BYTES_PER_WEIGHT * config.num_parameters() < SMALL_SHARE_OF_MEMORY * memory_bytes(placement.device)
-    return "replicate" if is_small and placement.device.type == "cuda" else "full"
-
-
-def _make_mesh(sharding: str, placement: Placement) -> DeviceMesh:
-    """The ranks as (copies, parts of a copy), or as parts alone. Replicated, a copy has one part."""
-    ranks = placement.world_size
-    parts = {"full": ranks, "hybrid": local_world_size_from_environment(ranks), "replicate": 1}[sharding]
-    if parts == ranks:
-        return init_device_mesh(placement.device.type, (ranks,))
-    return init_device_mesh(placement.device.type, (ranks // parts, parts), mesh_dim_names=("copies", "parts"))
 
 
 def _write_part(parameter: Tensor, full_weight: Tensor) -> None:
@@ -199,3 +221,25 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a tensor over all ranks, on each."""
     dist.all_reduce(values)
     return values
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bfloat16 peak of a GPU by the name that the driver gives it, or None if it is not known."""
+    known = sorted(DENSE_BF16_FLOPS, key=len, reverse=True)
+    if "Laptop" in device_name:  # another chip under the same name
+        return None
+    # A whole word, so that an A100 is no A10.
+    words = f" {device_name.replace('-', ' ')} "
+    return next((DENSE_BF16_FLOPS[name] for name in known if f" {name} " in words), None)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The memory of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -5,7 +5,6 @@
 The tokenizer is the copy that the run keeps, so the dataset need not be there.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,28 +29,18 @@ PROMPTS = ("The ", "def ", "In the beginning")
 class GenerateConfig:
     """What to write, and how."""
 
-    model: tyro.conf.Positional[Path]
-    """A run's folder (its newest checkpoint), or one checkpoint."""
-    prompt: str | None = None
-    """The text to go on from. Default: a few short ones."""
-    max_tokens: int = 64
-    """New tokens at most."""
-    temperature: float = 0.8
-    """0 takes the likeliest token every time."""
-    top_k: int = 50
-    """Only this many of the likeliest tokens are drawn from; 0: all."""
-    seed: int = 0
-    """Fixes what is drawn."""
+    model: tyro.conf.Positional[Path]  # A run's folder (its newest checkpoint), or one checkpoint.
+    prompt: str | None = None  # The text to go on from. Default: a few short ones.
+    max_tokens: int = 64  # New tokens at most.
+    temperature: float = 0.8  # 0 takes the likeliest token every time.
+    top_k: int = 50  # Only this many of the likeliest tokens are drawn from; 0: all.
+    seed: int = 0  # Fixes what is drawn.
 
     def check(self) -> None:
         """Raises ValueError for the first setting that cannot be."""
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"--temperature must be 0 or more, and finite, not {self.temperature}")
-        for name in ("top_k", "max_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"--seed must be from 0 to 2**64 - 1, not {self.seed}")
+        for name in ("max_tokens", "temperature", "top_k", "seed"):
+            if not 0 <= getattr(self, name) < 2**64:  # not a number fails too
+                raise ValueError(f"--{name.replace('_', '-')} must be from 0 to 2**64 - 1, not {getattr(self, name)}")
 
 
 def main() -> int:
@@ -68,7 +57,7 @@ def main() -> int:
         print(f"model   {checkpoint}  step {manifest.step:,}, {manifest.tokens:,} tokens")
         for prompt in PROMPTS if config.prompt is None else (config.prompt,):
             prompt_ids = tokenizer.encode(prompt)
-            new_ids = generate(model, frame_prompt(prompt_ids, manifest), manifest=manifest, config=config)
+            new_ids = generate(model, [manifest.first_id, *prompt_ids], manifest=manifest, config=config)
             # Decoded together: a tokenizer may drop the space at the start of what it decodes.
             print(f"\n{tokenizer.decode(prompt_ids + new_ids)}")
     except (ValueError, FileNotFoundError) as error:
@@ -94,27 +83,16 @@ def load_model(checkpoint: Path, manifest: Manifest) -> Transformer:
     return model
 
 
-def frame_prompt(ids: list[int], manifest: Manifest) -> list[int]:
-    """The prompt as a document begins in training: after BOS (bos+eos), or after the end of the one before (eos)."""
-    dataset = manifest.dataset
-    return [dataset["bos_id"] if dataset["document_rule"] == "bos+eos" else dataset["eos_id"], *ids]
-
-
 @torch.inference_mode()
 def generate(model: Transformer, ids: list[int], *, manifest: Manifest, config: GenerateConfig) -> list[int]:
-    """The ids that follow: up to the end of text, max_tokens, or as many as the windows that it was trained on.
-
-    Raises ValueError if the prompt alone is longer than that.
-    """
+    """The ids that follow: to the end of text, max_tokens, or the window of training, if the prompt fits in that."""
     longest = manifest.config["seq_len"]
     room = longest - len(ids)
     if room < 1:
-        raise ValueError(
-            f"the prompt has {len(ids):,} tokens and the model was trained on {longest:,} at a time: shorten it"
-        )
+        raise ValueError(f"the prompt has {len(ids):,} tokens, training had {longest:,} at a time: shorten it")
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(config.seed)
-    cache = KeyValueCache(model.config.num_layers)
+    cache: KeyValueCache = {}
     new_ids: list[int] = []
     tokens = torch.tensor([ids], device=device)
     for _ in range(min(room, config.max_tokens)):

@@ -3,10 +3,9 @@
     python train/ledger.py runs/tinyllama
     python train/ledger.py runs/tinyllama --step 12345
 
-Each checkpoint holds its tokens per source and a running hash of its samples; both follow from settings and dataset
-alone. With --step the samples of one step, and in their shards the documents, by number; the shard's .docs.parquet
-leads from a number to the raw file and row, and so does pipeline/explain.py --run. Exits with 1 where the record and
-the computation differ.
+Tokens per source and the running hash of the samples follow from settings and dataset alone; exits with 1 where they
+differ. With --step the samples of one step, and in their shards the documents, by number; the shard's .docs.parquet
+leads from a number to the raw file and row, and so does pipeline/explain.py --run.
 """
 
 import bisect
@@ -32,12 +31,9 @@ from train.manifest import Manifest, find_checkpoint, read_manifest
 class LedgerFlags:
     """Say which windows and documents a checkpoint has seen."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """A run's folder (its newest checkpoint), or one checkpoint."""
-    step: int | None = None
-    """List the windows of this step, 1 being the first, instead of checking all."""
-    data: str | None = None
-    """The dataset, where it is no longer at the place that the run names."""
+    run: Annotated[Path, tyro.conf.Positional]  # A run's folder (its newest checkpoint), or one checkpoint.
+    step: int | None = None  # List the windows of this step, 1 being the first, instead of checking all.
+    data: str | None = None  # The dataset, where it is no longer at the place that the run names.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,24 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(LedgerFlags, args=arguments)
     try:
         manifest = read_manifest(find_checkpoint(flags.run))
-        dataset = open_same_dataset(manifest, flags.data)
+        path, wanted = flags.data or manifest.config["data"], manifest.dataset["fingerprint"]
+        dataset = open_dataset(path, manifest.config)
+        if dataset.fingerprint != wanted:
+            raise ValueError(f"{path} is the dataset {dataset.fingerprint[:16]}, the run was trained on {wanted[:16]}")
         lines = check(manifest, dataset) if flags.step is None else list_step(manifest, dataset, step=flags.step)
-        for line in lines:
-            print(line)
+        print(*lines, sep="\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def open_same_dataset(manifest: Manifest, path: str | None) -> PackedDataset:
-    """The dataset as the run read it. Raises ValueError for another one."""
-    path = path or manifest.config["data"]
-    dataset = open_dataset(path, manifest.config)
-    wanted = manifest.dataset["fingerprint"]
-    if dataset.fingerprint != wanted:
-        raise ValueError(f"{path} is the dataset {dataset.fingerprint[:16]}, the run was trained on {wanted[:16]}")
-    return dataset
 
 
 def step_positions(manifest: Manifest) -> Iterator[range]:
@@ -78,8 +66,7 @@ def step_positions(manifest: Manifest) -> Iterator[range]:
 
 def check(manifest: Manifest, dataset: PackedDataset) -> list[str]:
     """Lines for a person. Raises ValueError where samples or tokens are not those that were recorded."""
-    tokens: Counter[str] = Counter()
-    samples_hash = ""
+    tokens, samples_hash = Counter(), ""
     for positions in step_positions(manifest):
         samples = dataset.locate(positions)
         tokens.update(count_tokens(samples, dataset))

@@ -2,11 +2,13 @@
 
     torchrun --nproc-per-node 8 train/main.py --data data/packed --recipe tinyllama-1.1b --out runs/tiny
 
-Every field of TrainConfig is a flag. The same command again goes on from the newest checkpoint of --out.
+Every field of TrainConfig is a flag. The same command again goes on from the newest checkpoint of --out. What does not
+fit together is refused before any training; --dry-run says what the run would be, memory and time by formula.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,24 +19,23 @@ import torch
 
 from model.attention import choose_backend
 from model.config import ModelConfig
-from pipeline.dataset import PackedDataset
-from train.config import TrainConfig, load_recipe, read_flags
-from train.data import open_dataset, refuse_end
-from train.distributed import (
-    end_process,
-    print_error,
-    rank_from_environment,
-    resolve_device,
-    start_ranks,
-    stop_ranks,
-    world_size_from_environment,
-)
+from model.loss import ROWS_PER_CHUNK
+from pipeline.dataset import Catalogue, PackedDataset
+from train import distributed
+from train.config import TrainConfig, load_recipe, read_flags, recipe_names
+from train.data import describe_sources, open_dataset, refuse_end
 from train.loop import train
-from train.preflight import CPU_RECIPE, choose_recipe, print_forecast, refuse_cpu, refuse_data
+from train.optim import learning_rate_at
 from train.run import start_run
-from train.signals import StopRequest
 
 HELP = {"-h", "--help"}
+CPU_RECIPE = "demo"
+LARGEST_CPU_PARAMETERS = 50_000_000
+CPU_FLOPS_PER_CORE = 50e9  # A rough figure for float32 matrix work, to say how long a large model would take.
+EXPECTED_MFU = 0.45  # Of the dense peak: what trainers of about 1B parameters publish lies from 0.39 to 0.56.
+USUAL_GPUS = ("H200", "A100", "RTX 4090")
+PLOT_ROWS, PLOT_COLUMNS = 8, 60
+SECONDS_PER_DAY = 24 * 3600
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,60 +43,155 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_finished = False
     try:
         config, device_type = read_config(sys.argv[1:] if arguments is None else arguments)
-        dataset, model_config = check_config(config, device_type)
+        config.check()
+        config.accumulation(distributed.from_torchrun("WORLD_SIZE", 1))
+        dataset = open_dataset(config.data, config.as_json())
+        if misfit := find_misfit(config, dataset):
+            raise ValueError(misfit)
+        refuse_end(dataset, config)
+        shape = config.model_config(dataset.vocab_size)
+        choose_backend(config.attention, device_type=device_type)  # refused here, where all ranks are refused alike
         if config.dry_run:
-            print_forecast(config, model_config, dataset, device=torch.device(device_type))
+            print_forecast(config, shape, dataset, device_type=device_type)
             return 0
-        with StopRequest(world_size=world_size_from_environment()) as stop:
-            run = start_run(config, model_config, dataset, placement=start_ranks(device_type))
+        refuse_cpu(config, shape, device_type=device_type)
+        with distributed.StopRequest() as stop:
+            run = start_run(config, shape, dataset, placement=distributed.start_ranks(device_type))
             train(run, stop=stop)
         is_finished = True
     except (ValueError, OSError) as error:
-        print_error(error)
+        distributed.print_error(error)
         return 1
     except torch.OutOfMemoryError as error:
-        print_error(
-            f"out of memory: a smaller --micro-batch-size or --activation-checkpointing full would help ({error})"
-        )
+        advice = "a smaller --micro-batch-size or --activation-checkpointing full would help"
+        distributed.print_error(f"out of memory: {advice} ({error})")
         return 1
     finally:
-        stop_ranks(in_order=is_finished)
+        distributed.stop_ranks(in_order=is_finished)
     return 0
 
 
 def read_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
-    """The settings (defaults < recipe < flags) and the device's type.
-
-    The flags are read twice: first to learn the recipe, or the data and the device that decide it. --help shows the
-    recipe's values, or the demo's where none is named.
-    """
-    speaks = rank_from_environment() == 0
+    """The settings (defaults < recipe < flags) and the device's type. The flags are read twice: first to learn the
+    recipe, or the data and the device that decide it. --help shows its values, or the demo's where none is named."""
+    speaks = distributed.from_torchrun("RANK", 0) == 0
     flags = read_flags([word for word in arguments if word not in HELP], defaults=TrainConfig(), speaks=speaks)
     recipe = flags.recipe
     if recipe is None and not HELP.isdisjoint(arguments):
         recipe = CPU_RECIPE
     if recipe is None:
-        recipe, reason = choose_recipe(flags.data, device_type=resolve_device(flags.device))
+        recipe, reason = choose_recipe(flags.data, device_type=distributed.resolve_device(flags.device))
         if speaks:
             print(reason, flush=True)
     config = read_flags(arguments, defaults=load_recipe(recipe), speaks=speaks)
     out = config.out or Path("runs") / Path(recipe).stem
-    return replace(config, out=out), resolve_device(config.device)
+    return replace(config, out=out), distributed.resolve_device(config.device)
 
 
-def check_config(config: TrainConfig, device_type: str) -> tuple[PackedDataset, ModelConfig]:
-    """The dataset and the model's shape, once settings, data and machine are known to agree. Raises ValueError."""
-    config.check()
-    config.accumulation(world_size_from_environment())
-    dataset = open_dataset(config.data, config.as_json())
-    refuse_data(config, dataset)
-    refuse_end(dataset, config)
-    model_config = config.model_config(dataset.vocab_size)
-    if not config.dry_run:
-        refuse_cpu(config, model_config, device_type=device_type)
-    choose_backend(config.attention, device_type=device_type)  # refused here, where all ranks are refused alike
-    return dataset, model_config
+def choose_recipe(data: str, *, device_type: str) -> tuple[str, str]:
+    """The recipe for a run that names none, and a sentence that says why: on CUDA the one whose tokenizer and document
+    rule are the dataset's, on a CPU the demo. Raises FileNotFoundError where there is no dataset."""
+    catalogue = Catalogue(data)
+    tokenizer, rule = catalogue.tokenizer["name"], catalogue.document_rule
+    fitting = [name for name in recipe_names() if name != CPU_RECIPE and not find_misfit(load_recipe(name), catalogue)]
+    if not fitting:
+        return CPU_RECIPE, f"recipe {CPU_RECIPE}, as on a GPU: no other is for tokenizer {tokenizer} and {rule}"
+    if device_type == "cuda":
+        return fitting[0], f"recipe {fitting[0]}: it is for tokenizer {tokenizer}, which {data} has"
+    return CPU_RECIPE, f"recipe {CPU_RECIPE}: there is no GPU; on one this data would take {fitting[0]}"
+
+
+def find_misfit(config: TrainConfig, dataset: Catalogue) -> str | None:
+    """What is wrong with a dataset's tokenizer or document rule for a recipe, and what to do; None if nothing is."""
+    name, sha256, rule = dataset.tokenizer["name"], dataset.tokenizer["sha256"], dataset.document_rule
+    if config.tokenizer not in ("any", name, sha256):
+        return (
+            f"{config.data} has tokenizer {name} ({sha256[:12]}), recipe {config.recipe} wants {config.tokenizer}:"
+            f" build the data with --tokenizer {config.tokenizer}, or train with --recipe {CPU_RECIPE}"
+            f" or --tokenizer {name}"
+        )
+    if config.document_rule not in ("any", rule):
+        return (
+            f"{config.data} has document rule {rule}, recipe {config.recipe} wants {config.document_rule}: build the"
+            f" data with --document-rule {config.document_rule}, or train with --document-rule {rule}"
+        )
+    return None
+
+
+def refuse_cpu(config: TrainConfig, model_config: ModelConfig, *, device_type: str) -> None:
+    """Raises ValueError if a large model would train on a CPU that nobody asked for."""
+    num_parameters = model_config.num_parameters()
+    if device_type != "cpu" or config.device == "cpu" or num_parameters <= LARGEST_CPU_PARAMETERS:
+        return
+    flops = config.num_steps * config.tokens_per_step * model_config.flops_per_token(config.seq_len)
+    days = flops / (CPU_FLOPS_PER_CORE * (os.cpu_count() or 1)) / SECONDS_PER_DAY
+    time = f"{days / 365:,.0f} years" if days > 730 else f"{max(days, 1):,.0f} days"
+    raise ValueError(
+        f"recipe {config.recipe} has {num_parameters / 1e6:,.0f}M parameters and needs a GPU, and torch sees none:"
+        f" here it would take about {time}. --device cpu goes on all the same, --recipe {CPU_RECIPE} is for CPUs"
+    )
+
+
+def print_forecast(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, device_type: str) -> None:
+    """Say what the run would be. What does not fit together has been refused before."""
+    ranks = distributed.from_torchrun("WORLD_SIZE", 1)
+    print(f"recipe  {config.recipe}  model {model_config.num_parameters():,} parameters")
+    print(f"steps   {config.num_steps:,} of {config.tokens_per_step:,} tokens, {config.tokens:,} wanted in all")
+    print(f"        {ranks} ranks: {config.accumulation(ranks)} micro-batches of {config.micro_batch_size} each")
+    sources = describe_sources(dataset, num_samples=config.num_steps * config.samples_per_step)
+    print(*sources, *plot_schedule(config), sep="\n")
+    parts = distributed.num_parts(config.sharding, world_size=ranks)
+    for name, num_bytes in estimate_memory(config, model_config, num_parts=parts).items():
+        print(f"memory  {num_bytes / 2**30:7.2f} GiB  {name}")
+    device_name = distributed.device_name(torch.device(device_type))
+    for line in estimate_times(config, model_config, device_name=device_name, ranks=ranks):
+        print(f"time    {line}")
+    print("dry run: nothing was trained")
+
+
+def plot_schedule(config: TrainConfig) -> list[str]:
+    """The learning rate over the steps, as lines of text."""
+    last = config.num_steps
+    steps = [1 + round(column * (last - 1) / (PLOT_COLUMNS - 1)) for column in range(PLOT_COLUMNS)]
+    rates = [learning_rate_at(step, config) for step in steps]
+    lines = []
+    for row in range(PLOT_ROWS, 0, -1):
+        marks = "".join("#" if rate > config.learning_rate * (row - 0.5) / PLOT_ROWS else " " for rate in rates)
+        lines.append(f"lr {config.learning_rate * row / PLOT_ROWS:8.2e} |{marks}")
+    named = sorted({1, max(1, config.warmup_steps), last})
+    lines.append("lr " + ", ".join(f"{learning_rate_at(step, config):.2e} at step {step:,}" for step in named))
+    return lines
+
+
+def estimate_memory(config: TrainConfig, shape: ModelConfig, *, num_parts: int) -> dict[str, float]:
+    """Bytes on each GPU by what takes them, for bfloat16 compute and weights in num_parts. Per token and block the
+    backward pass keeps, in two bytes each: both norms' inputs and outputs, query, attention's output (6 widths), key
+    and value, and three times the SwiGLU's width. Selective recomputation keeps the matrix products alone: 4 widths,
+    key and value, two SwiGLU widths; full one width."""
+    tokens, kv = config.micro_batch_size * config.seq_len, 2 * shape.num_kv_heads * shape.head_dim
+    per_block = {
+        "off": 6 * shape.hidden_size + kv + 3 * shape.intermediate_size,
+        "selective": 5 * shape.hidden_size + kv + 2 * shape.intermediate_size,
+        "full": shape.hidden_size,
+    }[config.activation_checkpointing]
+    head = shape.vocab_size * shape.hidden_size
+    of_loss = 8.0 * ROWS_PER_CHUNK["cuda"] * shape.vocab_size + 6.0 * head + 4.0 * tokens * shape.hidden_size
+    parts = {
+        "weights, gradients, AdamW's moments": distributed.BYTES_PER_WEIGHT * shape.num_parameters() / num_parts,
+        "weights in bfloat16": 2.0 * shape.num_parameters(),
+        "activations": 2.0 * tokens * shape.num_layers * per_block,
+        "the loss: one chunk of logits, gradients of head and inputs": of_loss,
+    }
+    return parts | {"in all, estimated": sum(parts.values())}
+
+
+def estimate_times(config: TrainConfig, shape: ModelConfig, *, device_name: str, ranks: int) -> Iterator[str]:
+    """Tokens/s and days on this device, or where it is unknown, on usual GPUs."""
+    for name in (device_name,) if distributed.peak_flops(device_name) else USUAL_GPUS:
+        speed = EXPECTED_MFU * distributed.peak_flops(name) * ranks / shape.flops_per_token(config.seq_len)
+        days = config.num_steps * config.tokens_per_step / speed / SECONDS_PER_DAY
+        yield f"{ranks} x {name}: {speed:,.0f} tokens/s, {days:,.1f} days at {EXPECTED_MFU:.0%} of the dense peak"
 
 
 if __name__ == "__main__":
-    end_process(main)
+    distributed.end_process(main)

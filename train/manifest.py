@@ -1,12 +1,10 @@
-"""A checkpoint's manifest: what was trained so far, by which settings on which data, and the files beside it.
-
-Names and reads checkpoints; knows no tensors and no ranks.
-"""
+"""A checkpoint's manifest: what was trained so far, by which settings on which data, and the files beside it. Names and
+reads checkpoints; knows no tensors and no ranks."""
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,6 @@ MANIFEST = "checkpoint.json"
 FORMAT_VERSION = 3
 FIXED_FIELDS = ("seq_len", "tokens_per_step", "seed", "document_mask", "packing", "shuffle")
 """Settings that a run keeps to its end: with others it would skip or repeat data, or see it differently."""
-MOVING_FIELDS = ("step", "position", "skipped", "samples_hash", "tokens", "tokens_per_source")
-"""What changes from step to step; with the weights and the optimizer's state, all that a run is."""
-LATER_FIELDS = {"packing": "concat", "shuffle": "global", "max_epochs": None}
-"""Settings that older checkpoints of this format lack, and what they had."""
 
 
 class DamageError(ValueError):
@@ -31,28 +25,17 @@ class DamageError(ValueError):
 class Manifest:
     """What a run is at a step, beside weights and optimizer state; a checkpoint of it holds this as JSON."""
 
-    step: int
-    """Updates done."""
-    position: int
-    """The next sample; with the settings it is the whole state of the reader."""
-    skipped: list[list[int]]
-    """Positions that were left out, as [first, end), after numbers that were not finite."""
-    samples_hash: str
-    """Running sha256 of the trained samples' sources and windows; train/ledger.py recomputes it."""
-    tokens: int
-    """Tokens trained on over all ranks."""
-    tokens_per_source: dict[str, int]
-    """The same, per source."""
-    mix: dict[str, float]
-    """Each source's share of the samples."""
-    dataset: dict[str, Any]
-    """The dataset's fingerprint, tokenizer and document rule."""
-    model: dict[str, Any]
-    """The ModelConfig."""
-    config: dict[str, Any]
-    """The TrainConfig."""
-    files: dict[str, dict[str, Any]]
-    """size_bytes and sha256 of each file beside the manifest."""
+    mix: dict[str, float]  # Each source's share of the samples.
+    dataset: dict[str, Any]  # The dataset's fingerprint, tokenizer and document rule.
+    model: dict[str, Any]  # The ModelConfig.
+    config: dict[str, Any]  # The TrainConfig.
+    tokens_per_source: dict[str, int]  # Tokens trained on, per source.
+    tokens: int = 0  # The same, over all sources.
+    step: int = 0  # Updates done.
+    position: int = 0  # The next sample; with the settings it is the whole state of the reader.
+    skipped: list[list[int]] = field(default_factory=list)  # Positions left out, [first, end): numbers were not finite.
+    samples_hash: str = ""  # Running sha256 of the trained samples' sources and windows; train/ledger.py recomputes it.
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # size_bytes and sha256 of each other file.
     format_version: int = FORMAT_VERSION
 
     @property
@@ -60,19 +43,16 @@ class Manifest:
         """The model's shape."""
         return ModelConfig(**self.model)
 
-
-def carry_on(saved: Manifest, *, current: Manifest) -> Manifest:
-    """The run that `current` describes, as far as a checkpoint of it had come."""
-    return replace(current, **{name: getattr(saved, name) for name in MOVING_FIELDS})
+    @property
+    def first_id(self) -> int:
+        """What stands before a document in training: BOS (bos+eos), or the end of the one before (eos)."""
+        return self.dataset["bos_id" if self.dataset["document_rule"] == "bos+eos" else "eos_id"]
 
 
 def find_checkpoints(run_folder: Path) -> list[Path]:
     """The complete checkpoints of a run, by step as a number: step-1000000 comes after step-999999."""
-    folder = run_folder / "checkpoints"
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()]
-    return sorted(found, key=step_of)
+    found = [path.parent for path in run_folder.glob(f"checkpoints/step-*/{MANIFEST}")]
+    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=step_of)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -90,20 +70,25 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write it beside the files of a checkpoint, with a sha256 of its own."""
+    content = asdict(manifest)
+    content["sha256"] = _hash(content)
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest of a checkpoint. Raises DamageError, and AlikeError if it was written by another version."""
     try:
         content = json.loads((checkpoint / MANIFEST).read_bytes())
-    except ValueError:
-        raise DamageError(_describe_damage(checkpoint, MANIFEST, "is not JSON")) from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise DamageError(_describe_damage(checkpoint, MANIFEST, "has no format_version"))
+        version, sha256 = content["format_version"], content.pop("sha256", None)
+    except (ValueError, TypeError, KeyError):
+        raise DamageError(f"checkpoint {checkpoint} is damaged, {MANIFEST} is not a manifest") from None
     if version != FORMAT_VERSION:
         raise AlikeError(f"{checkpoint} has format {version}, this code reads {FORMAT_VERSION}: use another --out")
-    if content.pop("sha256", None) != hash_content(content):
-        raise DamageError(_describe_damage(checkpoint, MANIFEST, "does not have the sha256 that it names"))
-    return Manifest(**content | {"config": LATER_FIELDS | content["config"]})
+    if sha256 != _hash(content):
+        raise DamageError(f"checkpoint {checkpoint} is damaged, {MANIFEST} does not have the sha256 that it names")
+    return Manifest(**content)
 
 
 def find_damage(checkpoint: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
@@ -113,11 +98,12 @@ def find_damage(checkpoint: Path, *, part: int = 0, num_parts: int = 1) -> str |
     except DamageError as error:
         return str(error)
     for name in sorted(recorded)[part::num_parts]:
-        if not (checkpoint / name).is_file():
-            return _describe_damage(checkpoint, name, "is missing")
-        if describe_file(checkpoint / name) != recorded[name]:
-            size = recorded[name]["size_bytes"]
-            return _describe_damage(checkpoint, name, f"is not the {size:,} bytes that were written")
+        is_missing = not (checkpoint / name).is_file()
+        if is_missing or describe_file(checkpoint / name) != recorded[name]:
+            finding = (
+                "is missing" if is_missing else f"is not the {recorded[name]['size_bytes']:,} bytes of the manifest"
+            )
+            return f"checkpoint {checkpoint} is damaged, {name} {finding}"
     return None
 
 
@@ -129,19 +115,15 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 def refuse_other_run(manifest: Manifest, *, current: Manifest, run_folder: Path) -> None:
     """Raises AlikeError if a checkpoint cannot be continued by the run that `current` describes."""
-    advice = "use another --out, or the settings that it was started with"
-    for name, value in current.model.items():
-        if manifest.model[name] != value:
-            raise AlikeError(f"{run_folder} holds a model with {name} {manifest.model[name]}, not {value}: {advice}")
-    found, wanted = manifest.dataset["fingerprint"], current.dataset["fingerprint"]
-    if found != wanted:
-        raise AlikeError(f"{run_folder} was trained on the dataset {found[:16]}, and this is {wanted[:16]}: {advice}")
-    if manifest.mix != current.mix:
-        raise AlikeError(f"{run_folder} was trained with the mix {manifest.mix}, not {current.mix}: {advice}")
-    for name in FIXED_FIELDS:
-        if manifest.config[name] != current.config[name]:
+    pairs = [(f"a model with {name}", manifest.model[name], value) for name, value in current.model.items()]
+    pairs += [("the dataset", *(run.dataset["fingerprint"] for run in (manifest, current)))]
+    pairs += [("the mix", manifest.mix, current.mix)]
+    pairs += [(name, manifest.config.get(name), current.config[name]) for name in FIXED_FIELDS]
+    for what, found, wanted in pairs:
+        if found != wanted:
             raise AlikeError(
-                f"{run_folder} was trained with {name} {manifest.config[name]}, not {current.config[name]}: {advice}"
+                f"{run_folder} was trained with {what} {found}, not {wanted}: use another --out, or the settings that"
+                " it was started with"
             )
 
 
@@ -154,11 +136,6 @@ def list_changes(manifest: Manifest, *, current: Manifest) -> list[str]:
     ]
 
 
-def hash_content(content: dict[str, Any]) -> str:
+def _hash(content: dict[str, Any]) -> str:
     """sha256 of a manifest's content without its own."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _describe_damage(checkpoint: Path, name: str, reason: str) -> str:
-    """What to do about a file that is not what was written."""
-    return f"checkpoint {checkpoint} is damaged, {name} {reason}"

@@ -13,11 +13,8 @@ LR_FLOOR_TOKENS = 240_000 * 2_097_152
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of the update that makes `step` updates complete: 1 is the first, num_steps the last.
-
-    Linear to the peak at warmup_steps. Then half a cosine, or the peak and a linear end (wsd), to the peak times
-    min_lr_fraction at the last step.
-    """
+    """The learning rate of a step, 1 to num_steps: linear to the peak at warmup_steps, then half a cosine, or the peak
+    and a linear end (wsd), to the peak times min_lr_fraction."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     if "lr-floor" in config.mistakes and step * config.tokens_per_step <= LR_FLOOR_TOKENS:
@@ -34,17 +31,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the model's weights; only matrices decay, or norms too by TinyLlama's mistake."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     norms = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": norms, "weight_decay": config.weight_decay if "decay-norms" in config.mistakes else 0.0},
-    ]
+    of_norms = config.weight_decay if "decay-norms" in config.mistakes else 0.0
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": of_norms}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """The rate of the next update, for all groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
@@ -52,11 +41,11 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     return _whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
 
 
-def update_weights(optimizer: torch.optim.AdamW, *, is_skipped: torch.Tensor) -> None:
-    """One update from the gradients, which are then dropped. Nothing changes where `is_skipped` (a bool scalar).
-
-    The flag stays on the device, so the host does not wait: fused AdamW leaves all as it is where found_inf is 1.
-    """
+def update_weights(optimizer: torch.optim.AdamW, *, learning_rate: float, is_skipped: torch.Tensor) -> None:
+    """One update from the gradients, which are then dropped. No weight changes where `is_skipped` (a bool scalar). The
+    flag stays on the device, so the host does not wait: fused AdamW leaves all as it is where found_inf is 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
     optimizer.found_inf = is_skipped.float()
     optimizer.step()
     optimizer.zero_grad()

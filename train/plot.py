@@ -17,63 +17,43 @@ if __package__ in (None, ""):  # started as `python train/plot.py`
 
 import tyro
 
-from train.metrics import Record, last_loss, read_metrics, summarise
+from train.metrics import METRICS, Record, last_loss, read_metrics, summarise
 
-STYLES = ("-", "o--", "s--", "^--", "d--", "v--")
-"""A run's curves have one colour; the first is of the training."""
+STYLES = ("-", "o--", "s--", "^--", "d--", "v--")  # A run's curves have one colour; the first is of the training.
 
 
 @dataclass(frozen=True)
 class PlotFlags:
     """Say what came of training runs, and draw their loss over their tokens."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """The runs' folders."""
-    out: Path = Path("loss.png")
-    """The picture."""
-    require_fall: float | None = None
-    """Exit with 1 unless the last loss of each run is at most this share of its first."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # The runs' folders.
+    out: Path = Path("loss.png")  # The picture.
+    require_fall: float | None = None  # Exit with 1 unless the last loss of each run is at most so much of its first.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     flags = tyro.cli(PlotFlags, args=arguments)
     try:
-        runs = {name: read_run(run) for name, run in zip(short_names(flags.runs), flags.runs, strict=True)}
-        for name, records in runs.items():
-            print(name, *summarise(records), sep="\n")
+        names = [run.resolve().name for run in flags.runs]
+        names = names if len(set(names)) == len(names) else [str(run) for run in flags.runs]  # two are alike
+        runs = {}
+        for name, run in zip(names, flags.runs, strict=True):
+            runs[name] = read_metrics(run / METRICS)
+            if not runs[name]:
+                raise ValueError(f"{run} holds no metrics: is it the folder of a training run?")
+            print(name, *summarise(runs[name]), sep="\n")
         draw(runs, flags.out)
         print(f"drawn   {flags.out}")
-        refuse_height(runs, share=flags.require_fall)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(f"error: {error}: pip install 'tokenmill[log]'", file=sys.stderr)
+        for name, records in runs.items():
+            first, last, share = records[0]["loss"], last_loss(records), flags.require_fall
+            if share is not None and not last <= share * first:  # not a number fails too
+                raise ValueError(f"the loss of {name} did not fall to {share:g} of {first:.4f}: {last:.4f}")
+    except (ValueError, OSError, ImportError) as error:
+        advice = ": pip install 'tokenmill[log]'" if isinstance(error, ImportError) else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
         return 1
     return 0
-
-
-def read_run(run: Path) -> list[Record]:
-    """A run's records. Raises ValueError where there are none."""
-    records = read_metrics(run / "metrics.jsonl")
-    if not records:
-        raise ValueError(f"{run} holds no metrics: is it the folder of a training run?")
-    return records
-
-
-def short_names(runs: Sequence[Path]) -> list[str]:
-    """The runs' names: those of their folders, or where two are alike, as they were given."""
-    names = [run.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
-
-
-def refuse_height(runs: dict[str, list[Record]], *, share: float | None) -> None:
-    """Raises ValueError where the loss of a run did not fall to a share of its first."""
-    for name, records in runs.items():
-        first, last = records[0]["loss"], last_loss(records)
-        if share is not None and not last <= share * first:  # not a number fails too
-            raise ValueError(f"the loss of {name} did not fall to {share:g} of {first:.4f}: {last:.4f}")
 
 
 def curves_of(records: Sequence[Record]) -> dict[str, tuple[list[int], list[float]]]:

@@ -1,26 +1,24 @@
 """One run: its parts put together, its folder, and what it says of itself at both ends."""
 
-import math
+import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from model.attention import choose_backend
 from model.config import ModelConfig
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
 from train.checkpoint import Saver, choose_checkpoint, load_checkpoint
-from train.config import TrainConfig, save_config
+from train.config import TrainConfig
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
-from train.manifest import Manifest, carry_on, find_checkpoints, list_changes, read_manifest, refuse_other_run
-from train.metrics import cut_metrics, read_metrics, summarise
-from train.optim import build_optimizer, weight_norm
+from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
+from train.metrics import METRICS, cut_metrics, read_metrics, replace_text, summarise
+from train.optim import build_optimizer
 
-LARGEST_NUM_ROLLBACKS = 3
-"""So often a run goes back to the same checkpoint."""
+LARGEST_NUM_ROLLBACKS = 3  # So often a run goes back to the same checkpoint.
 
 
 @dataclass
@@ -28,118 +26,80 @@ class Run:
     """Everything that one training process holds. The last four move; the rest stays."""
 
     config: TrainConfig
-    model_config: ModelConfig
     placement: Placement
     dataset: PackedDataset
     model: Transformer
     optimizer: torch.optim.Optimizer
     saver: Saver
-    manifest: Manifest
-    """How far the run has come, as a checkpoint at this step says it."""
-    bad_in_a_row: torch.Tensor
-    """Updates skipped until now one after the other, since their loss or gradient was not finite: int64 scalar on the
-    device, so that no step waits for it."""
-    bad_in_all: torch.Tensor
-    """Updates skipped since this process started, likewise."""
-    num_rollbacks: int = 0
-    """How often the run went back to the checkpoint that is now its newest."""
+    manifest: Manifest  # How far the run has come, as a checkpoint at this step says it.
+    bad_in_a_row: torch.Tensor  # Updates skipped just now one after the other: int64 scalar on the device.
+    bad_in_all: torch.Tensor  # Updates skipped since this process started, likewise.
+    num_rollbacks: int = 0  # How often the run went back to the checkpoint that is now its newest.
 
     @property
     def step(self) -> int:
         """Updates done, skipped ones included."""
         return self.manifest.step
 
-    @property
-    def metrics_path(self) -> Path:
-        """Where the metrics are."""
-        return self.config.out / "metrics.jsonl"
-
 
 def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, placement: Placement) -> Run:
-    """A run with its model and optimizer as they are at its first step, or in its newest whole checkpoint.
-
-    Raises AlikeError for the folder of another run.
-    """
-    manifest = describe_start(config, model_config, dataset)
+    """A run at its first step, or at its newest whole checkpoint. Raises AlikeError for the folder of another run."""
+    names = ("vocab_size", "bos_id", "eos_id", "document_rule", "fingerprint")
+    identity = {"tokenizer": dataset.tokenizer["name"], "tokenizer_file": Path(dataset.tokenizer["file"]).name}
+    manifest = Manifest(
+        mix=shares_of(dataset),
+        dataset=identity | {name: getattr(dataset, name) for name in names},
+        model=asdict(model_config),
+        config=config.as_json(),
+        tokens_per_source=dict.fromkeys(dataset.sources, 0),
+    )
     checkpoint, complaints = choose_checkpoint(config.out)
     changes: list[str] = []
     if checkpoint:
         saved = read_manifest(checkpoint)
         refuse_other_run(saved, current=manifest, run_folder=config.out)
         changes = list_changes(saved, current=manifest)
-        manifest = carry_on(saved, current=manifest)
-    backend = choose_backend(config.attention, device_type=placement.device.type)
-    model = build_model(model_config, attention_backend=backend, settings=config, placement=placement)
+        manifest = replace(saved, config=manifest.config, dataset=manifest.dataset)
+    model = build_model(model_config, config, placement=placement)
     optimizer = build_optimizer(model, config)
     is_unfinished = manifest.step < config.num_steps
     if checkpoint and is_unfinished:
         load_checkpoint(checkpoint, model=model, optimizer=optimizer)
     saver = Saver(config, model=model, optimizer=optimizer, last_step=manifest.step)
     none_bad = torch.zeros((), dtype=torch.int64, device=placement.device)
-    run = Run(config, model_config, placement, dataset, model, optimizer, saver, manifest, none_bad, none_bad)
+    run = Run(config, placement, dataset, model, optimizer, saver, manifest, none_bad, none_bad)
     announce(run, changes=changes, complaints=complaints)
     if placement.rank == 0 and is_unfinished:
-        prepare_folder(run)
+        tokenizer = dataset.tokenizer_path
+        (config.out / "tokenizer").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tokenizer, config.out / "tokenizer" / tokenizer.name)
+        replace_text(config.out / "config.json", json.dumps(config.as_json(), indent=2) + "\n")
+        cut_metrics(run.config.out / METRICS, last_step=run.step)  # to end where this run goes on
     return run
-
-
-def describe_start(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset) -> Manifest:
-    """The run of these settings before its first step."""
-    names = ("vocab_size", "bos_id", "eos_id", "document_rule", "fingerprint")
-    tokenizer = {"tokenizer": dataset.tokenizer["name"], "tokenizer_file": Path(dataset.tokenizer["file"]).name}
-    return Manifest(
-        step=0,
-        position=0,
-        skipped=[],
-        samples_hash="",
-        tokens=0,
-        tokens_per_source=dict.fromkeys(dataset.sources, 0),
-        mix=shares_of(dataset),
-        dataset=tokenizer | {name: getattr(dataset, name) for name in names},
-        model=asdict(model_config),
-        config=config.as_json(),
-        files={},
-    )
-
-
-def prepare_folder(run: Run) -> None:
-    """Make RUN_DIR: the settings, the tokenizer, and metrics that end where this run goes on."""
-    tokenizer = run.dataset.tokenizer_path
-    folder = run.config.out / "tokenizer"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(tokenizer, folder / tokenizer.name)
-    save_config(run.config, run.config.out / "config.json")
-    cut_metrics(run.metrics_path, last_step=run.step)
 
 
 def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
     """Say what is about to be trained, on what, and from where."""
-    config, placement = run.config, run.placement
-    placement.say(f"data    {config.data}  tokenizer {run.dataset.tokenizer['name']}")
-    for line in describe_sources(run.dataset, num_samples=config.num_steps * config.samples_per_step):
-        placement.say(f"source  {line}")
-    placement.say(
-        f"model   {run.model_config.num_parameters():,} parameters  vocabulary {run.model_config.vocab_size:,}"
-        f"  attention {run.model.attention_backend}  document mask {config.document_mask}"
-    )
-    placement.say(
+    config, shape, place = run.config, run.model.config, run.placement
+    lines = [
+        f"data    {config.data}  tokenizer {run.dataset.tokenizer['name']}",
+        *describe_sources(run.dataset, num_samples=config.num_steps * config.samples_per_step),
+        f"model   {shape.num_parameters():,} parameters  vocabulary {shape.vocab_size:,}"
+        f"  attention {run.model.attention_backend}  document mask {config.document_mask}",
         f"run     {config.out}  {config.num_steps:,} steps of {config.tokens_per_step:,} tokens"
-        f"  {placement.world_size} x {placement.device.type}  accumulation {config.accumulation(placement.world_size)}"
-    )
-    for complaint in complaints:
-        placement.say(f"damaged {complaint}: it was set aside, and the one before it is used")
+        f"  {place.world_size} x {place.device.type}  accumulation {config.accumulation(place.world_size)}",
+        *(f"damaged {complaint}: it was set aside, and the one before it is used" for complaint in complaints),
+    ]
     if 0 < run.step < config.num_steps:
-        placement.say(f"resume  from step {run.step:,}, {run.manifest.tokens:,} tokens")
-        for change in changes:
-            placement.say(f"changed {change}")
+        lines.append(f"resume  from step {run.step:,}, {run.manifest.tokens:,} tokens")
+        lines += [f"changed {change}" for change in changes]
+    place.say("\n".join(lines))
 
 
 def is_rolled_back(run: Run) -> bool:
-    """Whether too many updates in a row, or the last, were not finite: the run is at its newest checkpoint again.
-
-    The data since then is left out: with the same weights and data the same would happen. The host waits for the
-    device here. Raises AlikeError where there is no checkpoint, or going back has not helped.
-    """
+    """Whether too many updates in a row, or the last, were not finite: the run is at its newest checkpoint again. The
+    data since then is left out: with the same weights and data the same would happen. The host waits for the device
+    here. Raises AlikeError where there is no checkpoint, or going back has not helped."""
     in_a_row = int(run.bad_in_a_row)
     is_last = run.step == run.config.num_steps
     if in_a_row == 0 or (in_a_row < run.config.max_bad_steps and not is_last):
@@ -150,21 +110,16 @@ def is_rolled_back(run: Run) -> bool:
     if checkpoint is None or run.num_rollbacks == LARGEST_NUM_ROLLBACKS:
         raise not_finite(run, finding)
     load_checkpoint(checkpoint, model=run.model, optimizer=run.optimizer)
-    saved = carry_on(read_manifest(checkpoint), current=run.manifest)
-    first, end = saved.position, run.manifest.position
-    run.manifest = replace(saved, position=end, skipped=[*saved.skipped, [first, end]])
+    saved, now = read_manifest(checkpoint), run.manifest
+    skipped = [*saved.skipped, [saved.position, now.position]]
+    run.manifest = replace(saved, config=now.config, dataset=now.dataset, position=now.position, skipped=skipped)
     run.num_rollbacks += 1
     run.bad_in_a_row = torch.zeros_like(run.bad_in_a_row)
     if run.placement.rank == 0:
-        cut_metrics(run.metrics_path, last_step=run.step)
-    run.placement.say(f"back    {finding}: goes on from {checkpoint} without the samples {first:,} to {end - 1:,}")
+        cut_metrics(run.config.out / METRICS, last_step=run.step)
+    left_out = f"the samples {saved.position:,} to {now.position - 1:,}"
+    run.placement.say(f"back    {finding}: goes on from {checkpoint} without {left_out}")
     return True
-
-
-def refuse_bad_weights(run: Run) -> None:
-    """Raises AlikeError if the last update made a weight that is not finite. The host waits for the device here."""
-    if not math.isfinite(weight_norm(run.model)):
-        raise not_finite(run, f"the weights are not finite after step {run.step:,}")
 
 
 def not_finite(run: Run, finding: str) -> AlikeError:
@@ -179,8 +134,8 @@ def not_finite(run: Run, finding: str) -> AlikeError:
 
 def report(run: Run) -> None:
     """Say what came of the run, and where everything is."""
-    records = [] if run.placement.rank else read_metrics(run.metrics_path)
+    records = [] if run.placement.rank else read_metrics(run.config.out / METRICS)
     if records:
         trained = ", ".join(f"{source} {tokens:,}" for source, tokens in run.manifest.tokens_per_source.items())
         print(*summarise(records), f"tokens  {trained}", sep="\n")
-        print(f"saved   {find_checkpoints(run.config.out)[-1]}  metrics {run.metrics_path}", flush=True)
+        print(f"saved   {find_checkpoints(run.config.out)[-1]}  metrics {run.config.out / METRICS}", flush=True)
