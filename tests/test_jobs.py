@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.jobs import Workers
+from pipeline.local_jobs import Workers
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def test_a_task_that_kills_two_workers_stops_the_run_with_its_subject(tmp_path):
 
 def test_the_workers_end_with_their_parent(tmp_path):
     script = (
-        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from pipeline.jobs import Workers\n"
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from pipeline.local_jobs import Workers\n"
         "if __name__ == '__main__':\n"
         "    workers = Workers(2, notice=print); workers._start_one(); workers._start_one()\n"
         "    print(*[process.pid for process in workers.processes.values()], flush=True); time.sleep(60)"
