@@ -26,6 +26,7 @@ ADVICE = {
     errno.EDQUOT: f". {KEPT}: raise the quota or free some space, and run the command again",
     errno.EMFILE: f". {KEPT}: raise the limit of open files (ulimit -n), and run the command again",
 }
+Change = tuple[str, str]  # fingerprints: of what a task read once, and of what it reads now
 
 
 class Task(Protocol):
@@ -52,6 +53,7 @@ class Executor(ABC):
 
     def __init__(self, *, notice: Callable[[str], None]):
         self.notice = notice
+        self.changes_said: set[Change] = set()
 
     @abstractmethod
     def __enter__(self) -> Self:
@@ -79,16 +81,35 @@ class Executor(ABC):
         for job in jobs:
             record = job.read_record()
             reason = None if record is None else job.find_reason_to_repeat(record)
-            if reason:
-                repeated.append(f"task {job.task.name} ({job.task.subject}): {reason}")
             if record is not None and not reason:
                 yield job.task, Outcome(record["result"], None)
-            else:
-                unfinished.append(job)
-        if repeated:
-            more = f", and {len(repeated) - REPEATS_SHOWN:,} more" if len(repeated) > REPEATS_SHOWN else ""
-            self.notice(f"done again: {'; '.join(repeated[:REPEATS_SHOWN])}{more}")
+                continue
+            unfinished.append(job)
+            if reason:
+                repeated.append((job, reason, job.find_change(record)))
+        self._say_repeated(repeated)
+        self._say_cut_off(unfinished)
         yield from self.execute(unfinished)
+
+    def _say_repeated(self, repeated: list[tuple[Job, str, Change | None]]) -> None:
+        """Say which finished tasks are done again; of those that follow from one change, the first stage's alone."""
+        texts = [
+            f"task {job.task.name} ({job.task.subject}): {reason}"
+            for job, reason, change in repeated
+            if change not in self.changes_said
+        ]
+        self.changes_said |= {change for _, _, change in repeated if change}
+        if texts:
+            more = f", and {len(texts) - REPEATS_SHOWN:,} more" if len(texts) > REPEATS_SHOWN else ""
+            self.notice(f"done again: {'; '.join(texts[:REPEATS_SHOWN])}{more}")
+
+    def _say_cut_off(self, jobs: list[Job]) -> None:
+        """Name the task that an earlier run was killed in, where it ran in that run's own process."""
+        for job in jobs:
+            if job.begun.exists():
+                what = f"an earlier run was cut off in task {job.task.name} ({job.task.subject})"
+                self.notice(f"{what}; if the system killed it, it took too much memory")
+                job.begun.unlink()
 
 
 def try_again(job: Job, how: str, *, notice: Callable[[str], None]) -> Job:
@@ -125,6 +146,20 @@ class Job:
         write_json(self.record, {"fingerprint": self.task.fingerprint, "output_bytes": sizes, "result": result})
         return Outcome(result, time.monotonic() - began)
 
+    @property
+    def begun(self) -> Path:
+        """The file that is there while the task runs in the build's own process, whose death nobody would report."""
+        return self.record.with_suffix(".begun")
+
+    def run_here(self) -> Outcome:
+        """What `run` leaves. Where this process is killed meanwhile, the next run finds what it was at."""
+        self.begun.parent.mkdir(parents=True, exist_ok=True)
+        self.begun.touch()
+        try:
+            return self.run()
+        finally:
+            self.begun.unlink()
+
     def read_record(self) -> dict[str, Any] | None:
         """The record of the finished task, or None; empty where it is damaged."""
         if not self.record.is_file():
@@ -139,12 +174,17 @@ class Job:
         record = self.read_record()
         return record is not None and self.find_reason_to_repeat(record) is None
 
+    def find_change(self, record: dict[str, Any]) -> Change | None:
+        """What the task read when it left this record, where that is not what it reads now."""
+        fingerprints = record.get("fingerprint", self.task.fingerprint), self.task.fingerprint
+        return fingerprints if fingerprints[0] != fingerprints[1] else None
+
     def find_reason_to_repeat(self, record: dict[str, Any]) -> str | None:
         """Why a finished task must be done again, or None."""
         if not record:
             return f"{self.record} is damaged"
-        if record["fingerprint"] != self.task.fingerprint:
-            return "what it reads has changed"
+        if self.find_change(record):
+            return "what it reads has changed (what follows from it is done again, too)"
         for path, size in zip(self.task.list_outputs(record["result"]), record["output_bytes"], strict=True):
             if not path.is_file():
                 return f"{path} is gone"

@@ -45,7 +45,7 @@ class Workers(Executor):
         """Each job's task and outcome, in the order in which they finish."""
         if self.num_workers == 1 or (len(jobs) <= 1 and not self.processes):
             for job in jobs:
-                yield job.task, job.run()
+                yield job.task, job.run_here()
             return
         while len(self.processes) < min(self.num_workers, len(jobs)):
             self._start_one()
