@@ -201,10 +201,11 @@ def list_tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
 
 
 def copy_tokenizer_files(tokenizer: Tokenizer, folder: Path) -> None:
-    """Put the tokenizer's files into `folder`."""
+    """Put the tokenizer's files into `folder`, where they are not there already: a full disk has no room for them."""
     for path in list_tokenizer_files(tokenizer):
-        if path.parent != folder:
-            write_file(folder / path.name, [path.read_bytes()])
+        copy, data = folder / path.name, path.read_bytes()
+        if not copy.is_file() or copy.read_bytes() != data:
+            write_file(copy, [data])
 
 
 def keep_tokenizer(
