@@ -169,6 +169,8 @@ def say_finished(
     if not arguments.keep_work:
         clear_leftovers(folders)
     console.print(f"{folders.out} holds this dataset already: nothing to do (--replace builds it anew)")
+    if arguments.write_text is not None:
+        print_notice(console, f"--write-text {arguments.write_text}: texts are written while building, so not now")
     for name, content in contents.items():
         if content["mix"] != {source.name: source.weight for source in sources}:
             print_notice(

@@ -1,6 +1,7 @@
 """What a build finds when it starts: another build, files that are gone, cut or changed, folders it may not use."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -110,6 +111,18 @@ def test_an_unfinished_build_may_be_moved(raw, tmp_path, sample_model, run_build
     outcome = run_build(one_worker(raw, tmp_path / "moved", sample_model))
     assert outcome.code == 0 and "going on" in outcome.out and "done again" not in outcome.out
     assert hashes(tmp_path / "moved") == hashes(tmp_path / "whole")
+
+
+def test_datasets_of_one_tokenizer_and_of_several_are_not_taken_for_each_other(raw, tmp_path, sample_model, run_build):
+    (tmp_path / "twin.model").write_bytes(sample_model.read_bytes())
+    models = {"one": sample_model, "two": f"{sample_model},{tmp_path}/twin.model"}
+    for name, model in models.items():
+        run_build(one_worker(raw, tmp_path / name, model))
+    said = "a dataset that these flags do not make (with several tokenizers each has a folder of its own)"
+    for name, model in (("one", models["two"]), ("two", models["one"])):
+        outcome = run_build(one_worker(raw, tmp_path / name, model))
+        assert outcome.code == 1 and said in outcome.error
+        assert re.search(rf"{tmp_path}/{name} holds (twin/|small/)?dataset.json, ", outcome.error)
 
 
 # --- killed between two steps
