@@ -176,6 +176,17 @@ def test_a_build_killed_as_it_begins_leaves_nothing_in_the_way(raw, tmp_path, sa
     assert not (tmp_path / "out/work").exists()
 
 
+def test_a_build_that_goes_on_copies_no_tokenizer_that_is_there(raw, tmp_path, sample_model, run_build, monkeypatch):
+    leave_unfinished(raw, tmp_path / "out", sample_model, run_build, monkeypatch)
+    (copy,) = (tmp_path / "out/work/tokenizer").rglob("*.model")
+    with killed_at(monkeypatch, "pipeline.stages.run_pack"):
+        before = copy.stat().st_ino, copy.stat().st_mtime_ns
+        run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert (copy.stat().st_ino, copy.stat().st_mtime_ns) == before
+    copy.write_bytes(b"other")
+    assert run_build(one_worker(raw, tmp_path / "out", sample_model)).code == 0
+
+
 # --- files that are gone, cut or changed
 
 
