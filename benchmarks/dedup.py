@@ -45,8 +45,8 @@ from pipeline.drops import DropsTask
 from pipeline.estimate import EDGE
 from pipeline.held import HeldDataset
 from pipeline.ingest import IngestSettings, TaskFile
-from pipeline.jobs import Workers
 from pipeline.limit import Selection
+from pipeline.local_jobs import Workers
 from pipeline.plan import BuildSettings
 from pipeline.progress import BuildLog, make_console
 from pipeline.stages import describe_ingests, keep_signatures

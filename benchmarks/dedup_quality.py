@@ -30,7 +30,7 @@ from benchmarks.corpus import read_code, read_machine_prose, take
 from pipeline.dedup_stages import DedupSettings, dedup
 from pipeline.drops import DropsTask, Ingest, run_drops
 from pipeline.ingest import IngestSettings, IngestTask, TaskFile, run_ingest
-from pipeline.jobs import Workers
+from pipeline.local_jobs import Workers
 from pipeline.progress import BuildLog, make_console
 from pipeline.word_table import ALONE, SKIPPED, build_word_table
 from pipeline.workshop import Ingested, Workshop

@@ -36,7 +36,7 @@ from benchmarks.corpus import Corpus, read_code, read_prose, write_corpus
 from benchmarks.peers import PeerSpeed, measure_peers, measure_signatures
 from benchmarks.stopwatch import Speed, Stopwatch
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, run_ingest
-from pipeline.jobs import Workers
+from pipeline.local_jobs import Workers
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import token_dtype
 from pipeline.tokenizer import Tokenizer, load_tokenizer

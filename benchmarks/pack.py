@@ -30,8 +30,8 @@ from pipeline.dedup_stages import DedupSettings, dedup
 from pipeline.file_parts import WHOLE
 from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, find_places
 from pipeline.ingest_plan import LARGEST_TASK_BYTES
-from pipeline.jobs import Workers
 from pipeline.limit import Selection
+from pipeline.local_jobs import Workers
 from pipeline.pack import plan_reads
 from pipeline.progress import BuildLog, make_console
 from pipeline.sketch_file import RECIPES, Sketches

@@ -34,8 +34,9 @@ from pipeline.held import check_unchanged, describe_held, open_held
 from pipeline.ingest_checks import BadRows, check_sources
 from pipeline.ingest_plan import group_for_drops, plan_ingest
 from pipeline.interrupt import STOPPED, ending_soon_on_ctrl_c
-from pipeline.jobs import Executor, Workers, describe
+from pipeline.jobs import Executor, describe
 from pipeline.limit import select
+from pipeline.local_jobs import Workers
 from pipeline.losses import check_losses
 from pipeline.mix import Mix, choose_languages, parse_mix
 from pipeline.output import (
@@ -56,7 +57,7 @@ from pipeline.removal import remove_build, remove_temporary_files, remove_unlist
 from pipeline.sample import is_sample, make_sample
 from pipeline.shard import find_lost_files, token_dtype, write_dataset_json
 from pipeline.summary import print_summary
-from pipeline.workshop import DedupSettings, Workshop
+from pipeline.workshop import Workshop
 
 
 def main() -> None:
@@ -168,6 +169,8 @@ def say_finished(
     if not arguments.keep_work:
         clear_leftovers(folders)
     console.print(f"{folders.out} holds this dataset already: nothing to do (--replace builds it anew)")
+    if arguments.write_text is not None:
+        print_notice(console, f"--write-text {arguments.write_text}: texts are written while building, so not now")
     for name, content in contents.items():
         if content["mix"] != {source.name: source.weight for source in sources}:
             print_notice(
@@ -246,7 +249,7 @@ def run_stages(
     held = open_held(arguments)
     check_unchanged(held, settings.against)
     ingested = replace(ingested, held=held)
-    deduplicated = dedup(ingested, settings=choose_dedup(arguments, settings), shop=shop)
+    deduplicated = dedup(ingested, settings=prepare.choose_dedup(arguments, settings), shop=shop)
     allowed = {"max_fraction": arguments.max_dup_fraction, "is_report": arguments.dedup_report}
     check_losses(ingested, deduplicated, sources, **allowed, notice=notice)
     if arguments.write_text is not None:
@@ -266,12 +269,6 @@ def run_stages(
         contents[dataset.name] = {**content, **signatures, **describe_held(held)}
     check_unchanged(held, settings.against)
     return contents
-
-
-def choose_dedup(arguments: BuildArguments, settings: BuildSettings) -> DedupSettings:
-    """How duplicates are found. Each worker has its share of the memory."""
-    memory_bytes = int(arguments.memory * (1 << 30)) // arguments.workers
-    return DedupSettings(settings.dedup, settings.dedup_threshold or 0.0, memory_bytes)
 
 
 def describe_dataset(

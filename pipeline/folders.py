@@ -122,13 +122,14 @@ def name_holder(folder: Path) -> str:
 
 
 def refuse_foreign(folder: Path, foreign: Iterator[Path]) -> None:
-    """Raise ValueError where there is a file that no build of ours made."""
+    """Raise ValueError where there is a file that a build with these flags did not make."""
     path = next(foreign, None)
     if path is not None:
-        raise ValueError(
-            f"{folder} holds {path.relative_to(folder)}, which no build of ours made: choose an empty or new folder, "
-            "or move it away"
-        )
+        whose = "which no build of ours made"
+        if path.name == DATASET_FILE:  # before the other files of its folder
+            whose = "a dataset that these flags do not make (with several tokenizers each has a folder of its own)"
+        what = f"{folder} holds {path.relative_to(folder)}, {whose}"
+        raise ValueError(f"{what}: choose an empty or new folder, or move it away")
 
 
 def list_files(folder: Path) -> Iterator[Path]:

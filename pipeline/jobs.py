@@ -1,30 +1,18 @@
-"""Run tasks in worker processes, and remember which are finished. Knows nothing of what they do.
+"""Run tasks, and remember which are finished. Knows nothing of what they do, or where: local_jobs.py, ray_jobs.py.
 
 A finished task leaves a record as JSON, written last: its result, the sizes of the files it wrote and a fingerprint of
 what it read. The next run takes the result and does not repeat the task, unless a file of its own is gone or cut, or
 what it reads is no longer the same.
-
-Local workers are started with `spawn` (no state of the parent leaks in) and take one task at a time. A worker that dies
-is noticed at once and named with its task; a task that raises stops the run. Those of a Ray cluster: ray_jobs.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import multiprocessing
-import os
-import signal
-import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -38,6 +26,7 @@ ADVICE = {
     errno.EDQUOT: f". {KEPT}: raise the quota or free some space, and run the command again",
     errno.EMFILE: f". {KEPT}: raise the limit of open files (ulimit -n), and run the command again",
 }
+Change = tuple[str, str]  # fingerprints: of what a task read once, and of what it reads now
 
 
 class Task(Protocol):
@@ -64,6 +53,7 @@ class Executor(ABC):
 
     def __init__(self, *, notice: Callable[[str], None]):
         self.notice = notice
+        self.changes_said: set[Change] = set()
 
     @abstractmethod
     def __enter__(self) -> Self:
@@ -91,89 +81,35 @@ class Executor(ABC):
         for job in jobs:
             record = job.read_record()
             reason = None if record is None else job.find_reason_to_repeat(record)
-            if reason:
-                repeated.append(f"task {job.task.name} ({job.task.subject}): {reason}")
             if record is not None and not reason:
                 yield job.task, Outcome(record["result"], None)
-            else:
-                unfinished.append(job)
-        if repeated:
-            more = f", and {len(repeated) - REPEATS_SHOWN:,} more" if len(repeated) > REPEATS_SHOWN else ""
-            self.notice(f"done again: {'; '.join(repeated[:REPEATS_SHOWN])}{more}")
+                continue
+            unfinished.append(job)
+            if reason:
+                repeated.append((job, reason, job.find_change(record)))
+        self._say_repeated(repeated)
+        self._say_cut_off(unfinished)
         yield from self.execute(unfinished)
 
+    def _say_repeated(self, repeated: list[tuple[Job, str, Change | None]]) -> None:
+        """Say which finished tasks are done again; of those that follow from one change, the first stage's alone."""
+        texts = [
+            f"task {job.task.name} ({job.task.subject}): {reason}"
+            for job, reason, change in repeated
+            if change not in self.changes_said
+        ]
+        self.changes_said |= {change for _, _, change in repeated if change}
+        if texts:
+            more = f", and {len(texts) - REPEATS_SHOWN:,} more" if len(texts) > REPEATS_SHOWN else ""
+            self.notice(f"done again: {'; '.join(texts[:REPEATS_SHOWN])}{more}")
 
-class Workers(Executor):
-    """Worker processes, started when there is first work for two, kept until the end of the `with` block.
-
-    With one worker the tasks run in this process, and so does one task alone before there are workers.
-    """
-
-    def __init__(self, num_workers: int, *, notice: Callable[[str], None]):
-        super().__init__(notice=notice)
-        self.num_workers = num_workers
-        self.processes: dict[Connection, BaseProcess] = {}
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for connection, process in self.processes.items():
-            connection.close()
-            process.terminate()
-        for process in self.processes.values():
-            process.join()
-
-    def execute(self, jobs: list[Job]) -> Iterator[tuple[Task, Outcome]]:
-        """Each job's task and outcome, in the order in which they finish."""
-        if self.num_workers == 1 or (len(jobs) <= 1 and not self.processes):
-            for job in jobs:
-                yield job.task, job.run()
-            return
-        while len(self.processes) < min(self.num_workers, len(jobs)):
-            self._start_one()
-        yield from self._run_jobs(deque(jobs))
-
-    def _start_one(self) -> Connection:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve_jobs, args=(theirs,), daemon=True)
-        with holding_back_ctrl_c():
-            process.start()
-        theirs.close()
-        self.processes[ours] = process
-        return ours
-
-    def _run_jobs(self, waiting: deque[Job]) -> Iterator[tuple[Task, Outcome]]:
-        busy: dict[Connection, Job] = {}
-        for connection in self.processes:
-            self._hand_out(connection, waiting, busy)
-        while busy:
-            for connection in wait(list(busy)):
-                job = busy.pop(connection)
-                try:
-                    kind, value = connection.recv()
-                except (EOFError, OSError):  # OSError: it died halfway through its answer
-                    waiting.appendleft(self._bury(connection, job))
-                    self._hand_out(self._start_one(), waiting, busy)
-                    continue
-                self._hand_out(connection, waiting, busy)
-                yield job.task, check_answer(kind, value, job)
-
-    def _hand_out(self, connection: Connection, waiting: deque[Job], busy: dict[Connection, Job]) -> None:
-        if not waiting:
-            return
-        busy[connection] = job = waiting.popleft()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died idle: receiving will say so
-            connection.send(job)
-
-    def _bury(self, connection: Connection, job: Job) -> Job:
-        """The job of a dead worker, to be tried again."""
-        process = self.processes.pop(connection)
-        process.join()
-        how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-        hint = " (the system kills what takes too much memory: try fewer --workers)" if process.exitcode == -9 else ""
-        return try_again(job, f"died by {how}{hint}", notice=self.notice)
+    def _say_cut_off(self, jobs: list[Job]) -> None:
+        """Name the task that an earlier run was killed in, where it ran in that run's own process."""
+        for job in jobs:
+            if job.begun.exists():
+                what = f"an earlier run was cut off in task {job.task.name} ({job.task.subject})"
+                self.notice(f"{what}; if the system killed it, it took too much memory")
+                job.begun.unlink()
 
 
 def try_again(job: Job, how: str, *, notice: Callable[[str], None]) -> Job:
@@ -210,6 +146,20 @@ class Job:
         write_json(self.record, {"fingerprint": self.task.fingerprint, "output_bytes": sizes, "result": result})
         return Outcome(result, time.monotonic() - began)
 
+    @property
+    def begun(self) -> Path:
+        """The file that is there while the task runs in the build's own process, whose death nobody would report."""
+        return self.record.with_suffix(".begun")
+
+    def run_here(self) -> Outcome:
+        """What `run` leaves. Where this process is killed meanwhile, the next run finds what it was at."""
+        self.begun.parent.mkdir(parents=True, exist_ok=True)
+        self.begun.touch()
+        try:
+            return self.run()
+        finally:
+            self.begun.unlink()
+
     def read_record(self) -> dict[str, Any] | None:
         """The record of the finished task, or None; empty where it is damaged."""
         if not self.record.is_file():
@@ -224,12 +174,17 @@ class Job:
         record = self.read_record()
         return record is not None and self.find_reason_to_repeat(record) is None
 
+    def find_change(self, record: dict[str, Any]) -> Change | None:
+        """What the task read when it left this record, where that is not what it reads now."""
+        fingerprints = record.get("fingerprint", self.task.fingerprint), self.task.fingerprint
+        return fingerprints if fingerprints[0] != fingerprints[1] else None
+
     def find_reason_to_repeat(self, record: dict[str, Any]) -> str | None:
         """Why a finished task must be done again, or None."""
         if not record:
             return f"{self.record} is damaged"
-        if record["fingerprint"] != self.task.fingerprint:
-            return "what it reads has changed"
+        if self.find_change(record):
+            return "what it reads has changed (what follows from it is done again, too)"
         for path, size in zip(self.task.list_outputs(record["result"]), record["output_bytes"], strict=True):
             if not path.is_file():
                 return f"{path} is gone"
@@ -255,40 +210,6 @@ def check_answer(kind: str, value: Any, job: Job) -> Outcome:
     if kind == "user error":
         raise ValueError(value)
     raise RuntimeError(f"task {job.task.name} ({job.task.subject}) broke:\n{value}")
-
-
-@contextlib.contextmanager
-def holding_back_ctrl_c() -> Iterator[None]:
-    """Let processes that start in the block never notice Ctrl-C: it reaches the whole group, but the parent decides.
-
-    They inherit the mask, so that they are deaf while they still import. Here Ctrl-C arrives when the block ends.
-    """
-    resource_tracker.ensure_running()  # would lift the mask where it is first started within the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def serve_jobs(connection: Connection) -> None:
-    """A worker's life: take a job, answer, until the other end is gone."""
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(run_job(job))
-        except BrokenPipeError:
-            return
-
-
-def die_with_parent() -> None:
-    """End this process when its parent is gone, however that died: the next build must find no other hands at work."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def describe(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from pipeline.shard import LARGEST_UINT16_VOCABULARY
 from pipeline.storage import write_file
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.tokenizer_training import train_sample_tokenizer
+from pipeline.workshop import DedupSettings
 
 SAMPLE_TOKENIZER = "sample"
 SAMPLE_VOCABULARY = 4096
@@ -55,6 +56,12 @@ def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...
         shard_tokens=arguments.shard_tokens,
         seed=arguments.seed,
     )
+
+
+def choose_dedup(arguments: BuildArguments, settings: BuildSettings) -> DedupSettings:
+    """How duplicates are found. Each worker has its share of the memory."""
+    memory_bytes = int(arguments.memory * (1 << 30)) // arguments.workers
+    return DedupSettings(settings.dedup, settings.dedup_threshold or 0.0, memory_bytes)
 
 
 def choose_priority(given: str | None, names: list[str]) -> tuple[str, ...]:
@@ -194,10 +201,11 @@ def list_tokenizer_files(tokenizer: Tokenizer) -> list[Path]:
 
 
 def copy_tokenizer_files(tokenizer: Tokenizer, folder: Path) -> None:
-    """Put the tokenizer's files into `folder`."""
+    """Put the tokenizer's files into `folder`, where they are not there already: a full disk has no room for them."""
     for path in list_tokenizer_files(tokenizer):
-        if path.parent != folder:
-            write_file(folder / path.name, [path.read_bytes()])
+        copy, data = folder / path.name, path.read_bytes()
+        if not copy.is_file() or copy.read_bytes() != data:
+            write_file(copy, [data])
 
 
 def keep_tokenizer(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.jobs import Workers
+from pipeline.local_jobs import Workers
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,47 @@ def test_tasks_whose_input_has_changed_are_done_again(tmp_path):
     assert run(["a", "b", "c", "d"], tmp_path, 1)["said"] == []
 
 
+def test_what_follows_from_changed_input_is_done_again_without_another_word(tmp_path):
+    def run_two_stages():
+        said, steps = [], [Step(name, str(tmp_path)) for name in "abc"]
+        with Workers(1, notice=said.append) as pool:
+            for stage, function in (("first", act), ("second", act)):
+                assert len(list(pool.run(function, steps, records=tmp_path / stage))) == 3
+        return said
+
+    run_two_stages()
+    (tmp_path / "input").write_text("other")
+    (said,) = run_two_stages()
+    assert "task a (the step a): what it reads has changed" in said
+    (tmp_path / "c.out").unlink()
+    said = run_two_stages()
+    assert said and all("task c" in text and "task a" not in text for text in said)
+
+
+def run_alone(names, folder):
+    """A run with one worker, in a process of its own; what it said."""
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; from test_jobs import run\n"
+        "print(*run(sys.argv[4:], Path(sys.argv[3]), 1)['said'], sep='\\n')"
+    )
+    command = [sys.executable, "-c", script, str(REPOSITORY), str(REPOSITORY / "tests"), str(folder), *names]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+
+
+def test_a_lone_worker_that_was_killed_is_named_with_its_task_by_the_next_run(tmp_path):
+    names = ["a", "die once", "b"]
+    assert run_alone(names, tmp_path).returncode == -signal.SIGKILL
+    (said,) = run_alone(names, tmp_path).stdout.splitlines()
+    assert "cut off in task die once (the step die once)" in said and "memory" in said
+    assert run_alone(names, tmp_path).stdout == "\n"
+
+
+def test_a_task_that_met_bad_input_was_not_cut_off(tmp_path):
+    with pytest.raises(ValueError, match="row 3 is wrong"):
+        run(["a", "bad input"], tmp_path, 1)
+    assert sorted(path.name for path in (tmp_path / "records").iterdir()) == ["a.json"]
+
+
 def test_bad_input_in_a_worker_comes_back_as_its_own_message(tmp_path):
     with pytest.raises(ValueError, match="^row 3 is wrong$"):
         run(["a", "bad input", "c"], tmp_path, 2)
@@ -108,7 +149,7 @@ def test_a_task_that_kills_two_workers_stops_the_run_with_its_subject(tmp_path):
 
 def test_the_workers_end_with_their_parent(tmp_path):
     script = (
-        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from pipeline.jobs import Workers\n"
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from pipeline.local_jobs import Workers\n"
         "if __name__ == '__main__':\n"
         "    workers = Workers(2, notice=print); workers._start_one(); workers._start_one()\n"
         "    print(*[process.pid for process in workers.processes.values()], flush=True); time.sleep(60)"

@@ -1,6 +1,7 @@
 """What a build finds when it starts: another build, files that are gone, cut or changed, folders it may not use."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -112,6 +113,18 @@ def test_an_unfinished_build_may_be_moved(raw, tmp_path, sample_model, run_build
     assert hashes(tmp_path / "moved") == hashes(tmp_path / "whole")
 
 
+def test_datasets_of_one_tokenizer_and_of_several_are_not_taken_for_each_other(raw, tmp_path, sample_model, run_build):
+    (tmp_path / "twin.model").write_bytes(sample_model.read_bytes())
+    models = {"one": sample_model, "two": f"{sample_model},{tmp_path}/twin.model"}
+    for name, model in models.items():
+        run_build(one_worker(raw, tmp_path / name, model))
+    said = "a dataset that these flags do not make (with several tokenizers each has a folder of its own)"
+    for name, model in (("one", models["two"]), ("two", models["one"])):
+        outcome = run_build(one_worker(raw, tmp_path / name, model))
+        assert outcome.code == 1 and said in outcome.error
+        assert re.search(rf"{tmp_path}/{name} holds (twin/|small/)?dataset.json, ", outcome.error)
+
+
 # --- killed between two steps
 
 
@@ -161,6 +174,17 @@ def test_a_build_killed_as_it_begins_leaves_nothing_in_the_way(raw, tmp_path, sa
     (tmp_path / "out/work/plan.json.123.tmp").write_text("{")
     assert run_build(one_worker(raw, tmp_path / "out", sample_model)).code == 0
     assert not (tmp_path / "out/work").exists()
+
+
+def test_a_build_that_goes_on_copies_no_tokenizer_that_is_there(raw, tmp_path, sample_model, run_build, monkeypatch):
+    leave_unfinished(raw, tmp_path / "out", sample_model, run_build, monkeypatch)
+    (copy,) = (tmp_path / "out/work/tokenizer").rglob("*.model")
+    with killed_at(monkeypatch, "pipeline.stages.run_pack"):
+        before = copy.stat().st_ino, copy.stat().st_mtime_ns
+        run_build(one_worker(raw, tmp_path / "out", sample_model))
+    assert (copy.stat().st_ino, copy.stat().st_mtime_ns) == before
+    copy.write_bytes(b"other")
+    assert run_build(one_worker(raw, tmp_path / "out", sample_model)).code == 0
 
 
 # --- files that are gone, cut or changed

@@ -207,3 +207,6 @@ def test_the_texts_that_stay_are_written_in_slimpajamas_layout(tmp_path, sample_
         (text.replace("\u201c", '"').replace("\u201d", '"'), names[name]) for name in texts for text in texts[name][:3]
     }
     assert found == expected
+    late = f"--mix redpajama:1 --raw {tmp_path}/raw --out {tmp_path}/out {more.replace('/text', '/late')}"
+    again = run_build(f"{late} --tokenizer {sample_model}")
+    assert "texts are written while building, so not now" in again.out and not (tmp_path / "late").exists()
