@@ -140,11 +140,7 @@ def cut_piece(source: PlannedSource, group: range, start: int, num_places: int) 
     if kind == ".parquet":
         return cut_row_groups(source, number, start, num_places)
     if compression:
-        # Half of it read, the rest is worth its while: where rows are sorted, a head is like no other part.
-        is_mostly_read = 2 * num_places * PIECE_BYTES >= measure_group(source, group)
-        if is_mostly_read and may_be_whole(source, number):
-            return cut_whole(source, group, num_places)
-        return cut_head(source, number, num_places)
+        return cut_packed(source, number, num_places)
     part = Part(start, start + PIECE_BYTES)
     bring_lines(source, number, part)
     first, last = find_lines(path, part)
@@ -168,13 +164,20 @@ def cut_first_line(source: PlannedSource) -> Piece:
     return Piece((make_task_file(source, number, 0, 1),), 1, PIECE_BYTES, num_bytes)
 
 
-def cut_head(source: PlannedSource, number: int, num_places: int) -> Piece:
-    """The first lines of a packed raw file: a piece for each place in it."""
+def cut_packed(source: PlannedSource, number: int, num_places: int) -> Piece:
+    """The first lines of a packed raw file, a piece for each place in it; all of it where that is about half.
+
+    By what it unpacks to, not by the estimate: were all files read that seem half read, few would be within the budget.
+    """
     file, wanted_bytes = source.files[number], num_places * PIECE_BYTES
     path = source.folder / file.path
     bring_head(source, number, wanted_bytes)
+    whole_bytes = file.size_bytes * measure_unpacking(path)
+    # Half of it read, the rest is worth its while: where rows are sorted, a head is like no other part.
+    if 2 * wanted_bytes >= whole_bytes and may_be_whole(source, number):
+        return cut_whole(source, range(number, number + 1), num_places)
     _, unpacked_bytes = find_lines(path, Part(0, wanted_bytes))
-    whole_bytes = max(file.size_bytes * measure_unpacking(path), unpacked_bytes)
+    whole_bytes = max(whole_bytes, unpacked_bytes)
     files = (make_task_file(source, number, 0, wanted_bytes),)
     estimated = estimate_text(file) / whole_bytes
     return Piece(files, num_places, min(wanted_bytes, whole_bytes) * estimated, unpacked_bytes * estimated)
