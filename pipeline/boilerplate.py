@@ -26,9 +26,10 @@ import numpy as np
 
 from pipeline.candidates import BandTask, read_packed
 from pipeline.compare import read_sets
-from pipeline.copies import find_marked, mark_ranks
-from pipeline.estimate import EDGE, estimate_pairs, read_pairs
-from pipeline.pair_kernels import list_witnesses
+from pipeline.copies import find_marked
+from pipeline.estimate import EDGE, estimate_pairs
+from pipeline.freed_memory import keep_freed_memory
+from pipeline.pair_kernels import list_witnesses, mark_ranks
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, find_later, read_near_edges
 from pipeline.set_kernels import measure_rests
@@ -80,13 +81,15 @@ class TracesTask:
 
 def run_traces(task: TracesTask) -> dict[str, int]:
     """Write the pairs; returns how many."""
-    packed, rank_bits = read_packed(task.band, task.band.bands[0]), task.band.rank_bits
     doubted, faint, dropped = map(
         np.load, (task.resolve.doubted_path, task.resolve.faint_path, task.resolve.marks_path)
     )
-    unlike = list_pairs(packed, rank_bits, doubted, dropped, FEWEST_STAYING, WITNESSES_PER_KEY)
-    alike = list_pairs(packed, rank_bits, faint, np.zeros_like(dropped), FEWEST_ALIKE + 2, ALIKE_PER_KEY)
-    pairs = np.concatenate([unlike, alike])
+    parts, nothing = [], np.zeros_like(dropped)
+    for packed in read_packed(task.band):
+        keys = packed, task.band.rank_bits
+        parts.append(list_pairs(*keys, doubted, dropped, FEWEST_STAYING, WITNESSES_PER_KEY))
+        parts.append(list_pairs(*keys, faint, nothing, FEWEST_ALIKE + 2, ALIKE_PER_KEY))
+    pairs = np.concatenate(parts)
     pairs.sort()
     write_array(task.path, pairs)
     return {"pairs": len(pairs)}
@@ -130,17 +133,23 @@ class WitnessesTask:
 
 def run_witnesses(task: WitnessesTask) -> dict[str, int]:
     """Write the witnesses of documents that have enough; returns how many documents these are."""
-    edges = estimate_pairs(read_pairs(task.paths, task.first_rank, task.last_rank), task.ranks)
+    keep_freed_memory()
     faint, dropped = np.load(task.resolve.faint_path), np.load(task.resolve.marks_path)
+    parts = estimate_pairs(task.paths, task.first_rank, task.last_rank, ranks=task.ranks)
+    taken = np.concatenate([choose_witnesses(edges, faint, dropped) for edges in parts])
+    write_array(task.path, taken)
+    return {"documents": len(np.unique(taken["later"]))}
+
+
+def choose_witnesses(edges: np.ndarray, faint: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+    """Of the edges of documents in doubt to others those to their witnesses."""
     is_alike = edges["similarity"] >= MOST_ALIKE
     is_wanted = np.where(is_alike, find_marked(faint, edges["later"]), ~find_marked(dropped, edges["earlier"]))
     is_wanted &= edges["later"] != edges["earlier"]
     unlike = take_enough(edges[is_wanted & ~is_alike], FEWEST_WITNESSES, WITNESSES)
     alike = take_enough(edges[is_wanted & is_alike], FEWEST_ALIKE, ALIKE)
     taken = np.concatenate([unlike, alike])
-    taken = taken[np.argsort(taken["later"], kind="stable")]
-    write_array(task.path, taken)
-    return {"documents": len(np.unique(taken["later"]))}
+    return taken[np.argsort(taken["later"], kind="stable")]
 
 
 def take_enough(edges: np.ndarray, fewest: int, most: int) -> np.ndarray:
