@@ -26,9 +26,10 @@ import numpy as np
 
 from pipeline.candidates import BandTask, read_packed
 from pipeline.compare import read_sets
-from pipeline.copies import find_marked, mark_ranks
-from pipeline.estimate import EDGE, estimate_pairs, read_pairs
-from pipeline.pair_kernels import list_witnesses
+from pipeline.copies import find_marked
+from pipeline.estimate import EDGE, estimate_pairs
+from pipeline.freed_memory import keep_freed_memory
+from pipeline.pair_kernels import list_witnesses, mark_ranks
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, find_later, read_near_edges
 from pipeline.set_kernels import measure_rests
@@ -80,13 +81,15 @@ class TracesTask:
 
 def run_traces(task: TracesTask) -> dict[str, int]:
     """Write the pairs; returns how many."""
-    packed, rank_bits = read_packed(task.band, task.band.bands[0]), task.band.rank_bits
     doubted, faint, dropped = map(
         np.load, (task.resolve.doubted_path, task.resolve.faint_path, task.resolve.marks_path)
     )
-    unlike = list_pairs(packed, rank_bits, doubted, dropped, FEWEST_STAYING, WITNESSES_PER_KEY)
-    alike = list_pairs(packed, rank_bits, faint, np.zeros_like(dropped), FEWEST_ALIKE + 2, ALIKE_PER_KEY)
-    pairs = np.concatenate([unlike, alike])
+    parts, nothing = [], np.zeros_like(dropped)
+    for packed in read_packed(task.band):
+        keys = packed, task.band.rank_bits
+        parts.append(list_pairs(*keys, doubted, dropped, FEWEST_STAYING, WITNESSES_PER_KEY))
+        parts.append(list_pairs(*keys, faint, nothing, FEWEST_ALIKE + 2, ALIKE_PER_KEY))
+    pairs = np.concatenate(parts)
     pairs.sort()
     write_array(task.path, pairs)
     return {"pairs": len(pairs)}
@@ -130,17 +133,23 @@ class WitnessesTask:
 
 def run_witnesses(task: WitnessesTask) -> dict[str, int]:
     """Write the witnesses of documents that have enough; returns how many documents these are."""
-    edges = estimate_pairs(read_pairs(task.paths, task.first_rank, task.last_rank), task.ranks)
+    keep_freed_memory()
     faint, dropped = np.load(task.resolve.faint_path), np.load(task.resolve.marks_path)
+    parts = estimate_pairs(task.paths, task.first_rank, task.last_rank, ranks=task.ranks)
+    taken = np.concatenate([choose_witnesses(edges, faint, dropped) for edges in parts])
+    write_array(task.path, taken)
+    return {"documents": len(np.unique(taken["later"]))}
+
+
+def choose_witnesses(edges: np.ndarray, faint: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+    """Of the edges of documents in doubt to others those to their witnesses."""
     is_alike = edges["similarity"] >= MOST_ALIKE
     is_wanted = np.where(is_alike, find_marked(faint, edges["later"]), ~find_marked(dropped, edges["earlier"]))
     is_wanted &= edges["later"] != edges["earlier"]
     unlike = take_enough(edges[is_wanted & ~is_alike], FEWEST_WITNESSES, WITNESSES)
     alike = take_enough(edges[is_wanted & is_alike], FEWEST_ALIKE, ALIKE)
     taken = np.concatenate([unlike, alike])
-    taken = taken[np.argsort(taken["later"], kind="stable")]
-    write_array(task.path, taken)
-    return {"documents": len(np.unique(taken["later"]))}
+    return taken[np.argsort(taken["later"], kind="stable")]
 
 
 def take_enough(edges: np.ndarray, fewest: int, most: int) -> np.ndarray:
@@ -216,34 +225,44 @@ def run_compare_rest(task: CompareRestTask) -> dict[str, int]:
     records = open_records(Path(task.rest_path), EDGE)
     edges = np.array(records[task.first : task.last])
     witnesses = read_witnesses(records, task.num_near, int(edges["later"].min()), int(edges["later"].max()))
-    wanted, borders, num_unlike = list_members(edges, witnesses)
-    similarities, limits = np.empty(len(edges), np.float32), np.array([LEAST_OWN, LEAST_HELD, MOST_SHARED])
+    wanted, borders, num_unlike, num_alike = list_members(edges, witnesses)
+    edge_borders = np.concatenate([[0], np.cumsum(np.diff(borders) - 1 - num_unlike - num_alike)])
+    similarities, limits = np.empty(len(edges), np.float32), (LEAST_OWN, LEAST_HELD, MOST_SHARED)
     for entries, members, data, starts in read_sets(wanted, borders, task.sets):
         own = borders[entries.start : entries.stop + 1] - borders[entries.start]
-        how = num_unlike[entries], FEWEST_WITNESSES, FEWEST_ALIKE, limits
-        measure_rests(data, starts, members, own, *how, similarities[entries])
+        how = num_unlike[entries], num_alike[entries], FEWEST_WITNESSES, FEWEST_ALIKE, limits
+        first, last = edge_borders[[entries.start, entries.stop]]
+        measure_rests(data, starts, members, own, *how, similarities[first:last])
     edges["similarity"] = similarities
     apart = edges[edges["similarity"] < task.least]
     write_array(task.path, apart)
     return {"apart": len(apart)}
 
 
-def list_members(edges: np.ndarray, witnesses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ranks of each edge, `later` and `earlier`, and those of the witnesses of `later`.
+def list_members(edges: np.ndarray, witnesses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The ranks of each document in doubt: its own, those of its witnesses, and of those that it has edges to.
 
-    Where each edge's begin, and how many witnesses of each are of the first kind.
+    Where each one's begin, and how many of its witnesses are of the first kind and of the second.
     """
-    first, last = (np.searchsorted(witnesses["later"], edges["later"], side) for side in ("left", "right"))
-    borders = np.concatenate([[0], np.cumsum(2 + last - first)])
+    later, counts = np.unique(edges["later"], return_counts=True)
+    first, last = (np.searchsorted(witnesses["later"], later, side) for side in ("left", "right"))
+    borders = np.concatenate([[0], np.cumsum(1 + last - first + counts)])
     members = np.empty(borders[-1], np.uint32)
-    members[borders[:-1]], members[borders[:-1] + 1] = edges["later"], edges["earlier"]
-    is_witness = np.ones(len(members), bool)
-    is_witness[borders[:-1]] = is_witness[borders[:-1] + 1] = False
-    of_edge = np.repeat(np.arange(len(edges)), last - first)
-    number = np.flatnonzero(is_witness) - borders[of_edge] - 2
-    members[is_witness] = witnesses["earlier"][first[of_edge] + number]
+    members[borders[:-1]] = later
+    copy_slices(members, witnesses["earlier"], places=borders[:-1] + 1, firsts=first, counts=last - first)
+    firsts = np.cumsum(counts) - counts
+    copy_slices(members, edges["earlier"], places=borders[1:] - counts, firsts=firsts, counts=counts)
     unlike = np.concatenate([[0], np.cumsum(witnesses["similarity"] < MOST_ALIKE)])
-    return members, borders, unlike[last] - unlike[first]
+    num_unlike = unlike[last] - unlike[first]
+    return members, borders, num_unlike, last - first - num_unlike
+
+
+def copy_slices(
+    out: np.ndarray, values: np.ndarray, *, places: np.ndarray, firsts: np.ndarray, counts: np.ndarray
+) -> None:
+    """Write values[firsts[i]:firsts[i] + counts[i]] to out[places[i]:], for each i."""
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    out[np.repeat(places, counts) + number] = values[np.repeat(firsts, counts) + number]
 
 
 def read_witnesses(records: np.ndarray, num_near: int, first_rank: int, last_rank: int) -> np.ndarray:

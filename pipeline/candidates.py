@@ -1,7 +1,8 @@
 """Band keys -> pairs of documents that may be near. Works on a range of keys of a band, over all sources together.
 
-The keys of each run stand sorted, so a range of them is one contiguous piece of every run. How keys are cut into ranges
-changes nothing of the result: it follows from the memory there is.
+The keys of each run stand sorted, so a range of them is one contiguous piece of every run. How keys are cut into
+ranges, and how many bands a task has, changes nothing of the result: it follows from the memory there is. Two documents
+that are near have most keys in common: the more bands a task has, the fewer pairs are written more than once.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ from pipeline.pair_kernels import (
     MOST_PAIRS,
     PAIR_BITS,
     keep_first_of_equal,
+    keep_repeated,
     leave_out_held,
     link_equal,
     list_pairs,
     pack_keys,
+    take_up_to,
 )
 from pipeline.ranks import RankMap, SketchRun, find_held
 from pipeline.sketch_file import KEYED, NUMBER_BITS, Recipe
 from pipeline.storage import write_array
 
 FEW_KEYS = 1 << 17  # of a band: with no more, one task takes all bands
-BYTES_PER_KEY = 64  # of memory: the key with its rank, and its share of pairs
+BANDS_PER_TASK = 7  # at most: a pair that several bands of a task have is written once
+BYTES_PER_KEY = 32  # of memory: the key with its rank, twice where all are equal, and what its document was paired with
+BYTES_PER_PAIRS = 8 * MOST_PAIRS  # of a key of each band
+PIECE_BITS = 16  # about so many keys are sorted at once: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,23 @@ def plan_bands(
 ) -> list[BandTask]:
     """The tasks of all bands, each of which fits into `memory_bytes`."""
     of_all = {"recipe": recipe, "ranks": ranks, "marks": marks, "folder": folder, "fingerprint": fingerprint}
-    num_keys, bands = sum(run.num_signed for run in runs), range(recipe.num_bands)
-    groups = [tuple(bands)] if num_keys <= FEW_KEYS else [(band,) for band in bands]
+    num_keys = sum(run.num_signed for run in runs)
+    groups = split_bands(recipe, num_keys, memory_bytes=memory_bytes)
     return [task for group in groups for task in plan_parts(runs, group, memory_bytes=memory_bytes, **of_all)]
+
+
+def split_bands(recipe: Recipe, num_keys: int, *, memory_bytes: int) -> list[tuple[int, ...]]:
+    """The bands in groups of about the same size, one for each task, that fit into `memory_bytes` where one does.
+
+    num_keys: of a band.
+    """
+    most = recipe.num_bands
+    if num_keys > FEW_KEYS:
+        fitting = 1 if recipe.record == KEYED else (memory_bytes // num_keys - BYTES_PER_KEY) // BYTES_PER_PAIRS
+        most = min(max(1, fitting), BANDS_PER_TASK)
+    num_groups = -(-recipe.num_bands // most)
+    edges = [recipe.num_bands * group // num_groups for group in range(num_groups + 1)]
+    return [tuple(range(first, last)) for first, last in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def plan_parts(
@@ -97,7 +117,8 @@ def plan_parts(
     rank_bits = max(1, ranks.num_documents.bit_length())
     num_keys = sum(run.num_signed for run in runs)
     least_bits = 0 if recipe.record == KEYED else recipe.key_bits + rank_bits - 64
-    part_bits = max(0, least_bits, (num_keys * BYTES_PER_KEY // memory_bytes).bit_length())
+    num_bytes = num_keys * (BYTES_PER_KEY + BYTES_PER_PAIRS * len(bands))
+    part_bits = max(0, least_bits, (num_bytes // memory_bytes).bit_length())
     return [
         BandTask(
             name=f"bands-{bands[0]:02d}-{bands[-1]:02d}-part-{part:05d}-of-{1 << part_bits}",
@@ -119,55 +140,89 @@ def plan_parts(
 def run_band(task: BandTask) -> dict[str, int]:
     """Write the pairs; returns how many keys there were and how many pairs."""
     find = link_documents if task.recipe.record == KEYED else pair_documents
-    parts, num_keys = [], 0
-    for band in task.bands:
-        pairs, of_band = find(task, band)
-        parts.append(pairs)
-        num_keys += of_band
-    pairs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    pairs, num_keys = find(task)
     pairs.sort()
-    if len(parts) > 1:
-        pairs = pairs[: keep_first_of_equal(pairs)]
+    pairs = pairs[: keep_first_of_equal(pairs)]
     write_array(task.path, pairs)
     return {"keys": num_keys, "pairs": len(pairs)}
 
 
-def read_runs(task: BandTask, band: int) -> Iterator[tuple[SketchRun, np.ndarray]]:
-    """The task's records of a band, run by run."""
+def read_runs(task: BandTask, band: int) -> list[tuple[SketchRun, np.ndarray]]:
+    """The task's records of a band, run by run, mapped."""
     width = task.recipe.key_bits - task.part_bits
     shift = 0 if task.recipe.record == KEYED else NUMBER_BITS
     edges = [part << width << shift for part in (task.part, task.part + 1)]
-    for run in task.runs:
-        yield run, run.read_band(band, *edges, record=task.recipe.record)
+    return [(run, run.read_band(band, *edges, record=task.recipe.record)) for run in task.runs]
 
 
-def read_packed(task: BandTask, band: int) -> np.ndarray:
-    """The task's keys of a band with their documents' ranks, packed and sorted: uint64."""
-    first_key = np.uint64(task.part << (task.recipe.key_bits - task.part_bits))
+def count_keys(task: BandTask, band: int) -> int:
+    """How many records the task has of a band."""
+    return sum(len(records) for _, records in read_runs(task, band))
+
+
+def read_packed(task: BandTask) -> Iterator[np.ndarray]:
+    """The task's keys with their documents' ranks, packed and sorted, in pieces: uint64.
+
+    Band by band, and all equal keys of a band in one piece. A piece is only good until the next one is asked for.
+    """
     marks = np.empty(0, np.uint8) if task.marks is None else np.load(task.marks)
-    parts = [np.empty(0, np.uint64)]
+    # Room that is not written to costs nothing: a piece is as large as all only where all keys are equal.
+    packed, piece = np.empty((2, max(count_keys(task, band) for band in task.bands)), np.uint64)
+    for band in task.bands:
+        places, ends = pack_runs(task, band, marks, packed)
+        for last in list_lasts(task, int((ends - places).sum())):
+            own = piece[: take_up_to(packed, places, ends, np.uint64(last), piece)]
+            own.sort()
+            yield own
+
+
+def pack_runs(task: BandTask, band: int, marks: np.ndarray, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write the task's packed keys of a band, each run sorted; returns where each run begins and ends: uint64."""
+    first_key = np.uint64(task.part << (task.recipe.key_bits - task.part_bits))
+    borders = [0]
     for run, records in read_runs(task, band):
         edges, bases = np.array(run.edges, np.int64), np.array(run.bases, np.int64)
-        count = pack_keys(records, NUMBER_BITS, first_key, edges, bases, task.rank_bits, marks, records)
-        parts.append(records[:count])
-    packed = np.concatenate(parts)
-    packed.sort()
-    return packed
+        room = packed[borders[-1] :]
+        borders.append(
+            borders[-1] + pack_keys(records, NUMBER_BITS, first_key, edges, bases, task.rank_bits, marks, room)
+        )
+    return np.array(borders[:-1], np.uint64), np.array(borders[1:], np.uint64)
 
 
-def pair_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
+def list_lasts(task: BandTask, num_keys: int) -> list[int]:
+    """The greatest packed key that each piece may have. Keys are hashes: pieces are about of one size."""
+    bits = task.recipe.key_bits - task.part_bits
+    piece_bits = min(bits, (num_keys >> PIECE_BITS).bit_length())
+    return [((piece + 1) << (bits - piece_bits + task.rank_bits)) - 1 for piece in range(1 << piece_bits)]
+
+
+def pair_documents(task: BandTask) -> tuple[np.ndarray, int]:
     """Pairs of documents with one key that are worth an estimate; and how many keys there were."""
-    packed = read_packed(task, band)
-    num_keys = len(packed)
-    if task.held:
-        packed = packed[: leave_out_held(packed, task.rank_bits, np.array(task.held, np.int64))]
-    pairs = np.empty(MOST_PAIRS * len(packed), np.uint64)  # room that is not written to costs nothing
-    pairs = pairs[: list_pairs(packed, task.rank_bits, pairs)]
+    num_keys = count = 0
+    recent = np.zeros(MOST_PAIRS << task.rank_bits if len(task.bands) > 1 else 0, np.uint32)
+    pairs = np.empty(MOST_PAIRS * sum(count_keys(task, band) for band in task.bands), np.uint64)
+    held = np.array(task.held, np.int64).reshape(-1, 2)
+    for packed in read_packed(task):
+        num_keys += len(packed)
+        own = packed[: keep_repeated(packed, task.rank_bits)]
+        own = own[: leave_out_held(own, task.rank_bits, held)] if len(held) else own
+        count += list_pairs(own, task.rank_bits, recent, pairs[count:])
+    pairs = pairs[:count]
     return pairs[~find_held(pairs >> np.uint64(PAIR_BITS), task.held)] if task.held else pairs, num_keys
 
 
-def link_documents(task: BandTask, band: int) -> tuple[np.ndarray, int]:
+def link_documents(task: BandTask) -> tuple[np.ndarray, int]:
     """As many pairs as it takes to connect all documents with one key; and how many keys there were."""
+    parts, num_keys = [], 0
+    for band in task.bands:
+        pairs, of_band = link_band(task, band)
+        parts.append(pairs)
+        num_keys += of_band
+    return parts[0] if len(parts) == 1 else np.concatenate(parts), num_keys
+
+
+def link_band(task: BandTask, band: int) -> tuple[np.ndarray, int]:
+    """The same of one band."""
     keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for run, records in read_runs(task, band):
         keys.append(records["key"])

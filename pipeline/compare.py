@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.copies import mark_ranks
 from pipeline.document_batch import ROW_BITS, key_rows, text_buffers
 from pipeline.estimate import EDGE, find_distinct
 from pipeline.ingest import IngestSettings, IngestTask, TaskFile, read_file
 from pipeline.minhash import list_shingles
+from pipeline.pair_kernels import mark_ranks
 from pipeline.ranks import RankMap
 from pipeline.set_kernels import gather_sets, measure_overlaps
 from pipeline.sketch_file import ROW

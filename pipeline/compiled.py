@@ -157,6 +157,21 @@ def store_word(_: Any, out: Any, position: Any, skipped: Any, word: Any) -> Any:
 
 
 @intrinsic
+def fetch_ahead(_: Any, data: Any, position: Any) -> Any:  # noqa: ANN401 - numba's
+    """Let the memory around data[position] be loaded while the program goes on. It may lie outside of the array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        flag, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        place = _point_at(context, builder, signature, arguments, ir.IntType(8))
+        builder.call(function, [place, flag(1), flag(3), flag(1)])  # to be written, into the nearest cache, data
+        return context.get_dummy_value()
+
+    return types.void(data, position), generate
+
+
+@intrinsic
 def count_trailing_zeros(_: Any, word: Any) -> Any:  # noqa: ANN401 - numba's
     """The number of the lowest bit that is set, of a uint64 that is not 0."""
 

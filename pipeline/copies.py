@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.pair_kernels import mark_ranks
 from pipeline.ranks import find_held
 from pipeline.storage import write_array
 from pipeline.token_file import open_records
@@ -132,11 +133,6 @@ def run_marks(task: MarksTask) -> None:
     for path in task.paths:
         mark_ranks(np.load(path)["rank"], bits)
     write_array(task.path, bits)
-
-
-def mark_ranks(ranks: np.ndarray, bits: np.ndarray) -> None:
-    """Set each rank's bit, in place: uint8, lowest bit first."""
-    np.bitwise_or.at(bits, ranks >> np.uint32(3), np.left_shift(np.uint8(1), (ranks & np.uint32(7)).astype(np.uint8)))
 
 
 def find_marked(bits: np.ndarray, ranks: np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import njit
+from pipeline.compiled import fetch_ahead, njit
 
 PAIR_BITS = 32
 LARGEST_FULL_GROUP = 8  # of so many documents with one key all pairs are taken; of more, those named below
 MOST_PAIRS = 4  # of a document with those before it in a large group; in a full one it is fewer on average
+LOOKAHEAD = 32  # keys: while these are worked on, memory is fetched
 KEPT, DROPPED, OPEN = 0, 1, 2
 NO_PARTNER = 0xFFFFFFFF
 
@@ -40,6 +41,23 @@ def pack_keys(records, number_bits, first_key, edges, bases, rank_bits, is_left_
         rank = number + bases[stretch]
         out[count] = (((record >> np.uint64(number_bits)) - first_key) << np.uint64(rank_bits)) | np.uint64(rank)
         count += 1 - is_set(is_left_out, rank) if len(is_left_out) else 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def take_up_to(packed, places, ends, last, out):
+    """Copy what is not above `last` of several sorted stretches to `out`, one behind the other; returns how many.
+
+    places, ends: where in `packed` what is left of each stretch begins, which is moved on, and where it ends: uint64.
+    """
+    count = np.uint64(0)
+    for number in range(len(places)):
+        place, end = places[number], ends[number]
+        while place < end and packed[place] <= last:
+            out[count] = packed[place]
+            count += np.uint64(1)
+            place += np.uint64(1)
+        places[number] = place
     return count
 
 
@@ -73,23 +91,47 @@ def num_partners(member, size):
 
 
 @njit(cache=True, nogil=True)
-def list_pairs(packed, rank_bits, out):
+def keep_repeated(packed, rank_bits):
+    """Move sorted packed keys to the front, but for those that one document alone has; returns how many."""
+    bits = np.uint64(rank_bits)
+    count, before = np.uint64(0), False
+    for place in range(np.uint64(len(packed))):
+        own = packed[place]
+        behind = place + np.uint64(1) < len(packed) and packed[place + np.uint64(1)] >> bits == own >> bits
+        packed[count] = own
+        count += np.uint64(before | behind)
+        before = behind
+    return count
+
+
+@njit(cache=True, nogil=True)
+def list_pairs(packed, rank_bits, recent, out):
     """Pairs of documents with one key, from sorted packed keys; returns how many: below MOST_PAIRS for each document.
 
-    Of each group all pairs; of a large one each document with the first two and the two before it.
+    Of each group all pairs; of a large one each document with the first two and the two before it. recent: what each
+    document was last paired with, plus 1: uint32, MOST_PAIRS for each, zeros at first, set in place. A pair that stands
+    there is left out: two documents that are near share most of their keys. Where it is empty, none is.
     """
     mask = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
     first = count = 0
     for place in range(1, len(packed) + 1):
+        if len(recent) and place + LOOKAHEAD < len(packed):
+            fetch_ahead(recent, (packed[place + LOOKAHEAD] & mask) * np.uint64(MOST_PAIRS))
         if place < len(packed) and packed[place] >> np.uint64(rank_bits) == packed[first] >> np.uint64(rank_bits):
             continue
         for member in range(1, place - first):
             later = packed[first + member] & mask
             partners = num_partners(member, place - first)
             for number in range(partners):
-                earlier = number if partners == member or number < 2 else member - (number - 1)
-                out[count] = (later << np.uint64(PAIR_BITS)) | (packed[first + earlier] & mask)
-                count += 1
+                other = number if partners == member or number < 2 else member - (number - 1)
+                earlier = packed[first + other] & mask
+                out[count] = (later << np.uint64(PAIR_BITS)) | earlier
+                is_new = True
+                if number < MOST_PAIRS and len(recent):
+                    slot = later * np.uint64(MOST_PAIRS) + np.uint64(number)
+                    is_new = recent[slot] != np.uint32(earlier + np.uint64(1))
+                    recent[slot] = np.uint32(earlier + np.uint64(1))
+                count += is_new
         first = place
     return count
 
@@ -144,6 +186,19 @@ def keep_first_of_equal(values):
 
 
 @njit(cache=True, nogil=True)
+def number_distinct(packed, distinct, where):
+    """From sorted value << 32 | place: the distinct values, and at each place the number of its own; how many."""
+    count = np.uint32(0)
+    for index in range(len(packed)):
+        value = np.uint32(packed[index] >> np.uint64(32))
+        if index == 0 or value != distinct[count - np.uint32(1)]:
+            distinct[count] = value
+            count += np.uint32(1)
+        where[packed[index] & np.uint64(0xFFFFFFFF)] = count - np.uint32(1)
+    return count
+
+
+@njit(cache=True, nogil=True)
 def count_equal(signatures, first, second, out):
     """How many values two signatures share, for each pair of rows: uint8."""
     for pair in range(len(first)):
@@ -152,6 +207,28 @@ def count_equal(signatures, first, second, out):
         for place in range(len(one)):
             count += np.uint8(one[place] == other[place])
         out[pair] = count
+
+
+@njit(cache=True, nogil=True)
+def mark_ranks(ranks, bits):
+    """Set each rank's bit, in place: uint8, lowest bit first."""
+    for place in range(len(ranks)):
+        rank = np.uint64(ranks[place])
+        bits[rank >> np.uint64(3)] |= np.uint8(1) << np.uint8(rank & np.uint64(7))
+
+
+@njit(cache=True, nogil=True)
+def find_listed(edges, others, out):
+    """For each edge, a record with `later` and `earlier`, where it stands among others, or -1; both sorted by these."""
+    at = 0
+    for place in range(len(edges)):
+        later, earlier = edges[place].later, edges[place].earlier
+        while at < len(others) and (
+            others[at].later < later or (others[at].later == later and others[at].earlier < earlier)
+        ):
+            at += 1
+        is_listed = at < len(others) and others[at].later == later and others[at].earlier == earlier
+        out[place] = at if is_listed else -1
 
 
 @njit(cache=True, nogil=True)

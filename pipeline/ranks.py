@@ -39,7 +39,10 @@ class SketchRun:
     bases: tuple[int, ...]
 
     def read_band(self, band: int, first: int, last: int, *, record: np.dtype) -> np.ndarray:
-        """The records of a band that begin with a number in [first, last): a uint64, or the key of a KEYED record."""
+        """The records of a band that begin with a number in [first, last): a uint64, or the key of a KEYED record.
+
+        They are mapped, not read.
+        """
         path = Path(self.folder) / "bands.bin"
         start = self.start + band * self.num_signed
         records = open_records(path, record)[start : start + self.num_signed]
@@ -47,7 +50,7 @@ class SketchRun:
         edges = [
             int(np.searchsorted(values, np.uint64(edge))) if edge >> 64 == 0 else len(values) for edge in (first, last)
         ]
-        return np.fromfile(path, record, edges[1] - edges[0], offset=(start + edges[0]) * record.itemsize)
+        return records[edges[0] : edges[1]]
 
     def rank(self, numbers: np.ndarray) -> np.ndarray:
         """The ranks of numbers within the run: int64."""
@@ -136,9 +139,12 @@ class RankMap:
             stretch, where = self.stretches[index], slice(int(edges[index]), int(edges[index + 1]))
             yield stretch, where, ranks[where].astype(np.int64) - stretch.first_rank + stretch.first
 
-    def read(self, ranks: np.ndarray, file: str, dtype: np.dtype) -> np.ndarray:
-        """The records of a sketch file at sorted ranks. One task's file at a time is mapped."""
-        out = np.empty(len(ranks), dtype)
+    def read(self, ranks: np.ndarray, file: str, dtype: np.dtype, *, room: np.ndarray | None = None) -> np.ndarray:
+        """The records of a sketch file at sorted ranks. One task's file at a time is mapped.
+
+        room: where they may be put, if it is large enough: memory that is used again is not filled with zeros again.
+        """
+        out = np.empty(len(ranks), dtype) if room is None or len(room) < len(ranks) else room[: len(ranks)]
         for stretch, where, numbers in self.split(ranks):
             out[where] = open_records(Path(stretch.folder) / file, dtype)[numbers]
         return out

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.copies import find_marked, mark_ranks
+from pipeline.copies import find_marked
 from pipeline.estimate import EDGE, MARGIN
-from pipeline.pair_kernels import PAIR_BITS, flatten, judge, resolve, unite
+from pipeline.freed_memory import keep_freed_memory
+from pipeline.pair_kernels import find_listed, flatten, judge, mark_ranks, resolve, unite
 from pipeline.ranks import find_held
 from pipeline.storage import open_new, write_array
 from pipeline.work import FileTask
 
 NEAR = np.dtype([("rank", "<u4"), ("partner", "<u4"), ("similarity", "<f4")])
 PAIRS_AT_ONCE = 1 << 22
+EDGES_AT_ONCE = 1 << 20  # about so many: small enough to be used again (freed_memory.py)
 FAINT = 0.985  # what is less alike may be so by boilerplate that only its like have; an estimate errs by 0.03
 
 
@@ -73,11 +75,11 @@ class ResolveTask(FileTask):
 
 def run_judge(task: ResolveTask) -> dict[str, int]:
     """Write the edges that must be compared because estimates do not decide; returns how many they are."""
+    keep_freed_memory()
     states = np.zeros(task.num_documents, np.uint8)
     num_open = 0
     with open_new(task.path) as file:
-        for path in task.paths:
-            edges = np.load(path)
+        for edges in read_edges(task.paths):
             is_open = np.zeros(len(edges), bool)
             is_certain = edges["similarity"] >= task.threshold + MARGIN
             judge(edges["later"], edges["earlier"], is_certain, states, is_open)
@@ -88,6 +90,7 @@ def run_judge(task: ResolveTask) -> dict[str, int]:
 
 def run_resolve(task: ResolveTask) -> dict[str, int]:
     """Write which documents go, each with its partner, and which might; returns how many."""
+    keep_freed_memory()
     states = np.zeros(task.num_documents, np.uint8)
     doubted, sure = np.zeros((2, task.num_documents // 8 + 1), np.uint8)
 
@@ -107,10 +110,20 @@ def run_resolve(task: ResolveTask) -> dict[str, int]:
 
 
 def read_near_edges(task: ResolveTask) -> Iterator[np.ndarray]:
-    """The EDGE records of all pairs that are near, file by file."""
-    for path in task.paths:
-        edges = np.load(path)
+    """The EDGE records of all pairs that are near, part by part."""
+    for edges in read_edges(task.paths):
         yield choose_near(edges, read_between(task.compared, edges), task.threshold)
+
+
+def read_edges(paths: Sequence[str]) -> Iterator[np.ndarray]:
+    """The EDGE records of files in the order of their ranks, in parts. All of a later rank are in one part."""
+    for path in paths:
+        records, first = np.load(path, mmap_mode="r"), 0
+        while first < len(records):
+            last_rank = int(records["later"][min(first + EDGES_AT_ONCE, len(records)) - 1])
+            last = find_later(records, last_rank + 1, first=first)
+            yield np.array(records[first:last])
+            first = last
 
 
 def read_between(paths: Sequence[str], edges: np.ndarray) -> np.ndarray:
@@ -133,24 +146,23 @@ def find_later(records: np.ndarray, rank: int, *, first: int = 0) -> int:
 
 def leave_out_apart(edges: np.ndarray, apart: np.ndarray) -> np.ndarray:
     """The edges that are not among those of others, both in the order of ranks."""
-    keys, apart_keys = key_of(edges), key_of(apart)
-    at = np.minimum(np.searchsorted(apart_keys, keys), max(0, len(apart_keys) - 1))
-    return edges[apart_keys[at] != keys] if len(apart_keys) else edges
+    return edges[find_edges(edges, apart) < 0] if len(apart) else edges
 
 
 def choose_near(edges: np.ndarray, compared: np.ndarray, threshold: float) -> np.ndarray:
     """The edges that are near, with the similarity of the comparison where there was one."""
-    keys, compared_keys = key_of(edges), key_of(compared)
-    at = np.minimum(np.searchsorted(compared_keys, keys), max(0, len(compared_keys) - 1))
-    is_compared = compared_keys[at] == keys if len(compared_keys) else np.zeros(len(keys), bool)
+    at = find_edges(edges, compared)
+    is_compared = at >= 0
     edges["similarity"][is_compared] = compared["similarity"][at[is_compared]]
-    least = np.where(is_compared, threshold, threshold + MARGIN).astype(np.float32)
+    least = np.where(is_compared, np.float32(threshold), np.float32(threshold + MARGIN))
     return edges[edges["similarity"] >= least]
 
 
-def key_of(edges: np.ndarray) -> np.ndarray:
-    """A number for each edge, in the order of files of edges: uint64."""
-    return (edges["later"].astype(np.uint64) << np.uint64(PAIR_BITS)) | edges["earlier"]
+def find_edges(edges: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Where each of sorted edges stands among sorted others, or -1: int32."""
+    places = np.empty(len(edges), np.int32)
+    find_listed(edges, others, places)
+    return places
 
 
 def run_components(task: ResolveTask) -> dict[str, int]:

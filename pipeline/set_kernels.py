@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import njit
+from pipeline.compiled import count_ones, mark_equal, njit
 
 
 @njit(cache=True, nogil=True)
@@ -20,14 +20,21 @@ def gather_sets(hashes, firsts, counts, data, starts):
 
 
 @njit(cache=True, nogil=True)
-def measure_overlap(first, second):
-    """The Jaccard similarity of two sets, sorted arrays: the size of what they share by that of what either has."""
-    i = j = shared = 0
+def count_shared(first, second):
+    """How many values two sets share."""
+    i = j = shared = np.uint64(0)
     while i < len(first) and j < len(second):
         a, b = first[i], second[j]
-        shared += a == b
-        i += a <= b
-        j += b <= a
+        shared += np.uint64(a == b)
+        i += np.uint64(a <= b)
+        j += np.uint64(b <= a)
+    return np.int64(shared)
+
+
+@njit(cache=True, nogil=True)
+def measure_overlap(first, second):
+    """The Jaccard similarity of two sets, sorted arrays: the size of what they share by that of what either has."""
+    shared = count_shared(first, second)
     return shared / max(1, len(first) + len(second) - shared)
 
 
@@ -40,96 +47,169 @@ def measure_overlaps(data, starts, pairs, out):
 
 
 @njit(cache=True, nogil=True)
-def measure_rest(data, starts, members, fewest):
-    """As measure_overlap of the first two sets, without what `fewest` of the others have, too; 1 if no more is left.
+def mark_shared(first, other, marks, words, rest):
+    """Set the bits of the places of `first` whose value another set has; returns how many of it `first` has not.
 
-    members: the numbers of all these sets.
+    Those go to `rest`. marks: room for a byte of each place, and zeros up to a multiple of 64; words: the bits.
     """
-    first = data[starts[members[0]] : starts[members[0] + 1]]
-    second = data[starts[members[1]] : starts[members[1] + 1]]
-    places = starts[members]
-    i = j = shared = num_all = 0
-    while i < len(first) or j < len(second):
-        is_first = j == len(second) or (i < len(first) and first[i] <= second[j])
-        value = first[i] if is_first else second[j]
-        is_shared = is_first and j < len(second) and second[j] == value
-        count = 0
-        for member in range(2, len(members)):
-            end = starts[members[member] + 1]
-            while places[member] < end and data[places[member]] < value:
-                places[member] += 1
-            count += places[member] < end and data[places[member]] == value
-        if count < fewest:
-            num_all += 1
-            shared += is_shared
-        i += is_first
-        j += is_shared or not is_first
-    return shared / num_all if num_all else 1.0
-
-
-@njit(cache=True, nogil=True)
-def subtract(one, other, out):
-    """Write the values of a sorted array that another does not have to `out`; returns how many."""
-    j = count = 0
-    for value in one:
-        while j < len(other) and other[j] < value:
-            j += 1
-        out[count] = value
-        count += j == len(other) or other[j] != value
-    return count
+    marks[:] = 0
+    i = j = count = np.uint64(0)
+    while i < len(first) and j < len(other):
+        a, b = first[i], other[j]
+        marks[i] = a == b  # what is written last, before i goes on, is true
+        rest[count] = b
+        count += np.uint64(b < a)
+        i += np.uint64(a <= b)
+        j += np.uint64(b <= a)
+    while j < len(other):
+        rest[count] = other[j]
+        count += np.uint64(1)
+        j += np.uint64(1)
+    for number in range(len(words)):
+        words[number] = mark_equal(marks, np.uint64(64 * number), np.uint8(1))
+    return np.int64(count)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def is_apart(one, other, most_shared):
-    return measure_overlap(one, other) <= most_shared
+def count_both(words, others):
+    count = np.uint64(0)
+    for number in range(len(words)):
+        count += count_ones(words[number] & others[number])
+    return np.int64(count)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def count_left(words, others, without):
+    count = np.uint64(0)
+    for number in range(len(words)):
+        count += count_ones(words[number] & others[number] & ~without[number])
+    return np.int64(count)
 
 
 @njit(cache=True, nogil=True)
-def count_others(data, starts, members, least_own, least_held, most_shared):
-    """How many other documents have what the first two sets share, and a rest that is like that of none of these.
-
-    0 where the rests of the two are alike. A rest has at least `least_own` of the size of what is shared, a document
-    has at least `least_held` of it, and the similarity of two rests is at most `most_shared`.
-    """
-    first = data[starts[members[0]] : starts[members[0] + 1]]
-    second = data[starts[members[1]] : starts[members[1] + 1]]
-    rest, core = np.empty(len(first), data.dtype), np.empty(len(first), data.dtype)
-    num_rest = subtract(first, second, rest)
-    num_core = subtract(first, rest[:num_rest], core)
+def list_common(data, starts, members, fewest):
+    """What `fewest` or more of some sets have, sorted."""
     room = 0
-    for number in members:
-        room += starts[number + 1] - starts[number]
-    rests, ends = np.empty(room, data.dtype), np.zeros(len(members) + 1, np.int64)
-    count = 0
-    for place in range(len(members)):
-        own = data[starts[members[place]] : starts[members[place] + 1]]
-        start = ends[count]
-        end = start + subtract(own, core[:num_core], rests[start:])
-        num_held = len(own) - (end - start)
-        is_new = end - start >= least_own * num_core and num_held >= least_held * num_core
-        for before in range(count if is_new else 0):
-            is_new &= is_apart(rests[start:end], rests[ends[before] : ends[before + 1]], most_shared)
-        if not is_new and place < 2:
-            return 0
-        if is_new:
-            count += 1
-            ends[count] = end
-    return count - 2
+    for member in members:
+        room += starts[member + 1] - starts[member]
+    values, merged = np.empty(room, data.dtype), np.empty(room, data.dtype)
+    counts, merged_counts = np.empty(room, np.int64), np.empty(room, np.int64)
+    num_values = 0
+    for number, member in enumerate(members):
+        own = data[starts[member] : starts[member + 1]]
+        least = fewest - (len(members) - 1 - number)  # who is in fewer of the sets so far cannot come to `fewest`
+        i = j = num_merged = 0
+        while i < num_values or j < len(own):
+            is_old = j == len(own) or (i < num_values and values[i] <= own[j])
+            is_own = i == num_values or (j < len(own) and own[j] <= values[i])
+            count = (counts[i] if is_old else 0) + is_own
+            merged[num_merged], merged_counts[num_merged] = values[i] if is_old else own[j], count
+            num_merged += count >= least
+            i += is_old
+            j += is_own
+        values, merged, num_values = merged, values, num_merged
+        counts, merged_counts = merged_counts, counts
+    return values[:num_values]
 
 
 @njit(cache=True, nogil=True)
-def measure_rests(data, starts, members, edges, num_unlike, fewest, fewest_alike, limits, out):
-    """The similarity without boilerplate of several entries, each members[edges[i]:edges[i + 1]]; for each one number.
+def mark_members(data, starts, first, members):
+    """Of each of some sets: which places of `first` it has too, as bits; what else it has, and where that begins."""
+    words = np.zeros((len(members), (len(first) + 63) // 64), np.uint64)
+    marks, edges = np.empty(64 * words.shape[1], np.uint8), np.zeros(len(members) + 1, np.int64)
+    room = 0
+    for member in members:
+        room += starts[member + 1] - starts[member]
+    rests = np.empty(room, data.dtype)
+    for number, member in enumerate(members):
+        own = data[starts[member] : starts[member + 1]]
+        edges[number + 1] = edges[number] + mark_shared(first, own, marks, words[number], rests[edges[number] :])
+    return words, rests, edges
 
-    num_unlike: how many witnesses, behind the two, are unlike the first: measure_rest goes by these. Those behind are
-    alike; where `fewest_alike` of them have the same text in common with the two and another rest, it is 0. limits: the
-    last arguments of count_others.
+
+@njit(cache=True, nogil=True, inline="always")
+def is_apart(shared, one, other, most_shared):
+    return shared / max(1, one + other - shared) <= most_shared
+
+
+@njit(cache=True, nogil=True)
+def count_others(num_first, core, rest, words, rests, edges, shared_rests, fewest, limits):
+    """How many other documents have what two share, and a rest that is like that of none of these; `fewest` at most.
+
+    0 where the rests of the two are too small. core: which places of the first document's set, of num_first values, the
+    second has, too; rest: what else that has. words, rests, edges: the same of the others (mark_members); shared_rests:
+    how many of these values each has in common with each. limits: a rest has at least the first of the size of what is
+    shared, a document has at least the second of it, and the similarity of two rests is at most the third.
     """
-    for entry in range(len(out)):
-        own = members[edges[entry] : edges[entry + 1]]
-        num_plain = 2 + num_unlike[entry]
-        out[entry] = measure_rest(data, starts, own[:num_plain], fewest)
-        if len(own) - num_plain >= fewest_alike:
-            alike = np.concatenate((own[:2], own[num_plain:]))
-            if count_others(data, starts, alike, limits[0], limits[1], limits[2]) >= fewest_alike:
-                out[entry] = 0.0
+    least_own, least_held, most_shared = limits
+    num_core = count_both(core, core)
+    if num_first - num_core < least_own * num_core or len(rest) < least_own * num_core:
+        return 0
+    count, chosen, sizes = 0, np.empty(len(words), np.int64), np.empty(len(words), np.int64)
+    for place in range(len(words)):
+        if count + len(words) - place < fewest or count == fewest:
+            break
+        own = rests[edges[place] : edges[place + 1]]
+        num_held, num_both = count_both(core, words[place]), count_both(words[place], words[place])
+        size = num_both - num_held + len(own)
+        is_new = size >= least_own * num_core and num_held >= least_held * num_core
+        is_new = is_new and is_apart(num_both - num_held, num_first - num_core, size, most_shared)
+        is_new = is_new and is_apart(count_shared(rest, own), len(rest), size, most_shared)
+        before = 0
+        while is_new and before < count:
+            other = chosen[before]
+            shared = count_left(words[place], words[other], core) + shared_rests[place, other]
+            is_new = is_apart(shared, sizes[before], size, most_shared)
+            before += 1
+        chosen[count], sizes[count] = place, size
+        count += is_new
+    return count
+
+
+@njit(cache=True, nogil=True)
+def measure_group(data, starts, members, num_unlike, num_alike, fewest, fewest_alike, limits, out):
+    """measure_rests of one document in doubt."""
+    first = data[starts[members[0]] : starts[members[0] + 1]]
+    unlike, others = members[1 : 1 + num_unlike], members[1 + num_unlike : 1 + num_unlike + num_alike]
+    seconds = members[1 + num_unlike + num_alike :]
+    has_others, common, num_own = num_alike >= fewest_alike, np.empty(0, data.dtype), -1
+    others = others if has_others else others[:0]
+    words, rests, edges = mark_members(data, starts, first, others)
+    shared_rests = np.empty((len(others), len(others)), np.int64)
+    for one in range(len(others)):
+        for other in range(one):
+            of_one, of_other = rests[edges[one] : edges[one + 1]], rests[edges[other] : edges[other + 1]]
+            shared_rests[one, other] = count_shared(of_one, of_other)
+    cores, second_rests, borders = mark_members(data, starts, first, seconds)
+    for number in range(len(seconds)):
+        core, rest = cores[number], second_rests[borders[number] : borders[number + 1]]
+        if has_others:
+            found = count_others(len(first), core, rest, words, rests, edges, shared_rests, fewest_alike, limits)
+            if found >= fewest_alike:
+                out[number] = 0.0
+                continue
+        if num_own < 0:
+            common = list_common(data, starts, unlike, fewest)
+            is_common, marks = np.zeros(words.shape[1], np.uint64), np.empty(64 * words.shape[1], np.uint8)
+            mark_shared(first, common, marks, is_common, np.empty(len(common), data.dtype))
+            num_own = len(first) - count_both(is_common, is_common)
+        num_all = num_own + len(rest) - count_shared(rest, common)
+        out[number] = count_left(core, core, is_common) / num_all if num_all else 1.0
+
+
+@njit(cache=True, nogil=True)
+def measure_rests(data, starts, members, edges, num_unlike, num_alike, fewest, fewest_alike, limits, out):
+    """The similarity without boilerplate of the edges of several documents in doubt, one number for each edge.
+
+    Of each document members[edges[i]:edges[i + 1]]: itself; its witnesses, num_unlike that are unlike it, then
+    num_alike that are alike; and those to which its edges lead. What two documents share is measured as by
+    measure_overlap, without what `fewest` of the unlike witnesses have, too; it is 1 if no more is left. Where
+    `fewest_alike` of those alike have the same text in common with the two and another rest (count_others), it is 0.
+    """
+    count = 0
+    for number in range(len(num_unlike)):
+        own = members[edges[number] : edges[number + 1]]
+        num_edges = len(own) - 1 - num_unlike[number] - num_alike[number]
+        part = out[count : count + num_edges]
+        measure_group(data, starts, own, num_unlike[number], num_alike[number], fewest, fewest_alike, limits, part)
+        count += num_edges

@@ -9,7 +9,7 @@ from pipeline.boilerplate import FEWEST_ALIKE, LEAST_HELD, LEAST_OWN, MOST_SHARE
 from pipeline.compare import RANK, SET, WantedTask, read_sets, run_wanted, write_sets
 from pipeline.estimate import EDGE
 from pipeline.resolve import find_later, read_between
-from pipeline.set_kernels import count_others, measure_overlap, measure_rest
+from pipeline.set_kernels import measure_overlap, measure_rests
 
 
 def flatten(sets):
@@ -17,8 +17,18 @@ def flatten(sets):
     return np.concatenate([np.array(one, np.uint32) for one in sets]), starts
 
 
+def measure(first, unlike, alike, seconds, *, fewest=3, fewest_alike=FEWEST_ALIKE):
+    """The similarity of `first` to each of `seconds` without boilerplate."""
+    sets = [sorted(one) for one in (first, *unlike, *alike, *seconds)]
+    out, members = np.empty(len(seconds), np.float32), np.arange(len(sets), dtype=np.uint32)
+    edges, counts = np.array([0, len(sets)]), (np.array([len(unlike)]), np.array([len(alike)]))
+    limits = (LEAST_OWN, LEAST_HELD, MOST_SHARED)
+    measure_rests(*flatten(sets), members, edges, *counts, fewest, fewest_alike, limits, out)
+    return out.tolist()
+
+
 def rest(sets, fewest=3):
-    return measure_rest(*flatten(sets), np.arange(len(sets), dtype=np.uint32), fewest)
+    return measure(sets[0], sets[2:], [], sets[1:2], fewest=fewest)[0]
 
 
 def test_what_enough_witnesses_have_is_no_evidence():
@@ -32,8 +42,14 @@ def test_what_enough_witnesses_have_is_no_evidence():
 
 
 def count(sets):
-    members = np.arange(len(sets), dtype=np.uint32)
-    return count_others(*flatten([sorted(one) for one in sets]), members, LEAST_OWN, LEAST_HELD, MOST_SHARED)
+    """For how many of the others the first two would be apart, which without others they are not."""
+    first, second, *others = sets
+    assert measure(first, [], [], [second]) != [0.0]
+    enough = [
+        most for most in range(1, len(others) + 1) if measure(first, [], others, [second], fewest_alike=most)[0] == 0
+    ]
+    assert enough == [*range(1, len(enough) + 1)]
+    return len(enough)
 
 
 def test_documents_with_one_text_in_common_and_rests_of_their_own_are_counted():
@@ -41,6 +57,7 @@ def test_documents_with_one_text_in_common_and_rests_of_their_own_are_counted():
     sets = [{*core, *range(start, start + 80)} for start in range(2000, 12000, 1000)]
     assert count(sets) == 8
     assert count([*sets[:2], *sets[:3]]) == 1  # copies of the two are no others
+    assert count([*sets[:2], sets[2], sets[2], sets[2]]) == 1
     assert count([*sets[:2], sets[2], {*sets[2], 1}, *sets[2:]]) == 8
     assert count([*sets[:2], *({*core, *range(start, start + 40)} for start in range(2000, 12000, 1000))]) == 0
     assert count([{*core, *range(2000, 2040)}, *sets]) == 0  # too little of its own: a date, a number
@@ -59,17 +76,42 @@ def test_copies_with_changes_of_their_own_are_not_counted(seed):
     assert count(sets) < FEWEST_ALIKE
 
 
-SETS = st.sets(st.integers(0, 12), max_size=8).map(sorted)
+def draw_set(rng, num_values):
+    """A set of about half of some values, all of which are there in large sets only."""
+    return {int(value) for value in np.flatnonzero(rng.random(num_values) < 0.6)}
+
+
+def count_plainly(first, second, others):
+    """How many other documents have what two share, and a rest of their own; 0 where the two have none."""
+    core, rests = first & second, []
+    for number, one in enumerate([first, second, *others]):
+        own = one - core
+        is_new = len(own) >= LEAST_OWN * len(core) and len(one & core) >= LEAST_HELD * len(core)
+        is_new &= all(len(own & rest) <= MOST_SHARED * max(1, len(own | rest)) for rest in rests)
+        if not is_new and number < 2:
+            return 0
+        rests += [own] if is_new else []
+    return len(rests) - 2
 
 
 @settings(deadline=None)  # a kernel may be compiled first
-@given(SETS, SETS, st.lists(SETS, max_size=5), st.integers(1, 3))
-def test_the_rest_is_that_of_plain_sets(one, other, witnesses, fewest):
-    union = {*one} | {*other}
-    common = {value for value in union if sum(value in witness for witness in witnesses) >= fewest}
-    union -= common
-    expected = len(({*one} & {*other}) - common) / len(union) if union else 1.0
-    assert rest([one, other, *witnesses], fewest) == pytest.approx(expected)
+@given(st.integers(0, 10**6), st.sampled_from([3, 12, 64, 200]), st.integers(1, 3), st.integers(1, 3))
+def test_the_rest_is_that_of_plain_sets(seed, num_values, fewest, fewest_alike):
+    rng = np.random.default_rng(seed)
+    core = draw_set(rng, num_values)
+    near = [
+        core ^ {int(value) for value in rng.integers(0, 2 * num_values, rng.integers(0, 1 + num_values // 3))}
+        for _ in range(8)
+    ]
+    first, seconds, alike = near[0], near[1:4], near[4 : 4 + rng.integers(0, 5)]
+    unlike = [draw_set(rng, num_values) for _ in range(rng.integers(0, 6))]
+    expected = []
+    for second in seconds:
+        union = {value for value in first | second if sum(value in one for one in unlike) < fewest}
+        is_apart = len(alike) >= fewest_alike and count_plainly(first, second, alike) >= fewest_alike
+        expected.append(0.0 if is_apart else len(first & second & union) / len(union) if union else 1.0)
+    found = measure(first, unlike, alike, seconds, fewest=fewest, fewest_alike=fewest_alike)
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("room", [1, 40, 1 << 20])
@@ -101,13 +143,13 @@ def test_the_documents_to_read_are_those_of_all_edges(tmp_path):
     assert np.fromfile(task.path, RANK).tolist() == [3, 4, 9, 30]
 
 
-def test_the_witnesses_of_an_edge_are_those_of_its_later_document():
+def test_a_document_in_doubt_stands_before_its_witnesses_and_those_it_is_near_to():
     edges = np.array([(5, 1, 0), (5, 2, 0), (7, 2, 0), (9, 1, 0)], EDGE)
-    witnesses = np.array([(5, 10, 0.1), (5, 11, 0.9), (9, 12, 0.1)], EDGE)
-    members, borders, num_unlike = list_members(edges, witnesses)
+    witnesses = np.array([(5, 10, 0.1), (5, 11, 0.9), (8, 13, 0.9), (9, 12, 0.1)], EDGE)
+    members, borders, num_unlike, num_alike = list_members(edges, witnesses)
     found = [members[first:last].tolist() for first, last in zip(borders[:-1], borders[1:], strict=True)]
-    assert found == [[5, 1, 10, 11], [5, 2, 10, 11], [7, 2], [9, 1, 12]]
-    assert num_unlike.tolist() == [1, 1, 0, 1]
+    assert found == [[5, 10, 11, 1, 2], [7, 2], [9, 12, 1]]
+    assert (num_unlike.tolist(), num_alike.tolist()) == ([1, 0, 1], [1, 0, 0])
 
 
 def test_of_files_of_edges_what_is_between_is_read(tmp_path):

@@ -201,6 +201,8 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
     monkeypatch.setattr("pipeline.candidates.FEW_KEYS", 10)
     monkeypatch.setattr("pipeline.candidates.BYTES_PER_KEY", 1 << 22)
     monkeypatch.setattr("pipeline.estimate.BYTES_PER_PAIR", 1 << 20)
+    monkeypatch.setattr("pipeline.estimate.PAIRS_AT_ONCE", 30)
+    monkeypatch.setattr("pipeline.resolve.EDGES_AT_ONCE", 30)
     monkeypatch.setattr("pipeline.compare.EDGES_PER_TASK", 20)
     monkeypatch.setattr("pipeline.compare.SHINGLES_AT_ONCE", 500)
     monkeypatch.setattr("pipeline.dedup.DOCUMENTS_PER_TASK", 50)

@@ -7,23 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.copies import mark_ranks
-from pipeline.estimate import find_distinct
+from pipeline.estimate import EDGE, find_distinct
 from pipeline.pair_kernels import (
     DROPPED,
     KEPT,
     LARGEST_FULL_GROUP,
     MOST_PAIRS,
+    find_listed,
     flatten,
     judge,
     keep_first_of_equal,
+    keep_repeated,
     list_pairs,
     list_witnesses,
+    mark_ranks,
     resolve,
+    take_up_to,
     unite,
 )
 
 RANK_BITS = 24
+NOTHING = np.empty(0, np.uint32)
 
 
 def pairs_of(groups):
@@ -32,7 +36,7 @@ def pairs_of(groups):
         sorted((key << RANK_BITS) | rank for key, ranks in enumerate(groups) for rank in ranks), np.uint64
     )
     out = np.empty(MOST_PAIRS * len(packed), np.uint64)
-    out = out[: list_pairs(packed, RANK_BITS, out)]
+    out = out[: list_pairs(packed, RANK_BITS, NOTHING, out)]
     return [(int(pair) >> 32, int(pair) & 0xFFFFFFFF) for pair in out]
 
 
@@ -55,10 +59,55 @@ def test_of_any_group_each_document_is_paired_with_the_first(groups):
 def test_a_million_documents_with_one_key_make_four_million_pairs():
     packed = np.arange(1_000_000, dtype=np.uint64)
     out = np.empty(MOST_PAIRS * len(packed), np.uint64)
-    out = out[: list_pairs(packed, RANK_BITS, out)]
+    out = out[: list_pairs(packed, RANK_BITS, NOTHING, out)]
     assert 3_900_000 < len(out) < 4_000_000
     out.sort()
     assert keep_first_of_equal(out) == len(out)
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.lists(st.lists(st.integers(0, 5), min_size=40, max_size=40), min_size=2, max_size=4))
+def test_what_a_document_was_last_paired_with_is_left_out_and_nothing_else(bands):
+    """bands: of each of forty documents its key."""
+    recent, expected, found = np.zeros(MOST_PAIRS * 40, np.uint32), [], []
+    for keys in bands:
+        packed = np.sort(np.array(keys, np.uint64) << np.uint64(RANK_BITS) | np.arange(40, dtype=np.uint64))
+        for pairs, seen in ((expected, NOTHING), (found, recent)):
+            out = np.empty(MOST_PAIRS * 40, np.uint64)
+            pairs += out[: list_pairs(packed, RANK_BITS, seen, out)].tolist()
+    assert set(found) == set(expected)
+    assert len(found) <= len(expected)
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.lists(st.integers(0, 20), max_size=40))
+def test_keys_of_several_documents_are_kept(keys):
+    packed = np.array([(key << RANK_BITS) | rank for rank, key in enumerate(sorted(keys))], np.uint64)
+    expected = [value for value in packed.tolist() if keys.count(value >> RANK_BITS) > 1]
+    assert packed[: keep_repeated(packed, RANK_BITS)].tolist() == expected
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.lists(st.lists(st.integers(0, 30)).map(sorted), min_size=1, max_size=5), st.integers(0, 31))
+def test_pieces_of_sorted_stretches_hold_all_once(stretches, middle):
+    packed = np.array(sum(stretches, []), np.uint64)
+    ends = np.cumsum([len(one) for one in stretches]).astype(np.uint64)
+    places = ends - np.array([len(one) for one in stretches], np.uint64)
+    out, pieces = np.empty_like(packed), []
+    for last in (middle, 31):
+        pieces.append(out[: take_up_to(packed, places, ends, np.uint64(last), out)].tolist())
+    assert pieces == [
+        [value for one in stretches for value in one if value <= middle],
+        [value for one in stretches for value in one if value > middle],
+    ]
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(*[st.sets(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20).map(sorted)] * 2)
+def test_edges_are_found_among_others(edges, others):
+    out = np.empty(len(edges), np.int32)
+    find_listed(*(np.array([(*edge, 0) for edge in one], EDGE) for one in (edges, others)), out)
+    assert out.tolist() == [others.index(edge) if edge in others else -1 for edge in edges]
 
 
 @settings(deadline=None)  # a kernel may be compiled first
@@ -68,6 +117,7 @@ def test_no_group_makes_more_pairs_than_there_is_room_for(sizes):
     assert len(pairs) <= MOST_PAIRS * sum(sizes)
 
 
+@settings(deadline=None)  # a kernel may be compiled first
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=60))
 def test_distinct_values_are_those_of_numpy(values):
     values = np.array(values + values[::3], np.uint32)
