@@ -40,31 +40,65 @@ def measure_overlaps(data, starts, pairs, out):
 
 
 @njit(cache=True, nogil=True)
-def measure_rest(data, starts, members, fewest):
-    """As measure_overlap of the first two sets, without what `fewest` of the others have, too; 1 if no more is left.
+def measure_rest(data, starts, members, fewest, least_agreed):
+    """As measure_overlap of the first two sets, without what `fewest` of the others agree on; 1 if no more is left.
 
-    members: the numbers of all these sets.
+    members: the numbers of all these sets. Some of the others agree where what all of them have of the two is at least
+    `least_agreed` of what any of them has: of a licence each has the same, of a text that they changed each another
+    part.
+    """
+    tallies = tally_holders(data, starts, members)
+    is_left_out = find_agreed(tallies[0], len(members) - 2, fewest, least_agreed)
+    num_all = shared = 0
+    for holders in range(len(is_left_out)):
+        if not is_left_out[holders]:
+            num_all += tallies[0, holders]
+            shared += tallies[1, holders]
+    return shared / num_all if num_all else 1.0
+
+
+@njit(cache=True, nogil=True)
+def tally_holders(data, starts, members):
+    """How many values of the first two sets which of the others have: of either, and of both.
+
+    Shape (2, 2**others): the bits of the second index say which others.
     """
     first = data[starts[members[0]] : starts[members[0] + 1]]
     second = data[starts[members[1]] : starts[members[1] + 1]]
-    places = starts[members]
-    i = j = shared = num_all = 0
+    tallies, places = np.zeros((2, 1 << (len(members) - 2)), np.int64), starts[members]
+    i = j = 0
     while i < len(first) or j < len(second):
         is_first = j == len(second) or (i < len(first) and first[i] <= second[j])
         value = first[i] if is_first else second[j]
         is_shared = is_first and j < len(second) and second[j] == value
-        count = 0
+        holders = 0
         for member in range(2, len(members)):
             end = starts[members[member] + 1]
             while places[member] < end and data[places[member]] < value:
                 places[member] += 1
-            count += places[member] < end and data[places[member]] == value
-        if count < fewest:
-            num_all += 1
-            shared += is_shared
+            holders |= (places[member] < end and data[places[member]] == value) << (member - 2)
+        tallies[0, holders] += 1
+        tallies[1, holders] += is_shared
         i += is_first
         j += is_shared or not is_first
-    return shared / num_all if num_all else 1.0
+    return tallies
+
+
+@njit(cache=True, nogil=True)
+def find_agreed(tallies, num_others, fewest, least_agreed):
+    """Which of the indexes of tally_holders contain `fewest` others that agree: bool."""
+    is_agreed = np.zeros(len(tallies), np.bool_)
+    for group in range(len(tallies)):
+        num_members = of_all = of_any = 0
+        for other in range(num_others):
+            num_members += (group >> other) & 1
+        for holders in range(len(tallies) if num_members == fewest else 0):
+            of_all += tallies[holders] if holders & group == group else 0
+            of_any += tallies[holders] if holders & group else 0
+        if of_all and of_all >= least_agreed * of_any:
+            for holders in range(len(tallies)):
+                is_agreed[holders] |= holders & group == group
+    return is_agreed
 
 
 @njit(cache=True, nogil=True)
@@ -123,13 +157,13 @@ def measure_rests(data, starts, members, edges, num_unlike, fewest, fewest_alike
 
     num_unlike: how many witnesses, behind the two, are unlike the first: measure_rest goes by these. Those behind are
     alike; where `fewest_alike` of them have the same text in common with the two and another rest, it is 0. limits: the
-    last arguments of count_others.
+    last argument of measure_rest, and those of count_others.
     """
     for entry in range(len(out)):
         own = members[edges[entry] : edges[entry + 1]]
         num_plain = 2 + num_unlike[entry]
-        out[entry] = measure_rest(data, starts, own[:num_plain], fewest)
+        out[entry] = measure_rest(data, starts, own[:num_plain], fewest, limits[0])
         if len(own) - num_plain >= fewest_alike:
             alike = np.concatenate((own[:2], own[num_plain:]))
-            if count_others(data, starts, alike, limits[0], limits[1], limits[2]) >= fewest_alike:
+            if count_others(data, starts, alike, limits[1], limits[2], limits[3]) >= fewest_alike:
                 out[entry] = 0.0

@@ -1,11 +1,13 @@
 """How alike two sets are, what is left of it without boilerplate, and the files that sets are read from."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.boilerplate import FEWEST_ALIKE, LEAST_HELD, LEAST_OWN, MOST_SHARED, list_members
+from pipeline.boilerplate import FEWEST_ALIKE, LEAST_AGREED, LEAST_HELD, LEAST_OWN, MOST_SHARED, list_members
 from pipeline.compare import RANK, SET, WantedTask, read_sets, run_wanted, write_sets
 from pipeline.estimate import EDGE
 from pipeline.resolve import find_later, read_between
@@ -17,8 +19,8 @@ def flatten(sets):
     return np.concatenate([np.array(one, np.uint32) for one in sets]), starts
 
 
-def rest(sets, fewest=3):
-    return measure_rest(*flatten(sets), np.arange(len(sets), dtype=np.uint32), fewest)
+def rest(sets, fewest=3, least_agreed=LEAST_AGREED):
+    return measure_rest(*flatten(sets), np.arange(len(sets), dtype=np.uint32), fewest, least_agreed)
 
 
 def test_what_enough_witnesses_have_is_no_evidence():
@@ -29,6 +31,16 @@ def test_what_enough_witnesses_have_is_no_evidence():
     assert rest([first, second, *witnesses]) == pytest.approx(5 / 15)
     assert rest([first, second, *witnesses[:2]]) == pytest.approx(55 / 65)
     assert rest([licence, licence, *witnesses]) == 1.0
+    banners = [np.arange(start, start + 200) for start in (100, 100, 100)]  # of others, who agree on `one` and `other`
+    assert rest([first, second, *witnesses, *banners]) == 1.0
+
+
+def test_what_witnesses_have_without_agreeing_is_evidence():
+    text = np.arange(100)
+    first, second = text[:95], text[5:]
+    versions = [text[:70], text[15:85], text[30:]]  # any two have most of what they have in common
+    assert rest([first, second, *versions]) == rest([first, second]) == pytest.approx(0.9)
+    assert rest([first, second, *versions], least_agreed=0.4) == pytest.approx(50 / 60)
 
 
 def count(sets):
@@ -63,13 +75,15 @@ SETS = st.sets(st.integers(0, 12), max_size=8).map(sorted)
 
 
 @settings(deadline=None)  # a kernel may be compiled first
-@given(SETS, SETS, st.lists(SETS, max_size=5), st.integers(1, 3))
-def test_the_rest_is_that_of_plain_sets(one, other, witnesses, fewest):
-    union = {*one} | {*other}
-    common = {value for value in union if sum(value in witness for witness in witnesses) >= fewest}
-    union -= common
-    expected = len(({*one} & {*other}) - common) / len(union) if union else 1.0
-    assert rest([one, other, *witnesses], fewest) == pytest.approx(expected)
+@given(SETS, SETS, st.lists(SETS, max_size=5), st.integers(1, 3), st.sampled_from([0.5, 0.75, 1.0]))
+def test_the_rest_is_that_of_plain_sets(one, other, witnesses, fewest, least_agreed):
+    union, common = {*one} | {*other}, set()
+    for group in itertools.combinations([union & {*witness} for witness in witnesses], fewest):
+        of_all, of_any = set.intersection(*group), set.union(*group)
+        common |= of_all if len(of_all) >= least_agreed * len(of_any) else set()
+    left = union - common
+    expected = len(({*one} & {*other}) - common) / len(left) if left else 1.0
+    assert rest([one, other, *witnesses], fewest, least_agreed) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("room", [1, 40, 1 << 20])
