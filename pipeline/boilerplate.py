@@ -5,8 +5,9 @@ it is near to one before it. Other documents with the same text are its witnesse
 values of MinHash, of which two documents share as many as they are alike. Of two kinds:
 
 - Unlike the one in doubt, and they stay: a longer file with the same licence. What FEWEST_WITNESSES of them have is
-  boilerplate; two documents are not near where their similarity without it is below the threshold by more than
-  REST_MARGIN.
+  boilerplate, if they agree on it: what all of these have of the two documents is at least LEAST_AGREED of what any of
+  them has. Versions of one text, each with another part of it, do not. Two documents are not near where their
+  similarity without boilerplate is below the threshold by more than REST_MARGIN.
 - Alike, dropped or not: forty files of one licence and eight words each. Two documents are not near where
   FEWEST_ALIKE of them have just what the two share, and each, as the two, a rest of its own: at least LEAST_OWN of
   the size of what is shared, of which hardly anything is in another's rest. Copies of one text, each with changes of
@@ -38,6 +39,7 @@ from pipeline.token_file import open_records
 from pipeline.work import FileTask
 
 FEWEST_WITNESSES = 3
+LEAST_AGREED = 0.75  # versions of one text that a signature finds unlike agree on 0.65 of it at most, unless by chance
 FEWEST_STAYING = FEWEST_WITNESSES + 1  # with a key: the witnesses, and the one for which a document went
 WITNESSES_PER_KEY, WITNESSES = 16, 6  # the most that are tried, and that are taken for a document
 FEWEST_ALIKE = 6
@@ -227,7 +229,7 @@ def run_compare_rest(task: CompareRestTask) -> dict[str, int]:
     witnesses = read_witnesses(records, task.num_near, int(edges["later"].min()), int(edges["later"].max()))
     wanted, borders, num_unlike, num_alike = list_members(edges, witnesses)
     edge_borders = np.concatenate([[0], np.cumsum(np.diff(borders) - 1 - num_unlike - num_alike)])
-    similarities, limits = np.empty(len(edges), np.float32), (LEAST_OWN, LEAST_HELD, MOST_SHARED)
+    similarities, limits = np.empty(len(edges), np.float32), (LEAST_AGREED, LEAST_OWN, LEAST_HELD, MOST_SHARED)
     for entries, members, data, starts in read_sets(wanted, borders, task.sets):
         own = borders[entries.start : entries.stop + 1] - borders[entries.start]
         how = num_unlike[entries], num_alike[entries], FEWEST_WITNESSES, FEWEST_ALIKE, limits

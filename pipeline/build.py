@@ -85,16 +85,16 @@ def build(arguments: BuildArguments, console: Console) -> None:
     for text in (*mix.notices, *explain_cache()):
         notice(text)
     given = prepare.name_datasets(prepare.name_tokenizers(arguments, mix))
-    folders = Folders(arguments.out, arguments.work or arguments.out / WORK_FOLDER, tuple(given))
+    out, text = arguments.out, arguments.write_text
+    folders = Folders(out, arguments.work or out / WORK_FOLDER, tuple(given), text)
     is_done = is_finished(folders) and not arguments.replace and not arguments.dry_run
     if arguments.sample_mb is not None and not is_done:
         make_raw_sample(arguments, mix, console)
     places = RawPlaces(arguments.raw_folder, folders.work, arguments.fetch, arguments.keep_raw, arguments.replace)
     sources = find_sources(mix, places, may_be_gone=is_done, notice=notice)
-    folders.check({source.name: source.folder for source in sources})
-    tokenizers = {
-        name: prepare.choose_tokenizer(one, engine=arguments.engine, notice=notice) for name, one in given.items()
-    }
+    folders.check({source.name: source.folder for source in sources}, is_done=is_done)
+    how = {"engine": arguments.engine, "notice": notice}
+    tokenizers = {name: prepare.choose_tokenizer(one, **how) for name, one in given.items()}
     settings = prepare.choose_settings(arguments, sources)
     if arguments.dry_run:
         print_forecast(make_forecast(arguments, settings, sources, tokenizers, console), console)
@@ -169,8 +169,6 @@ def say_finished(
     if not arguments.keep_work:
         clear_leftovers(folders)
     console.print(f"{folders.out} holds this dataset already: nothing to do (--replace builds it anew)")
-    if arguments.write_text is not None:
-        print_notice(console, f"--write-text {arguments.write_text}: texts are written while building, so not now")
     for name, content in contents.items():
         if content["mix"] != {source.name: source.weight for source in sources}:
             print_notice(

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,15 @@ RESERVED_NAMES = (DATASET_FILE, BUILD_LOG, HOLDER_FILE, TOKENIZER_FOLDER, SIGNAT
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a build writes. datasets: the folder of each dataset in `out`; "" where there is only one."""
+    """Where a build writes.
+
+    datasets: the folder of each dataset in `out`; "" where there is only one. text: where texts go, too.
+    """
 
     out: Path
     work: Path
     datasets: tuple[str, ...] = ("",)
+    text: Path | None = None
 
     @property
     def is_work_inside(self) -> bool:
@@ -46,8 +50,11 @@ class Folders:
         """The folders that a build has for itself."""
         return (self.out,) if self.is_work_inside else (self.out, self.work)
 
-    def check(self, raw_folders: Mapping[str, Path]) -> None:
-        """Raise ValueError where one folder lies in another, so that a build would read or remove its own files."""
+    def check(self, raw_folders: Mapping[str, Path], *, is_done: bool) -> None:
+        """Raise ValueError where one folder lies in another, so that a build would read or remove its own files.
+
+        Or where the folder for texts holds others than this build's. is_done: there is nothing left to build.
+        """
         out, work = self.out.resolve(), self.work.resolve()
         if not self.is_work_inside and (work == out or out in work.parents or work in out.parents):
             raise ValueError(f"--work {self.work} must be a folder of its own: not --out {self.out}, in it or above it")
@@ -55,6 +62,25 @@ class Folders:
             for flag, path in (("--out", out), ("--work", work)):
                 if folder.resolve() in (path, *path.parents):
                     raise ValueError(f"{flag} {path} lies in the raw files of {name} ({folder}): choose another place")
+        if self.text is not None:
+            self.check_text([out, work, *(folder.resolve() for folder in raw_folders.values())], is_done=is_done)
+
+    def check_text(self, others: Iterable[Path], *, is_done: bool) -> None:
+        """Raise ValueError where the folder for texts is not apart from others, or holds what it should not."""
+        text = self.text.resolve()
+        for other in others:
+            if text in (other, *other.parents) or other in text.parents:
+                raise ValueError(f"--write-text {self.text} must be a folder of its own, not {other}, in it or above")
+        first = min(list_files(text), default=None)
+        if is_done and first is None:
+            what = f"{self.out} holds this one, finished: --replace builds it anew"
+            raise ValueError(f"--write-text {self.text}: texts are written while a dataset is built, and {what}")
+        is_unfinished = self.read_plan() and not any((self.out / one / DATASET_FILE).is_file() for one in self.datasets)
+        if first is not None and not is_done and not is_unfinished:
+            raise ValueError(
+                f"--write-text {self.text} holds {first.relative_to(text)}, which is not of this build: choose an "
+                "empty or new folder, or move it away"
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

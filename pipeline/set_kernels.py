@@ -87,29 +87,59 @@ def count_left(words, others, without):
 
 
 @njit(cache=True, nogil=True)
-def list_common(data, starts, members, fewest):
-    """What `fewest` or more of some sets have, sorted."""
+def list_holders(data, starts, members):
+    """All values of some sets, at most eight, sorted; and which of the sets have each: uint8, a bit for each set."""
     room = 0
     for member in members:
         room += starts[member + 1] - starts[member]
     values, merged = np.empty(room, data.dtype), np.empty(room, data.dtype)
-    counts, merged_counts = np.empty(room, np.int64), np.empty(room, np.int64)
+    holders, merged_holders = np.empty(room, np.uint8), np.empty(room, np.uint8)
     num_values = 0
     for number, member in enumerate(members):
-        own = data[starts[member] : starts[member + 1]]
-        least = fewest - (len(members) - 1 - number)  # who is in fewer of the sets so far cannot come to `fewest`
+        own, bit = data[starts[member] : starts[member + 1]], np.uint8(1 << number)
         i = j = num_merged = 0
         while i < num_values or j < len(own):
             is_old = j == len(own) or (i < num_values and values[i] <= own[j])
             is_own = i == num_values or (j < len(own) and own[j] <= values[i])
-            count = (counts[i] if is_old else 0) + is_own
-            merged[num_merged], merged_counts[num_merged] = values[i] if is_old else own[j], count
-            num_merged += count >= least
+            merged[num_merged] = values[i] if is_old else own[j]
+            merged_holders[num_merged] = (holders[i] if is_old else np.uint8(0)) | (bit if is_own else np.uint8(0))
+            num_merged += 1
             i += is_old
             j += is_own
         values, merged, num_values = merged, values, num_merged
-        counts, merged_counts = merged_counts, counts
-    return values[:num_values]
+        holders, merged_holders = merged_holders, holders
+    return values[:num_values], holders[:num_values]
+
+
+@njit(cache=True, nogil=True)
+def find_holders(own, values, holders, out):
+    """The holders of each value of a set, to `out`: 0 where list_holders has none."""
+    j = 0
+    for place in range(len(own)):
+        while j < len(values) and values[j] < own[place]:
+            j += 1
+        out[place] = holders[j] if j < len(values) and values[j] == own[place] else np.uint8(0)
+
+
+@njit(cache=True, nogil=True)
+def find_agreed(tallies, num_sets, fewest, least_agreed):
+    """Which holders contain `fewest` sets that agree: bool, by the bits of the sets.
+
+    tallies: how many values each of the holders have. Sets agree where what all of them have is at least `least_agreed`
+    of what any of them has: of a licence each has the same, of a text that they changed each another part.
+    """
+    is_agreed = np.zeros(len(tallies), np.bool_)
+    for group in range(len(tallies)):
+        num_members = of_all = of_any = 0
+        for number in range(num_sets):
+            num_members += (group >> number) & 1
+        for holders in range(len(tallies) if num_members == fewest else 0):
+            of_all += tallies[holders] if holders & group == group else 0
+            of_any += tallies[holders] if holders & group else 0
+        if of_all and of_all >= least_agreed * of_any:
+            for holders in range(len(tallies)):
+                is_agreed[holders] |= holders & group == group
+    return is_agreed
 
 
 @njit(cache=True, nogil=True)
@@ -167,44 +197,67 @@ def count_others(num_first, core, rest, words, rests, edges, shared_rests, fewes
 
 
 @njit(cache=True, nogil=True)
+def measure_rest(core, rest, first_holders, values, holders, fewest, least_agreed, num_sets):
+    """The overlap of two sets without what `fewest` of others, the holders, agree on; 1 if no more is left.
+
+    core: which places of the first set the second has, too; rest: what else that has. first_holders: of the first set's
+    values; values, holders: of list_holders.
+    """
+    all_tallies, shared_tallies = np.zeros(1 << num_sets, np.int64), np.zeros(1 << num_sets, np.int64)
+    rest_holders = np.empty(len(rest), np.uint8)
+    find_holders(rest, values, holders, rest_holders)
+    for place in range(len(first_holders)):
+        shared = np.int64((core[place >> 6] >> np.uint64(place & 63)) & np.uint64(1))
+        all_tallies[first_holders[place]] += 1
+        shared_tallies[first_holders[place]] += shared
+    for place in range(len(rest)):
+        all_tallies[rest_holders[place]] += 1
+    is_left_out = find_agreed(all_tallies, num_sets, fewest, least_agreed)
+    num_all = num_shared = 0
+    for number in range(len(is_left_out)):
+        if not is_left_out[number]:
+            num_all += all_tallies[number]
+            num_shared += shared_tallies[number]
+    return num_shared / num_all if num_all else 1.0
+
+
+@njit(cache=True, nogil=True)
 def measure_group(data, starts, members, num_unlike, num_alike, fewest, fewest_alike, limits, out):
     """measure_rests of one document in doubt."""
     first = data[starts[members[0]] : starts[members[0] + 1]]
     unlike, others = members[1 : 1 + num_unlike], members[1 + num_unlike : 1 + num_unlike + num_alike]
     seconds = members[1 + num_unlike + num_alike :]
-    has_others, common, num_own = num_alike >= fewest_alike, np.empty(0, data.dtype), -1
-    others = others if has_others else others[:0]
+    others = others if num_alike >= fewest_alike else others[:0]
     words, rests, edges = mark_members(data, starts, first, others)
     shared_rests = np.empty((len(others), len(others)), np.int64)
     for one in range(len(others)):
         for other in range(one):
             of_one, of_other = rests[edges[one] : edges[one + 1]], rests[edges[other] : edges[other + 1]]
             shared_rests[one, other] = count_shared(of_one, of_other)
+    values, holders = list_holders(data, starts, unlike)
+    first_holders = np.empty(len(first), np.uint8)
+    find_holders(first, values, holders, first_holders)
     cores, second_rests, borders = mark_members(data, starts, first, seconds)
     for number in range(len(seconds)):
         core, rest = cores[number], second_rests[borders[number] : borders[number + 1]]
-        if has_others:
-            found = count_others(len(first), core, rest, words, rests, edges, shared_rests, fewest_alike, limits)
+        if len(others):
+            own = limits[1:]
+            found = count_others(len(first), core, rest, words, rests, edges, shared_rests, fewest_alike, own)
             if found >= fewest_alike:
                 out[number] = 0.0
                 continue
-        if num_own < 0:
-            common = list_common(data, starts, unlike, fewest)
-            is_common, marks = np.zeros(words.shape[1], np.uint64), np.empty(64 * words.shape[1], np.uint8)
-            mark_shared(first, common, marks, is_common, np.empty(len(common), data.dtype))
-            num_own = len(first) - count_both(is_common, is_common)
-        num_all = num_own + len(rest) - count_shared(rest, common)
-        out[number] = count_left(core, core, is_common) / num_all if num_all else 1.0
+        out[number] = measure_rest(core, rest, first_holders, values, holders, fewest, limits[0], num_unlike)
 
 
 @njit(cache=True, nogil=True)
 def measure_rests(data, starts, members, edges, num_unlike, num_alike, fewest, fewest_alike, limits, out):
     """The similarity without boilerplate of the edges of several documents in doubt, one number for each edge.
 
-    Of each document members[edges[i]:edges[i + 1]]: itself; its witnesses, num_unlike that are unlike it, then
-    num_alike that are alike; and those to which its edges lead. What two documents share is measured as by
-    measure_overlap, without what `fewest` of the unlike witnesses have, too; it is 1 if no more is left. Where
-    `fewest_alike` of those alike have the same text in common with the two and another rest (count_others), it is 0.
+    Of each document members[edges[i]:edges[i + 1]]: itself; its witnesses, num_unlike that are unlike it, at most
+    eight, then num_alike that are alike; and those to which its edges lead. What two documents share is measured as by
+    measure_overlap, without what `fewest` of the unlike witnesses agree on (find_agreed). Where `fewest_alike` of those
+    alike have the same text in common with the two and another rest (count_others), it is 0. limits: least_agreed, and
+    those of count_others.
     """
     count = 0
     for number in range(len(num_unlike)):

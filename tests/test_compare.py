@@ -1,11 +1,13 @@
 """How alike two sets are, what is left of it without boilerplate, and the files that sets are read from."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.boilerplate import FEWEST_ALIKE, LEAST_HELD, LEAST_OWN, MOST_SHARED, list_members
+from pipeline.boilerplate import FEWEST_ALIKE, LEAST_AGREED, LEAST_HELD, LEAST_OWN, MOST_SHARED, list_members
 from pipeline.compare import RANK, SET, WantedTask, read_sets, run_wanted, write_sets
 from pipeline.estimate import EDGE
 from pipeline.resolve import find_later, read_between
@@ -17,18 +19,18 @@ def flatten(sets):
     return np.concatenate([np.array(one, np.uint32) for one in sets]), starts
 
 
-def measure(first, unlike, alike, seconds, *, fewest=3, fewest_alike=FEWEST_ALIKE):
+def measure(first, unlike, alike, seconds, *, fewest=3, fewest_alike=FEWEST_ALIKE, least_agreed=LEAST_AGREED):
     """The similarity of `first` to each of `seconds` without boilerplate."""
     sets = [sorted(one) for one in (first, *unlike, *alike, *seconds)]
     out, members = np.empty(len(seconds), np.float32), np.arange(len(sets), dtype=np.uint32)
     edges, counts = np.array([0, len(sets)]), (np.array([len(unlike)]), np.array([len(alike)]))
-    limits = (LEAST_OWN, LEAST_HELD, MOST_SHARED)
+    limits = (least_agreed, LEAST_OWN, LEAST_HELD, MOST_SHARED)
     measure_rests(*flatten(sets), members, edges, *counts, fewest, fewest_alike, limits, out)
     return out.tolist()
 
 
-def rest(sets, fewest=3):
-    return measure(sets[0], sets[2:], [], sets[1:2], fewest=fewest)[0]
+def rest(sets, fewest=3, least_agreed=LEAST_AGREED):
+    return measure(sets[0], sets[2:], [], sets[1:2], fewest=fewest, least_agreed=least_agreed)[0]
 
 
 def test_what_enough_witnesses_have_is_no_evidence():
@@ -39,6 +41,16 @@ def test_what_enough_witnesses_have_is_no_evidence():
     assert rest([first, second, *witnesses]) == pytest.approx(5 / 15)
     assert rest([first, second, *witnesses[:2]]) == pytest.approx(55 / 65)
     assert rest([licence, licence, *witnesses]) == 1.0
+    banners = [np.arange(start, start + 200) for start in (100, 100, 100)]  # of others, who agree on `one` and `other`
+    assert rest([first, second, *witnesses, *banners]) == 1.0
+
+
+def test_what_witnesses_have_without_agreeing_is_evidence():
+    text = np.arange(100)
+    first, second = text[:95], text[5:]
+    versions = [text[:70], text[15:85], text[30:]]  # any two have most of what they have in common
+    assert rest([first, second, *versions]) == rest([first, second]) == pytest.approx(0.9)
+    assert rest([first, second, *versions], least_agreed=0.4) == pytest.approx(50 / 60)
 
 
 def count(sets):
@@ -95,8 +107,14 @@ def count_plainly(first, second, others):
 
 
 @settings(deadline=None)  # a kernel may be compiled first
-@given(st.integers(0, 10**6), st.sampled_from([3, 12, 64, 200]), st.integers(1, 3), st.integers(1, 3))
-def test_the_rest_is_that_of_plain_sets(seed, num_values, fewest, fewest_alike):
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([3, 12, 64, 200]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([0.5, 0.75, 1.0]),
+)
+def test_the_rest_is_that_of_plain_sets(seed, num_values, fewest, fewest_alike, least_agreed):
     rng = np.random.default_rng(seed)
     core = draw_set(rng, num_values)
     near = [
@@ -107,11 +125,20 @@ def test_the_rest_is_that_of_plain_sets(seed, num_values, fewest, fewest_alike):
     unlike = [draw_set(rng, num_values) for _ in range(rng.integers(0, 6))]
     expected = []
     for second in seconds:
-        union = {value for value in first | second if sum(value in one for one in unlike) < fewest}
+        left = (first | second) - find_common(first | second, unlike, fewest, least_agreed)
         is_apart = len(alike) >= fewest_alike and count_plainly(first, second, alike) >= fewest_alike
-        expected.append(0.0 if is_apart else len(first & second & union) / len(union) if union else 1.0)
-    found = measure(first, unlike, alike, seconds, fewest=fewest, fewest_alike=fewest_alike)
-    assert found == pytest.approx(expected)
+        expected.append(0.0 if is_apart else len(first & second & left) / len(left) if left else 1.0)
+    how = {"fewest": fewest, "fewest_alike": fewest_alike, "least_agreed": least_agreed}
+    assert measure(first, unlike, alike, seconds, **how) == pytest.approx(expected)
+
+
+def find_common(union, witnesses, fewest, least_agreed):
+    """What enough witnesses agree on, by plain sets."""
+    common = set()
+    for group in itertools.combinations([union & {*witness} for witness in witnesses], fewest):
+        of_all, of_any = set.intersection(*group), set.union(*group)
+        common |= of_all if len(of_all) >= least_agreed * len(of_any) else set()
+    return common
 
 
 @pytest.mark.parametrize("room", [1, 40, 1 << 20])

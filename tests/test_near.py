@@ -182,6 +182,22 @@ def test_many_changed_copies_of_one_text_go(tmp_path, sample_model, run_build, r
     assert len(dropped) >= 38
 
 
+def test_copies_go_where_versions_less_alike_stay(tmp_path, sample_model, run_build, rng):
+    """Each version has another part of the text; what three of them have of it is no boilerplate."""
+    texts, near = [], []
+    for _ in range(20):
+        words = draw_words(rng, 300)
+
+        def change(share, words=words):
+            return " ".join(f"{word}y" if rng.random() < share else word for word in words)
+
+        near.append(len(texts) + 1)
+        texts += [" ".join(words), change(0.006), *map(change, (0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15))]
+    write_texts(tmp_path / "raw/web", texts)
+    dropped = build(run_build, tmp_path, sample_model, FEW_DOCUMENTS)
+    assert {row for _, row in dropped} >= set(near)
+
+
 @pytest.mark.long
 def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_model, run_build, rng, monkeypatch):
     texts = []

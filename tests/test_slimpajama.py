@@ -207,6 +207,25 @@ def test_the_texts_that_stay_are_written_in_slimpajamas_layout(tmp_path, sample_
         (text.replace("\u201c", '"').replace("\u201d", '"'), names[name]) for name in texts for text in texts[name][:3]
     }
     assert found == expected
-    late = f"--mix redpajama:1 --raw {tmp_path}/raw --out {tmp_path}/out {more.replace('/text', '/late')}"
-    again = run_build(f"{late} --tokenizer {sample_model}")
-    assert "texts are written while building, so not now" in again.out and not (tmp_path / "late").exists()
+
+
+def test_texts_are_written_where_nothing_else_is(tmp_path, sample_model, run_build):
+    rng = np.random.default_rng(4)
+    write_texts(tmp_path / "raw/web", [" ".join(rng.choice(["mill", "wheel", "water"], 80)) for _ in range(20)])
+    command = f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model} --workers 1"
+    text = f"--write-text {tmp_path}/text"
+    for place in ("raw/web/more", "out/text", "out"):
+        outcome = run_build(f"{command} --write-text {tmp_path / place}")
+        assert outcome.code == 1
+        assert f"--write-text {tmp_path / place} must be a folder of its own" in outcome.error
+    assert run_build(f"{command} {text} --valid-fraction 0.5").code == 0
+    files = sorted((tmp_path / "text").rglob("*.zst"))
+    assert len(files) == 2
+    assert run_build(f"{command} {text} --valid-fraction 0.5").code == 0  # nothing to do
+    outcome = run_build(f"{command} {text} --valid-fraction 0 --replace")  # would leave the validation texts there
+    assert outcome.code == 1
+    assert f"--write-text {tmp_path}/text holds train/chunk1/{files[0].name}" in outcome.error
+    assert sorted((tmp_path / "text").rglob("*.zst")) == files
+    outcome = run_build(f"{command} --write-text {tmp_path}/other --valid-fraction 0.5")
+    assert outcome.code == 1
+    assert "texts are written while a dataset is built" in outcome.error
