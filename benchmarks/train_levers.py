@@ -26,7 +26,8 @@ from train.hardware import device_name, flops_utilization, memory_used, peak_flo
 GIB = 1 << 30
 PATIENCE_SECONDS = 150
 SECONDS_PER_STEP = 6
-"""So long a process may take: to start, compile and end, and for each update (11,000 tokens/s of tinyllama-1.1b)."""
+"""So long a process may take: to start and compile, and for each update (11,000 tokens/s of tinyllama-1.1b)."""
+SECONDS_TO_END = 10
 ACCUMULATION = 4
 """Micro-batches of the recipe's size in one update; TinyLlama had 8."""
 LEVERS: dict[str, dict[str, Any]] = {
@@ -103,13 +104,14 @@ def measure_apart(measure: Callable[..., dict[str, Any]], *arguments: Any, secon
     process.start()
     sender.close()  # here, so that the end of the process ends the pipe
     try:
-        return receiver.recv() if receiver.poll(seconds) else {"error": f"no end within {seconds:,.0f} s"}
+        figures = receiver.recv() if receiver.poll(seconds) else {"error": f"no end within {seconds:,.0f} s"}
     except EOFError:
         process.join()
-        return {"error": f"the process ended with {process.exitcode}"}
-    finally:
-        process.kill()
-        process.join()
+        figures = {"error": f"the process ended with {process.exitcode}"}
+    process.join(SECONDS_TO_END)
+    process.kill()
+    process.join()
+    return figures
 
 
 def send_figures(sender: Connection, measure: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
