@@ -128,6 +128,7 @@ def varlen_attention() -> Callable[..., Tensor]:
     """Torch's own FlashAttention-2 over documents end to end (CUDA, bf16; torch 2.10 and later). Raises ImportError.
 
     Its signature differs by version: 2.10 has `is_causal`, later ones `window_size`; grouped heads came with 2.12.
+    Since 2.15 torch prefers cuDNN's kernels on Hopper and Blackwell, where query and key have the very same ends.
     """
     from torch.nn.attention.varlen import varlen_attn
 
