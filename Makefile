@@ -1,14 +1,17 @@
 # make demo   raw text -> shards -> a trained model that writes, on this machine, in a few minutes
 # make test   the tests; make test-long the slow ones; make test-ray those that need the extra `ray`
 # make test-readers   other programs' readers, installed into .readers, on our shards
+# make test-torch TORCH=2.15.0   the trainer's tests, long ones too, on another torch, in .torch-2.15.0
 # make fuzz   five minutes of random texts and vocabularies through our tokenizer and sentencepiece
 PYTHON ?= python3
 BIN := .venv/bin
 MIX := slimpajama:0.7,starcoder:0.3
 DEMO_DATA := data/demo
 DEMO_RUN := runs/make-demo
+TORCH := 2.11.0
+TRAINER_TESTS := $(wildcard tests/test_train_*.py) tests/test_model.py tests/test_attention.py
 
-.PHONY: demo test test-long test-ray test-readers lint clean fuzz
+.PHONY: demo test test-long test-ray test-readers test-torch lint clean fuzz
 
 demo: .venv/installed
 	$(BIN)/python pipeline/build.py --mix $(MIX) --sample-mb 20 --out $(DEMO_DATA)
@@ -32,6 +35,9 @@ test-ray: .venv/installed-ray
 test-readers: .readers/installed
 	PYTHONPATH=.readers $(BIN)/python -m pytest -rs tests/test_other_readers.py
 
+test-torch: .torch-$(TORCH)/installed
+	OMP_NUM_THREADS=1 .torch-$(TORCH)/bin/python -m pytest -n 2 --dist worksteal $(TRAINER_TESTS)
+
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz_spm.py --seconds 300
 
@@ -49,6 +55,13 @@ lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	touch $@
 
+# Several gigabytes, where that torch is a build for CUDA.
+.torch-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	sed 's/^torch==.*/torch==$*/' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir -c $(@D)/constraints.txt -e '.[dev]'
+	touch $@
+
 # One that cannot be installed is said and left out, and its tests are skipped.
 INSTALL_READERS := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --upgrade --no-deps --no-compile --target .readers
 .readers/installed: .venv/installed tests/other_readers.txt
@@ -59,4 +72,4 @@ INSTALL_READERS := $(BIN)/python -m pip install --quiet --disable-pip-version-ch
 	touch $@
 
 clean:
-	rm -rf .venv .readers data/demo data/sample-20mb $(DEMO_RUN)
+	rm -rf .venv .torch-* .readers data/demo data/sample-20mb $(DEMO_RUN)

@@ -16,7 +16,9 @@ from torch import Tensor
 
 import model.transformer
 from benchmarks.train_run import print_table
+from model.config import named_size
 from model.loss import IGNORED, linear_cross_entropy
+from train.config import load_recipe
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 MIB = 1 << 20
@@ -40,6 +42,19 @@ LOSSES: dict[str, Loss] = {"ours": linear_cross_entropy, "torch": fused_loss, "p
 def use_loss(kind: str) -> None:
     """Put one of LOSSES into the model."""
     model.transformer.linear_cross_entropy = LOSSES[kind]
+
+
+def compare_losses(recipe: str, device: str) -> dict[str, dict[str, float]]:
+    """The table of the ways to the loss, at the size of a micro-batch of the recipe; on a CPU with one thread."""
+    torch.set_num_threads(1)
+    config, shape = load_recipe(recipe), named_size(load_recipe(recipe).model)
+    num_tokens = config.micro_batch_size * config.seq_len
+    figures = measure_losses(
+        torch.device(device), num_tokens=num_tokens, width=shape.hidden_size, vocab_size=shape.vocab_size
+    )
+    title = f"forward and backward of {num_tokens:,} tokens, width {shape.hidden_size:,}, {shape.vocab_size:,} ids"
+    print_losses(figures, title=title)
+    return figures
 
 
 def measure_losses(

@@ -7,7 +7,8 @@
 On a GPU (train_levers.py): tokens per second, MFU and peak memory of the recipe over --steps updates after --warmup,
 then of variants over --lever-steps, in about ten minutes (--minutes). MFU = tokens/s * flops per token / dense bfloat16
 peak, with flops per token = 6 * matmul weights + 12 * layers * width * seq_len, not halved for causality (PaLM's
-convention). Needs torch and numpy alone. Without --data documents are made up, as long as the web's.
+convention). Needs torch and numpy alone. Without --data documents are made up, as long as the web's. Each row is
+printed, and written to --json, when it is measured; one that fails, dies or hangs is a row that says so.
 
 On a CPU, at the demo size, in turns on one thread: our trainer with all that it does, the same model with nothing
 around it, and plain PyTorch in nanoGPT's style (plain_llama.py). Figures are CPU time, which other programs on the
@@ -19,7 +20,6 @@ On both: the ways to the loss (losses.py), in time and peak memory.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -36,16 +36,18 @@ if __package__ in (None, ""):  # started as `python benchmarks/train.py`
 
 import torch
 
-from benchmarks.losses import measure_losses, print_losses
+from benchmarks.losses import compare_losses
 from benchmarks.plain_llama import PlainShape, PlainTrainer
-from benchmarks.train_levers import ACCUMULATION, MANY_STEPS, LeverSettings, measure_levers
-from benchmarks.train_run import base_config, make_dataset, open_run, print_table, run_steps
+from benchmarks.train_levers import ACCUMULATION, LeverSettings, measure_levers
+from benchmarks.train_run import base_config, make_dataset, open_run, print_table, run_steps, write_figures
 from model.config import named_size
 from train.config import load_recipe
 from train.data import RankReader
 from train.distributed import resolve_device, stop_ranks
 from train.optim import clip_gradients, update_weights
 from train.run import Run
+
+MANY_STEPS = 1_000_000
 
 
 def read_flags() -> argparse.Namespace:
@@ -69,11 +71,11 @@ def main() -> None:
     recipe = flags.recipe if device == "cuda" else "demo"
     with tempfile.TemporaryDirectory() as folder:
         data = flags.data or make_up_data(recipe, Path(folder) / "data", num_steps=flags.steps)
-        losses = compare_losses(recipe, device=device)
-        figures = measure_gpu(flags, data) if device == "cuda" else measure_cpu(flags, data)
-    if flags.json:
-        flags.json.parent.mkdir(parents=True, exist_ok=True)
-        flags.json.write_text(json.dumps({**figures, "losses": losses}, indent=2) + "\n", encoding="utf-8")
+        if device == "cuda":
+            measure_gpu(flags, data)
+        else:
+            losses = compare_losses(recipe, device)
+            write_figures(flags.json, measure_cpu(flags, data) | {"losses": losses})
 
 
 def make_up_data(recipe: str, folder: Path, *, num_steps: int) -> str:
@@ -84,27 +86,13 @@ def make_up_data(recipe: str, folder: Path, *, num_steps: int) -> str:
     return make_dataset(folder, vocab_size=named_size(config.model).vocab_size, num_tokens=num_tokens)
 
 
-def compare_losses(recipe: str, *, device: str) -> dict[str, dict[str, float]]:
-    """The table of the ways to the loss, at the size of a micro-batch of the recipe."""
-    torch.set_num_threads(1)
-    config, shape = load_recipe(recipe), named_size(load_recipe(recipe).model)
-    num_tokens = config.micro_batch_size * config.seq_len
-    figures = measure_losses(
-        torch.device(device), num_tokens=num_tokens, width=shape.hidden_size, vocab_size=shape.vocab_size
-    )
-    title = f"forward and backward of {num_tokens:,} tokens, width {shape.hidden_size:,}, {shape.vocab_size:,} ids"
-    print_losses(figures, title=title)
-    return figures
-
-
-def measure_gpu(flags: argparse.Namespace, data: str) -> dict[str, Any]:
-    """The recipe and its levers, in processes of their own."""
-    torch.cuda.empty_cache()
+def measure_gpu(flags: argparse.Namespace, data: str) -> None:
+    """The ways to the loss, the recipe and its levers, each in a process of its own."""
     settings = LeverSettings(
         recipe=flags.recipe, data=data, device="cuda", steps=flags.steps, lever_steps=flags.lever_steps,
         warmup=flags.warmup, minutes=flags.minutes, json=flags.json,
     )  # fmt: skip
-    return measure_levers(settings)
+    measure_levers(settings)
 
 
 def measure_cpu(flags: argparse.Namespace, data: str, *, num_rounds: int = 5) -> dict[str, Any]:

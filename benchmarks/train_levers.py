@@ -3,43 +3,49 @@ its own, so that none is fuller than the first. The same on a CPU, at a small si
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import model.loss
-from benchmarks.losses import use_loss
-from benchmarks.train_run import base_config, open_run, print_table, run_steps
+import model.transformer
+from benchmarks.losses import compare_losses, use_loss
+from benchmarks.train_run import base_config, open_run, print_table, run_steps, write_figures
+from model.config import ModelConfig
 from train.config import TrainConfig, load_recipe
 from train.distributed import device_name, peak_flops, stop_ranks
 
 GIB = 1 << 30
-MANY_STEPS = 1_000_000
+PATIENCE_SECONDS = 150
+SECONDS_PER_STEP = 6
+"""So long a process may take: to start and compile, and for each update (11,000 tokens/s of tinyllama-1.1b)."""
+SECONDS_TO_END = 10
 ACCUMULATION = 4
 """Micro-batches of the recipe's size in one update; TinyLlama had 8."""
 LEVERS: dict[str, dict[str, Any]] = {
     "within 40 GB": {"limit_gb": 40},
-    "within 40 GB, selective": {"activation_checkpointing": "selective", "limit_gb": 40},
     "within 24 GB, full": {"activation_checkpointing": "full", "micro_batch_size": 0.25, "limit_gb": 24},
     "attention sdpa": {"attention": "sdpa"},
-    "attention varlen": {"attention": "varlen"},
-    "attention flash": {"attention": "flash"},
-    "no document mask": {"document_mask": "off"},
     "no compile": {"compile": "off"},
-    "torch's linear_cross_entropy": {"loss": "torch"},
     "all logits at once": {"loss": "plain"},
-    "loss by 4,096 rows": {"rows_per_chunk": 4096},
+    "torch's linear_cross_entropy": {"loss": "torch"},
     "twice the micro-batch": {"micro_batch_size": 2},
     "half the micro-batch": {"micro_batch_size": 0.5},
+    "no document mask": {"document_mask": "off"},
     "selective recomputation": {"activation_checkpointing": "selective"},
     "full recomputation": {"activation_checkpointing": "full"},
+    "loss by 4,096 rows": {"rows_per_chunk": 4096},
+    "within 40 GB, selective": {"activation_checkpointing": "selective", "limit_gb": 40},
     "four times the micro-batch": {"micro_batch_size": 4},
+    "attention flash": {"attention": "flash"},
+    "attention varlen": {"attention": "varlen"},
 }
 """What each variant changes, those that are wanted most first; a micro-batch is a multiple of the recipe's, a limit is
 put on torch's allocator."""
@@ -68,44 +74,70 @@ class LeverSettings:
 
 
 def measure_levers(settings: LeverSettings) -> dict[str, Any]:
-    """The recipe, then its variants, as many as there is time for; printed and written as they come."""
+    """Ways to the loss, the recipe, and variants, as many as there is time for; printed and written as they come."""
     started = time.monotonic()
     name = device_name(torch.device(settings.device))
     figures: dict[str, Any] = {"recipe": settings.recipe, "device": name, "torch": torch.__version__, "variants": {}}
+    figures["losses"] = measure_apart(compare_losses, settings.recipe, settings.device, seconds=PATIENCE_SECONDS)
+    write_figures(settings.json, figures)
     variants = {"recipe": {}} | (LEVERS if settings.lever_steps else {})
     for variant, changes in variants.items():
         num_steps = settings.steps if variant == "recipe" else settings.lever_steps
         if time.monotonic() - started > 60 * settings.minutes:
             row: dict[str, Any] = {"error": f"not measured: --minutes {settings.minutes:g} were over"}
         else:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row = pool.apply(measure_variant, (settings, changes, num_steps))
+            seconds = PATIENCE_SECONDS + SECONDS_PER_STEP * (settings.warmup + num_steps)
+            row = measure_apart(measure_variant, settings, changes, num_steps, seconds=seconds)
         figures["variants"][variant] = row
         print(f"{time.monotonic() - started:5.0f} s  {variant}: {row}", flush=True)
-        if settings.json:
-            settings.json.parent.mkdir(parents=True, exist_ok=True)
-            settings.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_figures(settings.json, figures)
     print_levers(figures)
     return figures
 
 
+def measure_apart(measure: Callable[..., dict[str, Any]], *arguments: Any, seconds: float) -> dict[str, Any]:
+    """What `measure` gives in a process of its own; or how it failed, died, or did not end within so many seconds."""
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=send_figures, args=(sender, measure, arguments))
+    process.start()
+    sender.close()  # here, so that the end of the process ends the pipe
+    try:
+        figures = receiver.recv() if receiver.poll(seconds) else {"error": f"no end within {seconds:,.0f} s"}
+    except EOFError:
+        process.join()
+        figures = {"error": f"the process ended with {process.exitcode}"}
+    process.join(SECONDS_TO_END)
+    process.kill()
+    process.join()
+    return figures
+
+
+def send_figures(sender: Connection, measure: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    """The work of that process: whatever goes wrong in it is a finding."""
+    try:
+        sender.send(measure(*arguments))
+    except Exception as error:
+        sender.send({"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"})
+
+
 def measure_variant(settings: LeverSettings, changes: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """Tokens per second, MFU and peak memory; or what stood in the way."""
+    """Tokens per second, MFU and peak memory."""
     changes = dict(changes)
     use_loss(changes.pop("loss", "ours"))
     model.loss.ROWS_PER_CHUNK[settings.device] = changes.pop(
         "rows_per_chunk", model.loss.ROWS_PER_CHUNK[settings.device]
     )
     limit_memory(changes.pop("limit_gb", None), device=settings.device)
+    draw_weights_on(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         config = base_config(settings.recipe, data=settings.data, out=Path(folder), device=settings.device)
         rows = max(1, int(config.micro_batch_size * changes.pop("micro_batch_size", 1)))
         tokens_per_step = ACCUMULATION * config.micro_batch_size * config.seq_len
-        config = replace(config, micro_batch_size=rows, tokens_per_step=tokens_per_step, tokens=1 << 50, **changes)
+        steps = settings.warmup + num_steps
+        config = replace(config, micro_batch_size=rows, tokens_per_step=tokens_per_step, steps=steps, **changes)
         try:
             return time_steps(config, warmup=settings.warmup, num_steps=num_steps)
-        except (ValueError, RuntimeError, ImportError, AttributeError) as error:  # out of memory is a RuntimeError
-            return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
         finally:
             stop_ranks(in_order=False)
 
@@ -115,6 +147,16 @@ def limit_memory(limit_gb: float | None, *, device: str) -> None:
     if limit_gb and device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total))
+
+
+def draw_weights_on(device: str) -> None:
+    """Let the device draw a model's first weights: the trainer's own, the same everywhere, take 7 s of a CPU for 1.1B,
+    in each of the processes."""
+
+    def draw(name: str, *, config: ModelConfig, shape: torch.Size, seed: int) -> torch.Tensor:
+        return torch.ones(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, device=device)
+
+    model.transformer.initial_weight = draw
 
 
 def time_steps(config: TrainConfig, *, warmup: int, num_steps: int) -> dict[str, Any]:

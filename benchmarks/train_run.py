@@ -5,9 +5,11 @@ Needs numpy and torch alone, so that a machine with a GPU and a bare torch can r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,3 +87,10 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     print(title, lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:], sep="\n", flush=True)
+
+
+def write_figures(path: Path | None, figures: Mapping[str, Any]) -> None:
+    """Write the figures as JSON, where a path is given."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

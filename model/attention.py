@@ -85,7 +85,8 @@ def flash_attention() -> Callable[..., Tensor]:
 
 def varlen_attention() -> Callable[..., Tensor]:
     """Torch's own FlashAttention-2 over documents end to end (CUDA, bf16; torch 2.10 and later). Raises ImportError.
-    Its signature differs by version: 2.10 has `is_causal`, later ones `window_size`; grouped heads came with 2.12."""
+    Its signature differs by version: 2.10 has `is_causal`, later ones `window_size`; grouped heads came with 2.12. From
+    2.15 on torch prefers cuDNN's kernels on Hopper and Blackwell, where query and key have the very same ends."""
     from torch.nn.attention.varlen import varlen_attn
 
     parameters = inspect.signature(varlen_attn).parameters

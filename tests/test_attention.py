@@ -16,6 +16,7 @@ from model.attention import (
     sdpa_attention,
 )
 from model.config import ModelConfig
+from model.loss import ROWS_PER_CHUNK
 from model.transformer import Transformer
 
 CONFIG = ModelConfig(
@@ -143,6 +144,20 @@ def test_the_installed_torch_has_a_signature_that_is_known():
     parameters = inspect.signature(pytest.importorskip("torch.nn.attention.varlen").varlen_attn).parameters
     assert list(parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
     assert parameters.keys() & {"is_causal", "window_size"}
+
+
+@pytest.mark.parametrize("recompute", ["off", "selective", "full"])
+def test_the_installed_varlen_takes_what_the_model_gives_it(recompute, monkeypatch):
+    # On tensors without data torch runs its own checks of shapes and types, and no kernel.
+    monkeypatch.setitem(ROWS_PER_CHUNK, "meta", 8)
+    with torch.device("meta"):
+        model = Transformer(CONFIG, attention_backend="varlen", recompute=recompute).bfloat16()
+        tokens = torch.zeros(2, 12, dtype=torch.int64)
+        documents = build_document_mask(torch.zeros(9, dtype=torch.int32), num_rows=2, seq_len=12, backend="varlen")
+    loss = model(tokens, targets=tokens, documents=documents)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(parameter.grad.dtype == torch.bfloat16 for parameter in model.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention needs a GPU")

@@ -1,8 +1,10 @@
 """benchmarks/train.py: its data, its table of levers on a CPU at a small size, and that it needs torch and numpy alone."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ sys.path.insert(0, str(REPOSITORY))  # benchmarks are scripts, not part of the i
 
 from benchmarks import train_levers
 from benchmarks.losses import LOSSES
-from benchmarks.train_levers import LeverSettings, measure_levers
+from benchmarks.train_levers import LeverSettings, measure_apart, measure_levers
 from benchmarks.train_run import make_dataset
 from pipeline.dataset import PackedDataset
 
@@ -80,14 +82,29 @@ def test_the_table_of_levers_holds_what_was_measured_and_what_stood_in_the_way(t
         minutes=5,
         json=tmp_path / "x.json",
     )
-    variants = measure_levers(settings)["variants"]
-    assert variants == json.loads((tmp_path / "x.json").read_text())["variants"]
+    figures = measure_levers(settings)
+    variants = figures["variants"]
+    assert figures == json.loads((tmp_path / "x.json").read_text())
+    assert figures["losses"]["ours"]["ms"] > 0
     assert list(variants) == ["recipe", *names]
     assert "'flash' cannot run on cpu here" in variants["attention flash"]["error"]
     assert [variants[name]["micro_batch_size"] for name in ("recipe", *names[1:])] == [4, 4, 1]
     assert all(variants[name]["tokens_per_second"] > 0 for name in ("recipe", *names[1:]))
     output = capfd.readouterr().out
     assert "64 tokens a window, on one cpu" in output and "MFU = tokens/s * " in output
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("measure", "argument", "error"),
+    [
+        (os._exit, 3, "the process ended with 3"),
+        (time.sleep, 60, "no end within 8 s"),
+        (int, "x", "ValueError: invalid literal for int() with base 10: 'x'"),
+    ],
+)
+def test_what_dies_hangs_or_fails_is_a_row_that_says_so(measure, argument, error):
+    assert measure_apart(measure, argument, seconds=60 if measure is not time.sleep else 8) == {"error": error}
 
 
 @pytest.mark.long
