@@ -153,8 +153,7 @@ def test_the_installed_varlen_takes_what_the_model_gives_it(recompute, monkeypat
     with torch.device("meta"):
         model = Transformer(CONFIG, attention_backend="varlen", recompute=recompute).bfloat16()
         tokens = torch.zeros(2, 12, dtype=torch.int64)
-        documents = build_document_mask(torch.zeros(9, dtype=torch.int32), num_rows=2, seq_len=12, backend="varlen")
-    loss = model(tokens, targets=tokens, documents=documents)
+        loss = model(tokens, targets=tokens, cu_seqlens=torch.zeros(9, dtype=torch.int32))
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.dtype == torch.bfloat16 for parameter in model.parameters())
