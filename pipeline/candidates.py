@@ -31,8 +31,8 @@ from pipeline.storage import write_array
 
 FEW_KEYS = 1 << 17  # of a band: with no more, one task takes all bands
 BANDS_PER_TASK = 7  # at most: a pair that several bands of a task have is written once
-BYTES_PER_KEY = 32  # of memory: the key with its rank, twice where all are equal, and what its document was paired with
-BYTES_PER_PAIRS = 8 * MOST_PAIRS  # of a key of each band
+# Of memory: the key with its rank, twice where all are equal; what its document was paired with; and MOST_PAIRS pairs.
+BYTES_PER_KEY = 64
 PIECE_BITS = 16  # about so many keys are sorted at once: they stay in the processor's cache
 
 
@@ -89,14 +89,14 @@ def plan_bands(
 
 
 def split_bands(recipe: Recipe, num_keys: int, *, memory_bytes: int) -> list[tuple[int, ...]]:
-    """The bands in groups of about the same size, one for each task, that fit into `memory_bytes` where one does.
+    """The bands in groups of about the same size, one for each task. A band that is cut into parts is alone.
 
     num_keys: of a band.
     """
     most = recipe.num_bands
     if num_keys > FEW_KEYS:
-        fitting = 1 if recipe.record == KEYED else (memory_bytes // num_keys - BYTES_PER_KEY) // BYTES_PER_PAIRS
-        most = min(max(1, fitting), BANDS_PER_TASK)
+        is_whole = recipe.record != KEYED and num_keys * BYTES_PER_KEY <= memory_bytes
+        most = BANDS_PER_TASK if is_whole else 1
     num_groups = -(-recipe.num_bands // most)
     edges = [recipe.num_bands * group // num_groups for group in range(num_groups + 1)]
     return [tuple(range(first, last)) for first, last in zip(edges[:-1], edges[1:], strict=True)]
@@ -117,8 +117,7 @@ def plan_parts(
     rank_bits = max(1, ranks.num_documents.bit_length())
     num_keys = sum(run.num_signed for run in runs)
     least_bits = 0 if recipe.record == KEYED else recipe.key_bits + rank_bits - 64
-    num_bytes = num_keys * (BYTES_PER_KEY + BYTES_PER_PAIRS * len(bands))
-    part_bits = max(0, least_bits, (num_bytes // memory_bytes).bit_length())
+    part_bits = max(0, least_bits, (num_keys * BYTES_PER_KEY // memory_bytes).bit_length())
     return [
         BandTask(
             name=f"bands-{bands[0]:02d}-{bands[-1]:02d}-part-{part:05d}-of-{1 << part_bits}",
@@ -200,15 +199,30 @@ def pair_documents(task: BandTask) -> tuple[np.ndarray, int]:
     """Pairs of documents with one key that are worth an estimate; and how many keys there were."""
     num_keys = count = 0
     recent = np.zeros(MOST_PAIRS << task.rank_bits if len(task.bands) > 1 else 0, np.uint32)
-    pairs = np.empty(MOST_PAIRS * sum(count_keys(task, band) for band in task.bands), np.uint64)
+    pairs = np.empty(MOST_PAIRS * max(count_keys(task, band) for band in task.bands), np.uint64)
     held = np.array(task.held, np.int64).reshape(-1, 2)
     for packed in read_packed(task):
         num_keys += len(packed)
         own = packed[: keep_repeated(packed, task.rank_bits)]
         own = own[: leave_out_held(own, task.rank_bits, held)] if len(held) else own
+        if count + MOST_PAIRS * len(own) > len(pairs):
+            pairs, count = make_room(pairs[:count], MOST_PAIRS * len(own), room=len(pairs))
         count += list_pairs(own, task.rank_bits, recent, pairs[count:])
     pairs = pairs[:count]
     return pairs[~find_held(pairs >> np.uint64(PAIR_BITS), task.held)] if task.held else pairs, num_keys
+
+
+def make_room(pairs: np.ndarray, num_more: int, *, room: int) -> tuple[np.ndarray, int]:
+    """An array with room for more pairs, that begins with the distinct ones of `pairs`; and how many these are.
+
+    It has `room`, or twice as much where that would soon be full again: bands of documents that are near have few pairs
+    of their own.
+    """
+    pairs.sort()
+    count = keep_first_of_equal(pairs)
+    larger = np.empty(max(room if 2 * count <= room else 2 * room, count + num_more), np.uint64)
+    larger[:count] = pairs[:count]
+    return larger, count
 
 
 def link_documents(task: BandTask) -> tuple[np.ndarray, int]:
