@@ -234,9 +234,8 @@ def measure_group(data, starts, members, num_unlike, num_alike, fewest, fewest_a
         for other in range(one):
             of_one, of_other = rests[edges[one] : edges[one + 1]], rests[edges[other] : edges[other + 1]]
             shared_rests[one, other] = count_shared(of_one, of_other)
-    values, holders = list_holders(data, starts, unlike)
-    first_holders = np.empty(len(first), np.uint8)
-    find_holders(first, values, holders, first_holders)
+    values, holders = np.empty(0, data.dtype), np.empty(0, np.uint8)
+    first_holders, has_holders = np.empty(len(first), np.uint8), False
     cores, second_rests, borders = mark_members(data, starts, first, seconds)
     for number in range(len(seconds)):
         core, rest = cores[number], second_rests[borders[number] : borders[number + 1]]
@@ -246,6 +245,10 @@ def measure_group(data, starts, members, num_unlike, num_alike, fewest, fewest_a
             if found >= fewest_alike:
                 out[number] = 0.0
                 continue
+        if not has_holders:  # those alike often decide without
+            values, holders = list_holders(data, starts, unlike)
+            find_holders(first, values, holders, first_holders)
+            has_holders = True
         out[number] = measure_rest(core, rest, first_holders, values, holders, fewest, limits[0], num_unlike)
 
 
