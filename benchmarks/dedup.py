@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import shutil
 import sys
 import tempfile
@@ -198,10 +197,15 @@ def run_stages(ingested: Ingested, folder: Path, memory: float, against: bool, s
             "CPU seconds": cpu_seconds,
             "documents/CPU s": documents / cpu_seconds,
             "LSH to resolution, documents/CPU s": documents / sum(shop.cpu_seconds[stage] for stage in LSH_STAGES),
-            "peak RSS GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+            "peak RSS GB": read_peak() / 1e9,
             **shop.cpu_seconds,
         }
     )
+
+
+def read_peak() -> int:
+    """The most memory that this process has had resident, in bytes. Not ru_maxrss, which counts the parent's, too."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def hold_half(ingested: Ingested, settings: DedupSettings, shop: Workshop) -> Ingested:
