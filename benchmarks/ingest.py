@@ -42,7 +42,7 @@ from pipeline.shard import token_dtype
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
 ENOUGH_BYTES = 100_000_000  # less than this is warned about
-REPEATS = 3
+REPEATS = 5
 
 # Where the time of one ingest task goes: the functions whose own and inner time make each part.
 PARTS = {
