@@ -29,7 +29,7 @@ from pipeline.forecast_fetch import (
     is_elsewhere,
     may_be_whole,
 )
-from pipeline.forecast_unpack import Unpacked, UnpackingBudget, read_stretches, spread_stretches
+from pipeline.forecast_unpack import Gathered, Unpacked, UnpackingBudget, read_stretches, spread_stretches
 from pipeline.ingest import TaskFile
 from pipeline.ingest_plan import PACKED_RATIO, make_task_file
 from pipeline.manifest import RawFile
@@ -49,8 +49,7 @@ class Piece:
 
     num_places: how many places fell on it. aimed_bytes: how much of the source it was to cover. covered_bytes: what it
     covers, since lines are read whole. most_rows: of row groups, after which reading stops; None: it does not.
-    is_head: of a packed file. lines: of a packed file, so that it is not unpacked again for each piece; unpacking them
-    took `unpacking_seconds` of a core.
+    is_head: of a packed file. gathered: of a packed file, so that it is not unpacked again for each piece.
     """
 
     files: tuple[TaskFile, ...]
@@ -59,8 +58,7 @@ class Piece:
     covered_bytes: float
     most_rows: int | None = None
     is_head: bool = False
-    lines: bytearray | None = None
-    unpacking_seconds: float = 0.0
+    gathered: Gathered | None = None
 
 
 def estimate_text(file: RawFile) -> int:
@@ -227,15 +225,14 @@ def cut_spread(source: PlannedSource, number: int, num_places: int, unpacked: Un
     file, wanted_bytes = source.files[number], num_places * PIECE_BYTES
     how = {"num_stretches": num_places * STRETCHES, "number": number}
     stretches = spread_stretches(unpacked.num_bytes, wanted_bytes, **how)
-    texts = read_stretches(source.folder / file.path, stretches)
+    found = read_stretches(source.folder / file.path, stretches, longest_bytes=PIECE_BYTES // STRETCHES)
     files = (make_task_file(source, number, WHOLE.start, WHOLE.end),)
-    estimated = estimate_text(file) / unpacked.num_bytes
+    estimated, share = estimate_text(file) / unpacked.num_bytes, wanted_bytes / unpacked.num_bytes
     for place in range(num_places):
-        last = place == num_places - 1  # has one more where a stretch is in two parts
-        lines = bytearray().join(islice(texts, None if last else STRETCHES))
-        seconds = unpacked.seconds * len(lines) / unpacked.num_bytes
-        covered_bytes = len(lines) * estimated
-        yield Piece(files, 1, PIECE_BYTES * estimated, covered_bytes, lines=lines, unpacking_seconds=seconds)
+        is_last = place == num_places - 1  # has one more where a stretch is in two parts
+        short, long = map(bytearray().join, zip(*islice(found, None if is_last else STRETCHES), strict=True))
+        gathered = Gathered(short, long, share, unpacked.seconds / unpacked.num_bytes)
+        yield Piece(files, 1, PIECE_BYTES * estimated, gathered.covered_bytes * estimated, gathered=gathered)
 
 
 def cut_row_groups(source: PlannedSource, number: int, start: int, num_places: int) -> Piece:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.document_batch import DocumentBatch
+from pipeline.document_batch import DocumentBatch, make_strings, text_buffers
 from pipeline.forecast_fetch import RemoteSample
 from pipeline.forecast_pieces import Piece, cut_all, cut_first_line, cut_sample, estimate_text
+from pipeline.forecast_unpack import GOLDEN_RATIO, Gathered
 from pipeline.ingest import (
     IngestSettings,
     TaskFile,
@@ -32,7 +33,7 @@ from pipeline.ingest import (
 from pipeline.json_lines import parse_lines
 from pipeline.plan import PlannedSource
 from pipeline.sketch_file import Sketches
-from pipeline.wanted_documents import join_small
+from pipeline.wanted_documents import WantedDocuments, join_small
 
 WARM_UP_SHARE = 0.2  # of the text read: the tokenizers' caches fill, so it is not timed
 MOST_EXCESS = 1.25  # over the budget, where documents are longer than a piece
@@ -41,7 +42,8 @@ MOST_EXCESS = 1.25  # over the budget, where documents are longer than a piece
 class Tally:
     """Counts what ingest finds in a piece. Stands in for its TokenFile, and writes nothing.
 
-    documents, bytes: by outcome, as in an IngestRecord. tokens: per tokenizer.
+    documents, bytes: by outcome, as in an IngestRecord. tokens: per tokenizer. weight: what a document counts for of
+    whose text only a part is there.
     """
 
     def __init__(self, dtypes: list[np.dtype]):
@@ -50,6 +52,7 @@ class Tally:
         self.bytes: Counter[str] = Counter()
         self.tokens = [0] * len(dtypes)
         self.num_rows = self.num_without_subset = 0
+        self.weight = 1.0
 
     def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str, items: Any = 0) -> None:
         """Count rows that are not kept."""
@@ -70,7 +73,7 @@ class Tally:
     def count(self, outcome: str, num_documents: int, num_bytes: int) -> None:
         """Add to what was read, by outcome."""
         for name in ("read", outcome):
-            self.documents[name] += num_documents
+            self.documents[name] += num_documents * self.weight
             self.bytes[name] += num_bytes
 
 
@@ -186,26 +189,65 @@ def read_sample(source: PlannedSource, settings: IngestSettings, budget_bytes: i
 def read_piece(piece: Piece, settings: IngestSettings) -> Reading:
     """Read a piece as ingest does, and count."""
     tally = Tally([np.dtype(encode.dtype) for encode in settings.encode])
+    if piece.gathered is not None:
+        laps = read_gathered(piece.gathered, piece.files[0], settings, tally)
+        return Reading(replace(piece, gathered=None), tally, laps)
     batches = (
         keep_wanted(batch, file, settings, tally)
         for file in piece.files
-        for batch in read_batches(piece, file, settings)
+        for batch in take_rows(judge_rows(read_file(file, settings), file, settings), piece.most_rows)
     )
-    laps, started, num_bytes = [], time.process_time() - piece.unpacking_seconds, 0
+    return Reading(piece, tally, count_documents(batches, settings, tally))
+
+
+def read_gathered(
+    gathered: Gathered, file: TaskFile, settings: IngestSettings, tally: Tally
+) -> list[tuple[int, float]]:
+    """Count short lines, and a share of each long one: what a sample has of them where they are many."""
+    laps, fields = [], choose_fields(file, settings)
+    for lines, weight in ((gathered.short, 1.0), (gathered.long, gathered.share)):
+        tally.weight, before_seconds = weight, weight * len(lines) * gathered.unpacking_seconds
+        started = time.process_time()
+        batch = parse_lines(lines, first_row=0, fields=fields)
+        before_seconds += weight * (time.process_time() - started)
+        batch = cut_texts(batch, weight) if weight < 1 else batch
+        batches = (keep_wanted(change_texts(one, file, settings), file, settings, tally) for one in [batch])
+        laps += count_documents(batches, settings, tally, before_seconds=before_seconds)
+    return laps
+
+
+def count_documents(
+    batches: Iterator[WantedDocuments], settings: IngestSettings, tally: Tally, *, before_seconds: float = 0.0
+) -> list[tuple[int, float]]:
+    """Count documents; returns the laps. before_seconds: of a core, already worked on them."""
+    laps, started, num_bytes = [], time.process_time() - before_seconds, tally.bytes["read"]
     for wanted in join_small(batches):
         ingest_batch(wanted, settings, tally)
         now = time.process_time()
         laps.append((tally.bytes["read"] - num_bytes, now - started))
         started, num_bytes = now, tally.bytes["read"]
-    return Reading(replace(piece, lines=None), tally, laps)
+    return laps
 
 
-def read_batches(piece: Piece, file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
-    """The documents of a raw file that are in a piece."""
-    if piece.lines is None:
-        return take_rows(judge_rows(read_file(file, settings), file, settings), piece.most_rows)
-    batch = parse_lines(piece.lines, first_row=0, fields=choose_fields(file, settings))
-    return iter([change_texts(batch, file, settings)])
+def cut_texts(batch: DocumentBatch, share: float) -> DocumentBatch:
+    """The batch with so much of each text, from anywhere in it, and of each bad row's bytes."""
+    data, offsets = text_buffers(batch.texts)
+    slices = []
+    for start, end in zip(offsets.tolist(), offsets[1:].tolist(), strict=False):
+        size = round(share * (end - start))
+        first = start + int((end - start - size) * (end * GOLDEN_RATIO % 1))
+        slices.append(data[find_character(data, first) : find_character(data, first + size)])
+    ends = np.cumsum([0, *map(len, slices)]).astype(np.int32)
+    bad_rows = batch.bad_rows.copy()
+    bad_rows["num_bytes"] = share * bad_rows["num_bytes"]
+    return replace(batch, texts=make_strings(bytearray().join(slices), ends), bad_rows=bad_rows)
+
+
+def find_character(data: np.ndarray, position: int) -> int:
+    """Where the first character of UTF-8 that starts at `position` or later does."""
+    while position < len(data) and data[position] & 0xC0 == 0x80:
+        position += 1
+    return position
 
 
 def take_rows(batches: Iterator[DocumentBatch], most_rows: int | None) -> Iterator[DocumentBatch]:

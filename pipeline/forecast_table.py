@@ -188,7 +188,7 @@ def find_source_warnings(forecast: Forecast, sample: SourceSample) -> Iterator[s
         yield f"{name}: {bad / read:.1%} of the rows are bad; above --max-bad-fraction {allowed:g} the build stops"
     num_sampled = sum(reading.tally.documents["read"] for reading in sample.readings)
     if not sample.is_exact and num_sampled < FEW_DOCUMENTS:
-        yield f"{name}: the sample holds only {num_sampled:,} documents, so its figures are rough"
+        yield f"{name}: the sample holds only {round(num_sampled):,} documents, so its figures are rough"
 
 
 def find_lack(forecast: Forecast, sample: SourceSample, number: int, tokenizer: str) -> Iterator[str]:

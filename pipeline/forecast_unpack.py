@@ -29,6 +29,23 @@ class Unpacked:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """Lines of a packed file. short: those that start in some stretches. long: all in a part of the file, of whose
+    texts `share` is to be read, what the stretches are of the file. unpacking_seconds: of a core, for a byte.
+    """
+
+    short: bytearray
+    long: bytearray
+    share: float
+    unpacking_seconds: float
+
+    @property
+    def covered_bytes(self) -> float:
+        """How much of the file is read."""
+        return len(self.short) + self.share * len(self.long)
+
+
 class UnpackingBudget:
     """How much more may be unpacked of a source of whose text so many bytes are to be read."""
 
@@ -67,29 +84,45 @@ def spread_stretches(num_bytes: int, wanted_bytes: int, *, num_stretches: int, n
     return [Part(start, end) for start, end in edges if start < end]
 
 
-def read_stretches(path: Path, stretches: list[Part]) -> Iterator[bytearray]:
-    """The lines that start in each of ascending stretches of a packed file's text, whole.
+def read_stretches(path: Path, stretches: list[Part], *, longest_bytes: int) -> Iterator[tuple[bytearray, bytearray]]:
+    """The lines that start in each of ascending stretches of a packed file's text, whole; beside them the longer ones
+    than `longest_bytes` (a stretch, or more), all that were come by on the way. Without a stretch those after the last.
 
-    Raises ValueError where a line, wherever it is, is too long.
+    Long lines are few, and much of the text: by where they start, a sample had too many of them or too few.
+    Raises ValueError where a line is too long to be read.
     """
     _, compression = find_kind(path)
-    at, left, lines = 0, list(reversed(stretches)), bytearray()
+    at, left, short, long = 0, list(reversed(stretches)), bytearray(), bytearray()
     try:
         for block in read_blocks(path, compression=compression, start=0, end=None):
-            end = at + len(block)
+            end, long_lines = at + len(block), find_long_lines(block, longest_bytes)
+            for last, first in long_lines.items():
+                long += block[first:last]
             while left and left[-1].start < end:
-                lines += block[find_start(block, left[-1].start - at) : find_start(block, left[-1].end - at)]
+                first, last = (find_start(block, edge - at) for edge in (left[-1].start, left[-1].end))
+                short += block[first : long_lines.get(last, last)]  # a long one would be its last
                 if left[-1].end > end:  # it goes on in the next block
                     break
                 left.pop()
-                yield lines
-                lines = bytearray()
-            if not left:
-                return
+                yield short, long
+                short, long = bytearray(), bytearray()
             at = end
             del block  # its memory grows for a long line
     except LongLineError:
         raise long_line(path, count_rows(path, at)) from None
+    yield short, long
+
+
+def find_long_lines(block: memoryview, longest_bytes: int) -> dict[int, int]:
+    """Of lines longer than so many bytes, in a block of whole lines, where each ends, and where it starts."""
+    found, at = {}, 0
+    while len(block) - at > longest_bytes:
+        end = bytes(block[at : at + longest_bytes]).rfind(b"\n") + 1  # of the last of some lines that are short
+        if end == 0:
+            end = find_start(block, at + longest_bytes + 1) - at
+            found[at + end] = at
+        at += end
+    return found
 
 
 def find_start(block: memoryview, position: int) -> int:

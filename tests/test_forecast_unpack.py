@@ -5,12 +5,15 @@ import gzip
 import lzma
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zstandard
 from test_forecast_more import WORDS, dry_run, predicted, small_budget, texts, write_packed
 
 from pipeline import forecast_pieces, forecast_unpack
+from pipeline.document_batch import DocumentBatch, list_bad_rows
 from pipeline.file_parts import Part
+from pipeline.forecast_sample import cut_texts
 from pipeline.forecast_unpack import UnpackingBudget, read_stretches, spread_stretches
 
 PACKS = {
@@ -119,23 +122,29 @@ def test_every_byte_of_a_file_is_as_often_in_a_stretch_as_any_other():
     assert spread_stretches(1000, 160, num_stretches=8, number=0)[0] == Part(0, 20)
 
 
-def test_stretches_of_a_file_have_the_lines_that_start_in_them(tmp_path, monkeypatch):
+def test_stretches_have_the_short_lines_that_start_in_them_and_long_ones_are_all_there(tmp_path, monkeypatch):
     rng = np.random.default_rng(4)
-    lines = [b"%d %s\n" % (number, b"x" * int(rng.choice([0, 5, 60, 3000]))) for number in range(3000)]
+    lines = [b"%d %s\n" % (number, b"x" * int(rng.choice([0, 5, 60, 3000, 12_000]))) for number in range(2000)]
     lines[1500] = b"y" * 200_000 + b"\n"  # longer than blocks, and than the way from one stretch to the next
-    lines[-1] = lines[-1][:-1]
+    lines[-1] = b"z" * 10_000
     text = b"".join(lines)
     starts = np.cumsum([0, *map(len, lines)])[:-1]
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(text))
-    monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 1 << 14)
-    for number in range(20):
-        stretches = spread_stretches(len(text), len(text) // 4, num_stretches=50, number=number)
+    monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 1 << 15)
+    for number in range(10):
+        stretches = spread_stretches(len(text), len(text) // 4, num_stretches=400, number=number)
+        longest_bytes = max(part.end - part.start for part in stretches)
         expected = [
-            b"".join(line for line, start in zip(lines, starts, strict=True) if part.start <= start < part.end)
+            [line for line, start in zip(lines, starts, strict=True) if part.start <= start < part.end]
             for part in stretches
         ]
-        assert list(read_stretches(path, stretches)) == expected
+        short, long = zip(*read_stretches(path, stretches, longest_bytes=longest_bytes), strict=True)
+        assert short[-1] == b""
+        assert list(short[:-1]) == [
+            b"".join(line for line in found if len(line) <= longest_bytes) for found in expected
+        ]
+        assert b"".join(long) == b"".join(line for line in lines if len(line) > longest_bytes)
 
 
 def test_a_line_that_is_too_long_is_named_by_its_row(tmp_path, monkeypatch):
@@ -144,7 +153,18 @@ def test_a_line_that_is_too_long_is_named_by_its_row(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 1 << 13)
     monkeypatch.setattr("pipeline.documents.LONGEST_LINE_BYTES", 50_000)
     with pytest.raises(ValueError, match="row 7000 is longer"):
-        list(read_stretches(path, [Part(0, 10), Part(100_000, 100_010)]))
+        list(read_stretches(path, [Part(0, 10)], longest_bytes=10))
+
+
+def test_of_a_text_a_share_is_cut_at_characters():
+    texts = ["\u00e4\u20ac\U0001f600" * 1000, "plain " * 500, ""]
+    bad_rows = list_bad_rows(np.array([3]), np.array([1000]), 0)
+    batch = DocumentBatch(pa.array(texts), np.arange(3, dtype=np.uint64), bad_rows=bad_rows, num_rows=4)
+    cut = cut_texts(batch, 0.25)
+    cut.texts.validate(full=True)
+    assert all(found in text for found, text in zip(cut.texts.to_pylist(), texts, strict=True))
+    assert [len(found.encode()) for found in cut.texts.to_pylist()] == pytest.approx([2250, 750, 0], abs=3)
+    assert cut.bad_rows["num_bytes"].tolist() == [250] and cut.num_rows == 4
 
 
 @pytest.mark.parametrize("num_files", [1, 4])
@@ -158,5 +178,5 @@ def test_packed_files_of_few_huge_lines_are_foretold(num_files, tmp_path, sample
     num_rows = num_files * (num_files + 1) // 2
     sample, guess = predicted(forecast)
     assert not sample.is_exact
-    assert guess["documents"] == pytest.approx(num_rows, rel=0.15)
-    assert guess["bytes"] == pytest.approx(num_rows * 400_000, rel=0.15)
+    assert guess["documents"] == pytest.approx(num_rows, rel=0.02)
+    assert guess["bytes"] == pytest.approx(num_rows * 400_000, rel=0.02)
