@@ -198,7 +198,7 @@ def cut_packed(source: PlannedSource, number: int, num_places: int, *, budget: U
     whole_bytes, unpacked = file.size_bytes * measure_unpacking(path), None
     # Signals are found by the rows' numbers, from the first on.
     if 2 * wanted_bytes < whole_bytes and not is_elsewhere(source) and file.signals is None:
-        unpacked = budget.measure(path, whole_bytes)
+        unpacked = budget.measure(path, min(whole_bytes, estimate_text(file)))  # a head may be like no other part
         whole_bytes = whole_bytes if unpacked is None else unpacked.num_bytes
     # Half of it read, the rest is worth its while: where rows are sorted, a head is like no other part.
     if 2 * wanted_bytes >= whole_bytes and may_be_whole(source, number):

@@ -117,9 +117,9 @@ def describe_sample(forecast: Forecast) -> Iterator[str]:
     num_heads = sum(reading.piece.is_head for sample in forecast.samples for reading in sample.readings)
     if num_heads:
         yield (
-            f"of {num_heads:,} packed files the beginnings were read, since unpacking all of them would take long "
-            "(or they are elsewhere, or have quality signals): where rows are sorted within a file, figures are "
-            "further off"
+            f"of {num_heads:,} packed file{'s' if num_heads > 1 else ''} the beginnings were read, since unpacking all "
+            "of them would take long (or they are elsewhere, or have quality signals): where rows are sorted within a "
+            "file, figures are further off"
         )
 
 

@@ -6,6 +6,7 @@ through twice: to measure it, and to take out some of its lines, which alone are
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def read_stretches(path: Path, stretches: list[Part], *, longest_bytes: int) -> 
             for last, first in long_lines.items():
                 long += block[first:last]
             while left and left[-1].start < end:
-                first, last = (find_start(block, edge - at) for edge in (left[-1].start, left[-1].end))
+                first, last = (find_start(block, edge - at, long_lines) for edge in (left[-1].start, left[-1].end))
                 short += block[first : long_lines.get(last, last)]  # a long one would be its last
                 if left[-1].end > end:  # it goes on in the next block
                     break
@@ -119,16 +120,23 @@ def find_long_lines(block: memoryview, longest_bytes: int) -> dict[int, int]:
     while len(block) - at > longest_bytes:
         end = bytes(block[at : at + longest_bytes]).rfind(b"\n") + 1  # of the last of some lines that are short
         if end == 0:
-            end = find_start(block, at + longest_bytes + 1) - at
+            end = find_start(block, at + longest_bytes + 1, {}) - at
             found[at + end] = at
         at += end
     return found
 
 
-def find_start(block: memoryview, position: int) -> int:
-    """Where the first line of a block of whole lines that starts at `position` or later does; its end if none does."""
+def find_start(block: memoryview, position: int, long_lines: dict[int, int]) -> int:
+    """Where the first line of a block of whole lines that starts at `position` or later does; its end if none does.
+
+    long_lines: as find_long_lines gives them, so that none is looked through for each stretch within it.
+    """
     if position <= 0:
         return 0
+    ends = list(long_lines)
+    nearest = bisect.bisect_left(ends, position)
+    if nearest < len(ends) and long_lines[ends[nearest]] < position:
+        return ends[nearest]
     for at in range(position - 1, len(block), STEP_BYTES):  # a line feed just before makes `position` itself a start
         found = bytes(block[at : at + STEP_BYTES]).find(b"\n")
         if found >= 0:

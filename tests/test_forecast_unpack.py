@@ -180,3 +180,16 @@ def test_packed_files_of_few_huge_lines_are_foretold(num_files, tmp_path, sample
     assert not sample.is_exact
     assert guess["documents"] == pytest.approx(num_rows, rel=0.02)
     assert guess["bytes"] == pytest.approx(num_rows * 400_000, rel=0.02)
+
+
+def test_a_head_that_is_packed_far_better_than_the_rest_does_not_stop_it(
+    tmp_path, sample_model, dry_run, small_budget, monkeypatch
+):
+    monkeypatch.setattr("pipeline.documents.MEASURED_BYTES", 1000)
+    rows = ["a" * 1000] * 2500 + texts(np.random.default_rng(6), 2500)
+    write_packed(tmp_path / "raw/web/a.jsonl.zst", rows, zstandard.compress)
+    outcome, forecast = dry_run(command(tmp_path, sample_model))
+    assert HEADS not in outcome.out
+    sample, guess = predicted(forecast)
+    assert not sample.is_exact
+    assert guess["documents"] == pytest.approx(5000, rel=0.1)
