@@ -18,6 +18,11 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python pipeline/build.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pipeline.interrupt import STOPPED, end_at_once_on_ctrl_c, ending_soon_on_ctrl_c
+
+if __name__ == "__main__":
+    end_at_once_on_ctrl_c()  # the imports below take a second
+
 import tyro
 from rich.console import Console
 
@@ -33,21 +38,12 @@ from pipeline.forecast_table import print_forecast
 from pipeline.held import check_unchanged, describe_held, open_held
 from pipeline.ingest_checks import BadRows, check_sources
 from pipeline.ingest_plan import group_for_drops, plan_ingest
-from pipeline.interrupt import STOPPED, ending_soon_on_ctrl_c
 from pipeline.jobs import Executor, describe
 from pipeline.limit import select
 from pipeline.local_jobs import Workers
 from pipeline.losses import check_losses
 from pipeline.mix import Mix, choose_languages, parse_mix
-from pipeline.output import (
-    check_finished,
-    claim,
-    clear_leftovers,
-    is_finished,
-    is_to_be_removed,
-    make_plan,
-    reopen,
-)
+from pipeline.output import check_finished, claim, clear_leftovers, is_finished, is_to_be_removed, make_plan, reopen
 from pipeline.plan import BuildSettings, DatasetPlan, PlannedSource, hash_recipe
 from pipeline.progress import BuildLog, make_console
 from pipeline.raw_sources import RawPlaces, find_sources, save_listings

@@ -79,10 +79,14 @@ class RemoteSample(RemoteSource):
         raise PassingError(f"the stream ends after {at:,} of {file.size_bytes:,} bytes")
 
 
+def is_elsewhere(source: PlannedSource) -> bool:
+    """Whether a source's raw files are fetched for the sample."""
+    return isinstance(source.fetching, RemoteSample)
+
+
 def may_be_whole(source: PlannedSource, number: int) -> bool:
     """Whether all of a raw file may be read: it is here, or not too large to be fetched."""
-    is_here = not isinstance(source.fetching, RemoteSample)
-    return is_here or source.files[number].size_bytes <= LARGEST_WHOLE_BYTES
+    return not is_elsewhere(source) or source.files[number].size_bytes <= LARGEST_WHOLE_BYTES
 
 
 def bring_whole(source: PlannedSource, numbers: Iterable[int]) -> None:
@@ -95,7 +99,7 @@ def bring_whole(source: PlannedSource, numbers: Iterable[int]) -> None:
 
 def bring_lines(source: PlannedSource, number: int, part: Part) -> None:
     """The lines of a plain file that start in a part of it."""
-    if not isinstance(source.fetching, RemoteSample):
+    if not is_elsewhere(source):
         return
     file = source.files[number]
     at = max(part.start, part.end - 1)
@@ -139,7 +143,7 @@ def bring_signals(source: PlannedSource, file: RawFile, head: Part) -> None:
 
 def bring_enough(source: PlannedSource, path: str, read: Callable[[Path], object], *, fewest_bytes: int) -> None:
     """So much of a file's head that `read` can read it, or all of the file."""
-    if not isinstance(source.fetching, RemoteSample):
+    if not is_elsewhere(source):
         return
     size_bytes, done, stop = source.fetching.files[path].size_bytes, 0, fewest_bytes
     while done < size_bytes:
@@ -154,7 +158,7 @@ def bring_enough(source: PlannedSource, path: str, read: Callable[[Path], object
 
 def bring_footer(source: PlannedSource, number: int) -> None:
     """What a parquet file says of itself, at its end."""
-    if not isinstance(source.fetching, RemoteSample):
+    if not is_elsewhere(source):
         return
     file = source.files[number]
     if file.path in source.fetching.with_footer:
@@ -172,7 +176,7 @@ def bring_footer(source: PlannedSource, number: int) -> None:
 
 def bring_row_groups(source: PlannedSource, number: int, part: Part) -> None:
     """The texts and subsets of some row groups of a parquet file whose footer is there."""
-    if not isinstance(source.fetching, RemoteSample):
+    if not is_elsewhere(source):
         return
     file = source.files[number]
     metadata = pq.read_metadata(source.folder / file.path)

@@ -2,7 +2,8 @@
 
 Places spread evenly over all bytes of the source, in the order of its files, so that every folder has its share of
 them. At each place a piece of about PIECE_BYTES is read: whole small files in a row, a stretch of lines, row groups, or
-of a packed file its head, the longer the more places fell on it: all of it where that is half.
+of a packed file many short stretches, a few from each part of it. Where that is too much to unpack, or to fetch, it is
+the file's head, the longer the more places fell on it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,16 @@ import pyarrow.parquet as pq
 from pipeline.documents import find_kind, find_lines, measure_unpacking
 from pipeline.endings import PACKED_ENDINGS
 from pipeline.file_parts import WHOLE, Part
-from pipeline.forecast_fetch import bring_footer, bring_head, bring_lines, bring_row_groups, bring_whole, may_be_whole
+from pipeline.forecast_fetch import (
+    bring_footer,
+    bring_head,
+    bring_lines,
+    bring_row_groups,
+    bring_whole,
+    is_elsewhere,
+    may_be_whole,
+)
+from pipeline.forecast_unpack import Gathered, Unpacked, UnpackingBudget, read_stretches, spread_stretches
 from pipeline.ingest import TaskFile
 from pipeline.ingest_plan import PACKED_RATIO, make_task_file
 from pipeline.manifest import RawFile
@@ -29,6 +40,7 @@ SAMPLE_BYTES = 100_000_000  # of text, all sources together
 PIECE_BYTES = 1 << 20
 WHOLE_KINDS = (".txt", ".arrow", ".csv", ".tsv")
 FEWEST_PLACES = 8  # in a source, however many sources there are
+STRETCHES = 16  # of a packed file, in a piece
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Piece:
 
     num_places: how many places fell on it. aimed_bytes: how much of the source it was to cover. covered_bytes: what it
     covers, since lines are read whole. most_rows: of row groups, after which reading stops; None: it does not.
+    is_head: of a packed file. gathered: of a packed file, so that it is not unpacked again for each piece.
     """
 
     files: tuple[TaskFile, ...]
@@ -44,6 +57,8 @@ class Piece:
     aimed_bytes: float
     covered_bytes: float
     most_rows: int | None = None
+    is_head: bool = False
+    gathered: Gathered | None = None
 
 
 def estimate_text(file: RawFile) -> int:
@@ -61,14 +76,15 @@ def share_budget(sources: tuple[PlannedSource, ...]) -> dict[str, int]:
     return budgets
 
 
-def cut_all(source: PlannedSource) -> Iterator[Piece]:
+def cut_all(source: PlannedSource) -> Iterator[Iterator[Piece]]:
     """All raw files, in pieces."""
     for group in group_files(source):
-        yield cut_whole(source, group, 1)
+        yield iter([cut_whole(source, group, 1)])
 
 
-def cut_sample(source: PlannedSource, budget_bytes: int) -> Iterator[Piece]:
-    """The pieces of a sample, about `budget_bytes` in all: however many are read, they are spread over the source.
+def cut_sample(source: PlannedSource, budget_bytes: int) -> Iterator[Iterator[Piece]]:
+    """The pieces of a sample, about `budget_bytes` in all: however many are read, they are spread over the source. Of
+    those that come together, all are to be read.
 
     Raises ValueError where a raw file cannot be read, OSError where the system refuses.
     """
@@ -77,8 +93,9 @@ def cut_sample(source: PlannedSource, budget_bytes: int) -> Iterator[Piece]:
     for index, offset in spread_places(source, groups, max(FEWEST_PLACES, budget_bytes // PIECE_BYTES)):
         start = index, find_start(source, groups[index], offset)
         starts[start] = starts.get(start, 0) + 1
+    budget = UnpackingBudget(budget_bytes)
     for (index, start), num_places in starts.items():
-        yield cut_piece(source, groups[index], start, num_places)
+        yield cut_pieces(source, groups[index], start, num_places, budget=budget)
 
 
 def group_files(source: PlannedSource) -> Iterator[range]:
@@ -130,20 +147,26 @@ def find_start(source: PlannedSource, group: range, offset: int) -> int:
     return parts[int(np.searchsorted(ends, offset / estimate_text(file) * ends[-1], side="right"))].start
 
 
-def cut_piece(source: PlannedSource, group: range, start: int, num_places: int) -> Piece:
-    """The piece of a group that begins at `start`."""
-    number = group[0]
-    path = source.folder / source.files[number].path
-    kind, compression = find_kind(path)
+def cut_pieces(
+    source: PlannedSource, group: range, start: int, num_places: int, *, budget: UnpackingBudget
+) -> Iterator[Piece]:
+    """The pieces of a group that begin at `start`."""
+    kind, compression = find_kind(Path(source.files[group[0]].path))
     if is_read_whole(source, group):
-        return cut_whole(source, group, num_places)
-    if kind == ".parquet":
-        return cut_row_groups(source, number, start, num_places)
-    if compression:
-        return cut_packed(source, number, num_places)
+        yield cut_whole(source, group, num_places)
+    elif kind == ".parquet":
+        yield cut_row_groups(source, group[0], start, num_places)
+    elif compression:
+        yield from cut_packed(source, group[0], num_places, budget=budget)
+    else:
+        yield cut_lines(source, group[0], start, num_places)
+
+
+def cut_lines(source: PlannedSource, number: int, start: int, num_places: int) -> Piece:
+    """The lines of a plain raw file from `start` on."""
     part = Part(start, start + PIECE_BYTES)
     bring_lines(source, number, part)
-    first, last = find_lines(path, part)
+    first, last = find_lines(source.folder / source.files[number].path, part)
     files = (make_task_file(source, number, part.start, part.end),)
     return Piece(files, num_places, PIECE_BYTES, last - first)
 
@@ -164,23 +187,52 @@ def cut_first_line(source: PlannedSource) -> Piece:
     return Piece((make_task_file(source, number, 0, 1),), 1, PIECE_BYTES, num_bytes)
 
 
-def cut_packed(source: PlannedSource, number: int, num_places: int) -> Piece:
-    """The first lines of a packed raw file, a piece for each place in it; all of it where that is about half.
+def cut_packed(source: PlannedSource, number: int, num_places: int, *, budget: UnpackingBudget) -> Iterator[Piece]:
+    """Lines of a packed raw file, a piece for each place in it; all of it where that is about half.
 
     By what it unpacks to, not by the estimate: were all files read that seem half read, few would be within the budget.
     """
     file, wanted_bytes = source.files[number], num_places * PIECE_BYTES
     path = source.folder / file.path
     bring_head(source, number, wanted_bytes)
-    whole_bytes = file.size_bytes * measure_unpacking(path)
+    whole_bytes, unpacked = file.size_bytes * measure_unpacking(path), None
+    # Signals are found by the rows' numbers, from the first on.
+    if 2 * wanted_bytes < whole_bytes and not is_elsewhere(source) and file.signals is None:
+        unpacked = budget.measure(path, min(whole_bytes, estimate_text(file)))  # a head may be like no other part
+        whole_bytes = whole_bytes if unpacked is None else unpacked.num_bytes
     # Half of it read, the rest is worth its while: where rows are sorted, a head is like no other part.
     if 2 * wanted_bytes >= whole_bytes and may_be_whole(source, number):
-        return cut_whole(source, range(number, number + 1), num_places)
-    _, unpacked_bytes = find_lines(path, Part(0, wanted_bytes))
-    whole_bytes = max(whole_bytes, unpacked_bytes)
+        yield cut_whole(source, range(number, number + 1), num_places)
+    elif unpacked is None:
+        yield cut_head(source, number, num_places, whole_bytes)
+    else:
+        yield from cut_spread(source, number, num_places, unpacked)
+
+
+def cut_head(source: PlannedSource, number: int, num_places: int, whole_bytes: float) -> Piece:
+    """The first lines of a packed raw file that unpacks to about `whole_bytes`."""
+    file, wanted_bytes = source.files[number], num_places * PIECE_BYTES
+    _, unpacked_bytes = find_lines(source.folder / file.path, Part(0, wanted_bytes))
+    whole_bytes = unpacked_bytes if unpacked_bytes < wanted_bytes else max(whole_bytes, unpacked_bytes)
     files = (make_task_file(source, number, 0, wanted_bytes),)
     estimated = estimate_text(file) / whole_bytes
-    return Piece(files, num_places, min(wanted_bytes, whole_bytes) * estimated, unpacked_bytes * estimated)
+    aimed_bytes = min(wanted_bytes, whole_bytes) * estimated
+    return Piece(files, num_places, aimed_bytes, unpacked_bytes * estimated, is_head=True)
+
+
+def cut_spread(source: PlannedSource, number: int, num_places: int, unpacked: Unpacked) -> Iterator[Piece]:
+    """Lines from all over a packed raw file, in its order; STRETCHES of them to a piece."""
+    file, wanted_bytes = source.files[number], num_places * PIECE_BYTES
+    how = {"num_stretches": num_places * STRETCHES, "number": number}
+    stretches = spread_stretches(unpacked.num_bytes, wanted_bytes, **how)
+    found = read_stretches(source.folder / file.path, stretches, longest_bytes=PIECE_BYTES // STRETCHES)
+    files = (make_task_file(source, number, WHOLE.start, WHOLE.end),)
+    estimated, share = estimate_text(file) / unpacked.num_bytes, wanted_bytes / unpacked.num_bytes
+    for place in range(num_places):
+        is_last = place == num_places - 1  # has one more where a stretch is in two parts
+        short, long = map(bytearray().join, zip(*islice(found, None if is_last else STRETCHES), strict=True))
+        gathered = Gathered(short, long, share, unpacked.seconds / unpacked.num_bytes)
+        yield Piece(files, 1, PIECE_BYTES * estimated, gathered.covered_bytes * estimated, gathered=gathered)
 
 
 def cut_row_groups(source: PlannedSource, number: int, start: int, num_places: int) -> Piece:

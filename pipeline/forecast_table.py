@@ -12,12 +12,9 @@ from rich.table import Table
 
 from pipeline.copies import HELD
 from pipeline.document_batch import BAD_REASONS
-from pipeline.documents import find_kind
-from pipeline.file_parts import WHOLE
 from pipeline.forecast import Forecast, list_folders
 from pipeline.forecast_sample import SourceSample
 from pipeline.held import open_held
-from pipeline.ingest import TaskFile
 from pipeline.progress import format_bytes, format_seconds
 
 DIGITS = 4  # of a figure that is not exact
@@ -117,13 +114,13 @@ def describe_sample(forecast: Forecast) -> Iterator[str]:
         f"predicted from {format_bytes(read_bytes)} of text; before dedup, which makes documents, tokens and output "
         "fewer. error: two standard errors"
     )
-    if any(is_head(file) for sample in forecast.samples for one in sample.readings for file in one.piece.files):
-        yield "of packed files the beginnings were read: where rows are sorted within a file, figures are further off"
-
-
-def is_head(file: TaskFile) -> bool:
-    """Whether a part of a raw file is the beginning of a packed one."""
-    return file.part != WHOLE and find_kind(Path(file.path))[1] is not None
+    num_heads = sum(reading.piece.is_head for sample in forecast.samples for reading in sample.readings)
+    if num_heads:
+        yield (
+            f"of {num_heads:,} packed file{'s' if num_heads > 1 else ''} the beginnings were read, since unpacking all "
+            "of them would take long (or they are elsewhere, or have quality signals): where rows are sorted within a "
+            "file, figures are further off"
+        )
 
 
 def describe_mix(forecast: Forecast) -> Iterator[str]:
@@ -191,7 +188,7 @@ def find_source_warnings(forecast: Forecast, sample: SourceSample) -> Iterator[s
         yield f"{name}: {bad / read:.1%} of the rows are bad; above --max-bad-fraction {allowed:g} the build stops"
     num_sampled = sum(reading.tally.documents["read"] for reading in sample.readings)
     if not sample.is_exact and num_sampled < FEW_DOCUMENTS:
-        yield f"{name}: the sample holds only {num_sampled:,} documents, so its figures are rough"
+        yield f"{name}: the sample holds only {round(num_sampled):,} documents, so its figures are rough"
 
 
 def find_lack(forecast: Forecast, sample: SourceSample, number: int, tokenizer: str) -> Iterator[str]:

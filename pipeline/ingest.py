@@ -25,6 +25,7 @@ from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
 from pipeline.framing import encode_framed, most_framed_ids
 from pipeline.freed_memory import keep_freed_memory
+from pipeline.json_lines import LineFields
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.markers import strip_markers
 from pipeline.order import derive_key, scramble
@@ -171,8 +172,14 @@ def read_file(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatc
 
 def read_rows(file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
     """The batches of one raw file, texts as they stand in it."""
-    subset_field = settings.subset_field if settings.exclude and file.subset is None else None
-    return read_documents(Path(file.path), text_field=settings.text_field, subset_field=subset_field, part=file.part)
+    fields = choose_fields(file, settings)
+    return read_documents(Path(file.path), text_field=fields.text, subset_field=fields.subset, part=file.part)
+
+
+def choose_fields(file: TaskFile, settings: IngestSettings) -> LineFields:
+    """Where the rows of a raw file hold what is to be read of them."""
+    is_subset_asked = settings.exclude and file.subset is None
+    return LineFields(settings.text_field, settings.subset_field if is_subset_asked else None)
 
 
 def change_texts(batch: DocumentBatch, file: TaskFile, settings: IngestSettings) -> DocumentBatch:

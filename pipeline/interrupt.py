@@ -21,6 +21,19 @@ STOPPED = "stopped. What was finished is kept: run the same command again to con
 SHOW_CURSOR = "\x1b[?25h"  # a live display hides it
 
 
+def end_at_once_on_ctrl_c() -> None:
+    """From now on Ctrl-C ends the process with a line, where it would raise KeyboardInterrupt. For what has nothing to
+    bring in order, such as imports."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind nohup
+        signal.signal(signal.SIGINT, end_at_once)
+
+
+def end_at_once(*_: object) -> None:
+    """End the process, and say so."""
+    print(STOPPED, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 @contextlib.contextmanager
 def ending_soon_on_ctrl_c() -> Iterator[None]:
     """In the block, Ctrl-C raises KeyboardInterrupt as ever, and SIGTERM does; where the block has not ended soon, the
@@ -31,7 +44,9 @@ def ending_soon_on_ctrl_c() -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    on_term = signal.getsignal(signal.SIGTERM)
+    on_int, on_term = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    if on_int is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if on_term is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     watcher = threading.Thread(target=watch, args=(reader,), daemon=True)
@@ -40,6 +55,7 @@ def ending_soon_on_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGINT, on_int)
         signal.signal(signal.SIGTERM, on_term)
         os.close(writer)
         watcher.join()

@@ -103,7 +103,11 @@ def test_of_raw_files_elsewhere_it_fetches_a_sample_and_foretells_the_same(
     assert outcome.code == 0, outcome.error
     assert snapshot(tmp_path) == before
     for name in names:
-        assert read_columns(outcome.out, name)[:2] == read_columns(local.out, name)[:2]
+        if budget and name == "packed":  # of which only heads are fetched
+            assert numbers(outcome.out, name) == pytest.approx(numbers(local.out, name), rel=0.15)
+        else:
+            assert read_columns(outcome.out, name)[0] == read_columns(local.out, name)[0]
+            assert numbers(outcome.out, name) == numbers(local.out, name)
 
 
 def test_a_weight_that_asks_for_too_much_is_warned_of(raw_kinds, tmp_path, sample_model, run_build):

@@ -240,20 +240,6 @@ def test_a_small_source_beside_a_large_one_is_read_whole(tmp_path, sample_model,
     assert sum(reading.piece.covered_bytes for reading in web.readings) > 250_000
 
 
-@pytest.mark.parametrize(("num_texts", "is_mostly_read"), [(250, True), (900, False)])
-def test_packed_files_sorted_by_length_are_read_whole_or_warned_of(
-    tmp_path, sample_model, dry_run, small_budget, num_texts, is_mostly_read
-):
-    rng = np.random.default_rng(9)
-    for number in range(6):
-        write_packed(tmp_path / f"raw/web/{number}.jsonl.gz", sorted(texts(rng, num_texts), key=len), gzip.compress)
-    outcome, forecast = dry_run(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model}")
-    assert not forecast.samples[0].is_exact
-    assert ("of packed files the beginnings were read" in outcome.out) == (not is_mostly_read)
-    if is_mostly_read:
-        assert predicted(forecast)[1]["documents"] == pytest.approx(6 * num_texts, rel=0.15)
-
-
 def test_lines_longer_than_any_piece_are_predicted_too(tmp_path, sample_model, dry_run, small_budget):
     write_rows(tmp_path / "raw/web/a.jsonl", [{"text": "the mill grinds " * 40_000} for _ in range(2)])
     outcome, forecast = dry_run(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer {sample_model}")

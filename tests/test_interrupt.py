@@ -51,3 +51,13 @@ def test_a_command_that_listens_ends_in_order_and_signals_are_as_before(stop):
         os.kill(os.getpid(), stop)
         time.sleep(60)
     assert signal.set_wakeup_fd(-1) == -1 and signal.getsignal(stop) is before
+
+
+def test_a_build_that_is_still_importing_ends_quietly():
+    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "pipeline/build.py"), "--dry-run"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        is_importing = any("tyro" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        left = [line for line in process.stderr if not line.startswith("import time:")]
+    assert is_importing
+    assert (process.returncode, left) == (1, [f"{STOPPED}\n"])
