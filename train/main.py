@@ -90,7 +90,7 @@ def read_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
             print(reason, flush=True)
     defaults = load_recipe(recipe)
     config = read_flags(arguments, defaults=defaults, speaks=speaks)
-    if config.tokens_per_step > 0 and config.num_steps <= config.warmup_steps == defaults.warmup_steps:
+    if config.tokens_per_step > 0 and 0 < config.num_steps <= config.warmup_steps == defaults.warmup_steps:
         config = replace(config, warmup_steps=config.num_steps // 10)  # of a run that was made short
         if speaks:
             print(f"warmup  {config.warmup_steps} steps, not {defaults.warmup_steps}: the run has {config.num_steps:,}")
