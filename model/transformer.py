@@ -24,14 +24,10 @@ from model.loss import linear_cross_entropy
 Recompute = Literal["off", "selective", "full"]
 
 KEPT = (
-    "aten::mm",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "torch_attn::_varlen_attn",
-    "flash_attn::_flash_attn_varlen_forward",
-)
+    "aten::mm", "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn", "flash_attn::_flash_attn_varlen_forward",
+)  # fmt: skip
 """What `selective` keeps, since it is most of a block's work: matrix products and attention. All else is quick."""
 
 

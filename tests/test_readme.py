@@ -31,6 +31,7 @@ def command_flags():
         "--nodes",
         "--ntasks-per-node",
         "--signal",
+        "--signals-to-handle",
         "--requeue",
         "--help",
         "--head",

@@ -39,7 +39,7 @@ def test_a_dry_run_shows_schedule_epochs_memory_and_time_and_trains_nothing(data
     flags = ["--data", str(data), "--out", str(tmp_path / "run"), *SMALL_MODEL, "--dry-run"]
     assert main(flags) == 0
     output = capsys.readouterr().out
-    assert "1,600 of 256 tokens, 409,600 wanted in all" in output  # the demo's budget
+    assert "1,600 of 256 tokens, 409,600 in all" in output  # the demo's budget
     assert "142.22 epochs, so text is repeated" in output
     assert "lr 5.00e-03 at step 1, 1.00e-02 at step 2, 1.00e-03 at step 1,600" in output
     assert "GiB  in all, estimated" in output and "days at 45% of the dense peak" in output
@@ -47,9 +47,9 @@ def test_a_dry_run_shows_schedule_epochs_memory_and_time_and_trains_nothing(data
 
 
 def test_a_dry_run_of_a_large_recipe_needs_no_gpu_but_refuses_data_that_does_not_fit(data, tmp_path, capsys):
-    fitting = write_dataset(tmp_path / "data", {"prose": [[3] * 5000]}, tokenizer="llama2")
+    fitting = write_dataset(tmp_path / "data", {"prose": [[3] * 5000]}, tokenizer="llama2", vocab_size=32_000)
     assert main(["--data", str(fitting), "--recipe", "tinyllama-1.1b", "--dry-run"]) == 0
-    assert "1,430,512 of 2,097,152 tokens, 3,000,001,101,824 wanted" in capsys.readouterr().out
+    assert "1,430,512 of 2,097,152 tokens, 3,000,001,101,824 in all" in capsys.readouterr().out
     assert main(["--data", str(data), "--recipe", "tinyllama-1.1b", "--seq-len", "32", "--dry-run"]) == 1
     assert "wants llama2" in capsys.readouterr().err
 

@@ -102,7 +102,9 @@ def test_another_micro_batch_changes_the_loss_by_rounding_alone(data, finished_r
 
 
 def test_without_a_recipe_a_cpu_takes_the_demo_and_names_the_one_for_a_gpu(tmp_path, capsys):
-    data = write_dataset(tmp_path / "data", {"prose": counting_documents(60, seed=0)}, tokenizer="llama2")
+    data = write_dataset(
+        tmp_path / "data", {"prose": counting_documents(60, seed=0)}, tokenizer="llama2", vocab_size=32_000
+    )
     flags = ["--data", str(data), "--out", str(tmp_path / "run"), *SMALL_MODEL[2:], "--device", "cpu", "--steps", "3"]
     assert main(flags) == 0
     assert "recipe demo: there is no GPU; on one this data would take tinyllama-1.1b" in capsys.readouterr().out
@@ -111,8 +113,12 @@ def test_without_a_recipe_a_cpu_takes_the_demo_and_names_the_one_for_a_gpu(tmp_p
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--recipe", "litellama-460m"], "has tokenizer sample (abababababab), recipe litellama-460m wants gpt2"),
+        (
+            ["--recipe", "litellama-460m"],
+            "has tokenizer sample, vocabulary 64, document rule bos+eos, recipe litellama-460m wants gpt2, 50257, eos",
+        ),
         (["--document-rule", "eos"], "has document rule bos+eos, recipe demo wants eos"),
+        (["--tokenizer", "sample", "--vocabulary", "65"], "has vocabulary 64, recipe demo wants 65"),
         (["--recipe", "demos"], "there is no recipe 'demos': did you mean 'demo'"),
         (["--micro-batch-size", "3"], "tokens_per_step 256 is not a multiple"),
         (["--mix", "prose:1,verse:1"], "has no source 'verse'"),
@@ -131,6 +137,62 @@ def test_a_large_model_on_a_cpu_says_how_long_it_would_take_and_goes_on_only_whe
         refuse_cpu(config, shape, device_type="cpu")
     refuse_cpu(replace(config, device="cpu"), shape, device_type="cpu")
     refuse_cpu(config, shape, device_type="cuda")
+
+
+def test_a_recipes_warmup_gives_way_to_a_shorter_run_and_one_that_was_asked_for_does_not(data, tmp_path, capsys):
+    at = SMALL_MODEL.index("--warmup-steps")
+    flags = [*SMALL_MODEL[:at], *SMALL_MODEL[at + 2 :], "--data", str(data), "--dry-run"]
+    for tokens, warmup in (("--steps", "5"), 0), (("--steps", "10"), 1), (("--tokens", "2816"), 10):
+        config, _ = read_config([*flags, *tokens])
+        config.check()
+        assert config.warmup_steps == warmup
+    assert main([*flags, "--steps", "5", "--warmup-steps", "7"]) == 1
+    output = capsys.readouterr()
+    assert "warmup  0 steps, not 10: the run has 5" in output.out
+    assert "warmup_steps 7 must be fewer than steps 5" in output.err
+
+
+def test_a_recipe_with_a_point_in_its_name_has_a_folder_of_that_name(tmp_path):
+    assert read_config(["--recipe", "tinyllama-1.1b"])[0].out == Path("runs/tinyllama-1.1b")
+    own = tmp_path / "own-0.5b.toml"
+    own.write_text('model = "demo"', encoding="utf-8")
+    assert read_config(["--recipe", str(own)])[0].out == Path("runs/own-0.5b")
+
+
+def test_the_settings_of_a_run_are_printed(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--steps", "3", "--dry-run") == 0
+    printed = capsys.readouterr().out.split()
+    assert {"seq_len=32", "steps=3", "learning_rate=0.01", "document_mask=on", "betas=[0.9,"} <= set(printed)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "use a smaller --micro-batch-size or --activation-checkpointing",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use a smaller --micro-batch-size"),
+        (RuntimeError("gloo: Connection closed by peer [::1]"), "another rank has ended"),
+    ],
+)
+def test_what_ends_a_run_is_one_line_with_advice(data, tmp_path, capsys, monkeypatch, error, advice):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("train.main.train", fail)
+    assert train(data, tmp_path / "run", "--steps", "3") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and advice in message and message.count("\n") == 1
+
+
+def test_an_error_that_nobody_knows_keeps_its_traceback(data, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("train.main.train", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(data, tmp_path / "run", "--steps", "3")
 
 
 def test_a_missing_dataset_names_the_build_command(tmp_path, capsys):

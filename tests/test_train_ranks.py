@@ -246,6 +246,7 @@ def test_an_error_that_all_ranks_meet_is_printed_once(server, data, tmp_path):
 
 def start_torchrun(data, out, *flags):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
     return subprocess.Popen(
         [*command, str(ROOT / "train" / "main.py"), "--data", str(data), "--out", str(out), *SMALL_MODEL, *flags],
         cwd="/", env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -266,13 +267,14 @@ def test_torchrun_goes_on_from_the_checkpoint_of_one(data, finished_run, tmp_pat
 
 
 @pytest.mark.long
-def test_a_sigterm_to_torchrun_saves_on_every_rank_before_torchrun_kills_them(data, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_torchrun_saves_on_every_rank_before_torchrun_kills_them(data, tmp_path, name):
     process = start_torchrun(data, tmp_path / "run", "--steps", "100000", "--valid-every", "0")
     wait_for_step(process, 20)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.Signals[name])
     output, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and "got signal: 15" in error  # torchrun's own way
-    assert "stopped by SIGTERM after step" in output
+    assert process.returncode == 1 and f"got signal: {signal.Signals[name].value}" in error  # torchrun's own way
+    assert f"stopped by {name} after step" in output
     assert len(find_checkpoints(tmp_path / "run")) == 1
 
 
@@ -285,6 +287,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_names_it(data, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "exitcode  : -9" in error and "rank      : 1" in error
+    assert "error: another rank has ended" in error
 
 
 # Each case runs in a child of one process, since importing torch takes seconds.

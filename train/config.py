@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from inspect import formatannotation
 from pathlib import Path
+from textwrap import fill
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -29,6 +30,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes CUDA where there is a GPU.
 
     tokenizer: str = "any"  # The tokenizer that the data must have, by name or sha256, or any.
+    vocabulary: int | None = None  # How many ids that tokenizer must have. Default: any number.
     document_rule: Literal["bos+eos", "eos", "any"] = "any"  # What must frame each document in the data, or any.
     mix: str | None = None  # Share of the tokens per source, as slimpajama:0.7,starcoder:0.3. Default: the dataset's.
 
@@ -143,6 +145,11 @@ class TrainConfig:
         if self.warmup_steps >= self.num_steps:
             warmup, steps = f"warmup_steps {self.warmup_steps:,}", f"steps {self.num_steps:,}"
             raise ValueError(f"{warmup} must be fewer than {steps}: use a smaller --warmup-steps or a larger --steps")
+
+    def as_text(self) -> str:
+        """All settings that have a value, as lines for a person."""
+        words = "  ".join(f"{name}={value}" for name, value in self.as_json().items() if value not in (None, []))
+        return fill(words, 118, initial_indent="config  ", subsequent_indent=" " * 8, break_on_hyphens=False)
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON types."""

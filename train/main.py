@@ -7,6 +7,7 @@ fit together is refused before any training; --dry-run says what the run would b
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +30,10 @@ from train.optim import learning_rate_at
 from train.run import start_run
 
 HELP = {"-h", "--help"}
+ADVICE = {  # By words of an error of torch.
+    "MemoryError|allocate memory": "out of memory: use a smaller --micro-batch-size or --activation-checkpointing full",
+    "(closed|reset) by peer|Broken pipe": "another rank has ended, see torchrun's report; the same command goes on",
+}
 CPU_RECIPE = "demo"
 LARGEST_CPU_PARAMETERS = 50_000_000
 CPU_FLOPS_PER_CORE = 50e9  # A rough figure for float32 matrix work, to say how long a large model would take.
@@ -62,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         distributed.print_error(error)
         return 1
-    except torch.OutOfMemoryError as error:
-        advice = "a smaller --micro-batch-size or --activation-checkpointing full would help"
-        distributed.print_error(f"out of memory: {advice} ({error})")
+    except (RuntimeError, MemoryError) as error:
+        advice = [each for words, each in ADVICE.items() if re.search(words, repr(error))]
+        if not advice:
+            raise
+        distributed.print_error(f"{advice[0]} ({error})")
         return 1
     finally:
         distributed.stop_ranks(in_order=is_finished)
@@ -76,15 +83,18 @@ def read_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
     recipe, or the data and the device that decide it. --help shows its values, or the demo's where none is named."""
     speaks = distributed.from_torchrun("RANK", 0) == 0
     flags = read_flags([word for word in arguments if word not in HELP], defaults=TrainConfig(), speaks=speaks)
-    recipe = flags.recipe
-    if recipe is None and not HELP.isdisjoint(arguments):
-        recipe = CPU_RECIPE
+    recipe = flags.recipe or (None if HELP.isdisjoint(arguments) else CPU_RECIPE)
     if recipe is None:
         recipe, reason = choose_recipe(flags.data, device_type=distributed.resolve_device(flags.device))
         if speaks:
             print(reason, flush=True)
-    config = read_flags(arguments, defaults=load_recipe(recipe), speaks=speaks)
-    out = config.out or Path("runs") / Path(recipe).stem
+    defaults = load_recipe(recipe)
+    config = read_flags(arguments, defaults=defaults, speaks=speaks)
+    if config.tokens_per_step > 0 and 0 < config.num_steps <= config.warmup_steps == defaults.warmup_steps:
+        config = replace(config, warmup_steps=config.num_steps // 10)  # of a run that was made short
+        if speaks:
+            print(f"warmup  {config.warmup_steps} steps, not {defaults.warmup_steps}: the run has {config.num_steps:,}")
+    out = config.out or Path("runs") / Path(recipe).name.removesuffix(".toml")
     return replace(config, out=out), distributed.resolve_device(config.device)
 
 
@@ -102,20 +112,24 @@ def choose_recipe(data: str, *, device_type: str) -> tuple[str, str]:
 
 
 def find_misfit(config: TrainConfig, dataset: Catalogue) -> str | None:
-    """What is wrong with a dataset's tokenizer or document rule for a recipe, and what to do; None if nothing is."""
-    name, sha256, rule = dataset.tokenizer["name"], dataset.tokenizer["sha256"], dataset.document_rule
-    if config.tokenizer not in ("any", name, sha256):
-        return (
-            f"{config.data} has tokenizer {name} ({sha256[:12]}), recipe {config.recipe} wants {config.tokenizer}:"
-            f" build the data with --tokenizer {config.tokenizer}, or train with --recipe {CPU_RECIPE}"
-            f" or --tokenizer {name}"
-        )
-    if config.document_rule not in ("any", rule):
-        return (
-            f"{config.data} has document rule {rule}, recipe {config.recipe} wants {config.document_rule}: build the"
-            f" data with --document-rule {config.document_rule}, or train with --document-rule {rule}"
-        )
-    return None
+    """What of a dataset's tokenizer and document rule is not the recipe's, and what to do; None if all is."""
+    tokenizer, sha256 = dataset.tokenizer["name"], dataset.tokenizer["sha256"]
+    parts = (
+        ("tokenizer", config.tokenizer, (tokenizer, sha256, "any")),
+        ("vocabulary", config.vocabulary, (dataset.vocab_size, None)),
+        ("document-rule", config.document_rule, (dataset.document_rule, "any")),
+    )
+    misfits = [(flag, wanted, fitting[0]) for flag, wanted, fitting in parts if wanted not in fitting]
+    if not misfits:
+        return None
+    found = ", ".join(f"{flag.replace('-', ' ')} {here}" for flag, _, here in misfits)
+    build = " ".join(f"--{flag} {wish}" for flag, wish, _ in misfits if flag != "vocabulary") or "that tokenizer"
+    flags = " ".join(f"--{flag} {here}" for flag, _, here in misfits)
+    return (
+        f"{config.data} (tokenizer {tokenizer}, {sha256[:12]}) has {found},"
+        f" recipe {config.recipe} wants {', '.join(str(wish) for _, wish, _ in misfits)}:"
+        f" build the data with {build}, or train with --recipe {CPU_RECIPE} or {flags}"
+    )
 
 
 def refuse_cpu(config: TrainConfig, model_config: ModelConfig, *, device_type: str) -> None:
@@ -133,10 +147,13 @@ def refuse_cpu(config: TrainConfig, model_config: ModelConfig, *, device_type: s
 
 
 def print_forecast(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, device_type: str) -> None:
-    """Say what the run would be. What does not fit together has been refused before."""
+    """Say what the run would be, on rank 0. What does not fit together has been refused before."""
+    if distributed.from_torchrun("RANK", 0):
+        return
     ranks = distributed.from_torchrun("WORLD_SIZE", 1)
-    print(f"recipe  {config.recipe}  model {model_config.num_parameters():,} parameters")
-    print(f"steps   {config.num_steps:,} of {config.tokens_per_step:,} tokens, {config.tokens:,} wanted in all")
+    print(f"{config.as_text()}\nrecipe  {config.recipe}  model {model_config.num_parameters():,} parameters")
+    total = config.num_steps * config.tokens_per_step
+    print(f"steps   {config.num_steps:,} of {config.tokens_per_step:,} tokens, {total:,} in all")
     print(f"        {ranks} ranks: {config.accumulation(ranks)} micro-batches of {config.micro_batch_size} each")
     sources = describe_sources(dataset, num_samples=config.num_steps * config.samples_per_step)
     print(*sources, *plot_schedule(config), sep="\n")
@@ -152,8 +169,7 @@ def print_forecast(config: TrainConfig, model_config: ModelConfig, dataset: Pack
 def plot_schedule(config: TrainConfig) -> list[str]:
     """The learning rate over the steps, as lines of text."""
     last = config.num_steps
-    steps = [1 + round(column * (last - 1) / (PLOT_COLUMNS - 1)) for column in range(PLOT_COLUMNS)]
-    rates = [learning_rate_at(step, config) for step in steps]
+    rates = [learning_rate_at(1 + column * (last - 1) // (PLOT_COLUMNS - 1), config) for column in range(PLOT_COLUMNS)]
     lines = []
     for row in range(PLOT_ROWS, 0, -1):
         marks = "".join("#" if rate > config.learning_rate * (row - 0.5) / PLOT_ROWS else " " for rate in rates)

@@ -98,11 +98,10 @@ def find_damage(checkpoint: Path, *, part: int = 0, num_parts: int = 1) -> str |
     except DamageError as error:
         return str(error)
     for name in sorted(recorded)[part::num_parts]:
-        is_missing = not (checkpoint / name).is_file()
-        if is_missing or describe_file(checkpoint / name) != recorded[name]:
-            finding = (
-                "is missing" if is_missing else f"is not the {recorded[name]['size_bytes']:,} bytes of the manifest"
-            )
+        if not (checkpoint / name).is_file():
+            return f"checkpoint {checkpoint} is damaged, {name} is missing"
+        if describe_file(checkpoint / name) != recorded[name]:
+            finding = f"is not the {recorded[name]['size_bytes']:,} bytes of the manifest"
             return f"checkpoint {checkpoint} is damaged, {name} {finding}"
     return None
 

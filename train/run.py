@@ -82,6 +82,7 @@ def announce(run: Run, *, changes: list[str], complaints: list[str]) -> None:
     """Say what is about to be trained, on what, and from where."""
     config, shape, place = run.config, run.model.config, run.placement
     lines = [
+        config.as_text(),
         f"data    {config.data}  tokenizer {run.dataset.tokenizer['name']}",
         *describe_sources(run.dataset, num_samples=config.num_steps * config.samples_per_step),
         f"model   {shape.num_parameters():,} parameters  vocabulary {shape.vocab_size:,}"
