@@ -106,8 +106,13 @@ def sync_files(files: Sequence[BinaryIO]) -> None:
     """Make what was written to open files survive a power cut: all at once."""
     for file in files:
         file.flush()
+    if len(files) == 1:
+        os.fsync(files[0].fileno())
+        return
     with ThreadPoolExecutor(len(files)) as threads:
-        list(threads.map(os.fsync, [file.fileno() for file in files]))
+        synced = [threads.submit(os.fsync, file.fileno()) for file in files]
+    for each in synced:
+        each.result()
 
 
 def sync_folder(folder: Path) -> None:

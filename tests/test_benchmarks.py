@@ -110,7 +110,7 @@ def test_ingest_makes_no_python_call_per_document(tmp_path, sample_model):
         _, profile, record = time_profiled(lambda task=task: run_ingest(task), num_bytes=1)
         assert record["documents"]["accepted"] == num_documents
         num_calls.append(profile.total_calls)
-    assert num_calls[2] < num_calls[1] + 1000  # for 5,000 documents; how often threads wait for the disk varies
+    assert num_calls[2] < num_calls[1] + 100
 
 
 @pytest.mark.long
