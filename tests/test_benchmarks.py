@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from collections import Counter
 
 import pytest
 import tiktoken
@@ -101,7 +102,7 @@ def test_peers_get_the_same_tokenizer(named_tokenizers, name):
 
 def test_ingest_makes_no_python_call_per_document(tmp_path, sample_model):
     tokenizer = load_tokenizer(sample_model)
-    num_calls = []
+    counts = []
     for name, num_documents in (("warm", 5), ("few", 5), ("many", 5_000)):
         path = tmp_path / f"{name}.jsonl"
         text = "word " * (100_000 // num_documents)
@@ -109,8 +110,9 @@ def test_ingest_makes_no_python_call_per_document(tmp_path, sample_model):
         task = make_task(name, (path,), tokenizer, tmp_path)
         _, profile, record = time_profiled(lambda task=task: run_ingest(task), num_bytes=1)
         assert record["documents"]["accepted"] == num_documents
-        num_calls.append(profile.total_calls)
-    assert num_calls[2] < num_calls[1] + 100
+        counts.append(Counter({function: figures[1] for function, figures in profile.stats.items()}))
+    more_calls = counts[2] - counts[1]  # of each function: how many threads are started to sync the files, varies
+    assert max(more_calls.values(), default=0) < 100
 
 
 @pytest.mark.long
