@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from model.attention import KeyValueCache, Rope, attention_function, build_document_mask, rope_tables, rotate
 from model.config import ModelConfig
-from model.loss import linear_cross_entropy
+from model.loss import linear_cross_entropy, score_rows, score_rows_at_once
 
 Recompute = Literal["off", "selective", "full"]
 
@@ -106,7 +106,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, *, attention_backend: str, recompute: Recompute = "off") -> None:
         """`attention_backend` is one that choose_backend gave; `recompute` says what the backward pass does again."""
         super().__init__()
-        self.config, self.attention_backend = config, attention_backend
+        self.config, self.attention_backend, self.score_rows = config, attention_backend, score_rows
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         options = {"backend": attention_backend, "recompute": recompute}
         self.blocks = nn.ModuleList(Block(config, layer=layer, **options) for layer in range(config.num_layers))
@@ -133,10 +133,13 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, rope, documents, cache)
         x, head = self.norm(x), (self.head or self.embedding).weight
-        return F.linear(x, head) if targets is None else linear_cross_entropy(x.flatten(0, 1), head, targets.flatten())
+        if targets is None:
+            return F.linear(x, head)
+        return linear_cross_entropy(x.flatten(0, 1), head, targets.flatten(), self.score_rows)
 
     def compile_blocks(self, **options: Any) -> None:
-        """Let torch.compile make the blocks' code at their first call; `options` are its own."""
+        """Let torch.compile make the code of the blocks and the loss at their first call; `options` are its own."""
+        self.score_rows = torch.compile(score_rows_at_once, dynamic=False, fullgraph=True, **options)
         for block in self.blocks:  # its forward, so that FSDP's hooks stay outside and one compilation serves all
             block.forward = torch.compile(block.forward, dynamic=False, fullgraph=True, **options)
 

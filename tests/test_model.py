@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import model.loss
 from model.config import NAMED_SIZES, ModelConfig, named_size
 from model.huggingface import to_huggingface, to_huggingface_config
-from model.loss import IGNORED, linear_cross_entropy
+from model.loss import IGNORED, linear_cross_entropy, score_rows, score_rows_at_once
 from model.transformer import Transformer
 
 SMALL = replace(named_size("demo"), vocab_size=128, hidden_size=48, intermediate_size=80, num_heads=6, num_kv_heads=2)
@@ -94,8 +94,9 @@ def test_logits_of_weights_given_by_formula_are_those_that_transformers_computed
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("score", [score_rows, score_rows_at_once])
 @pytest.mark.parametrize("rows_per_chunk", [1, 7, 512])
-def test_the_chunked_loss_and_its_gradients_are_those_of_cross_entropy(rows_per_chunk, monkeypatch):
+def test_the_chunked_loss_and_its_gradients_are_those_of_cross_entropy(score, rows_per_chunk, monkeypatch):
     monkeypatch.setitem(model.loss.ROWS_PER_CHUNK, "cpu", rows_per_chunk)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(20, 8, generator=generator), torch.randn(50, 8, generator=generator)
@@ -105,11 +106,33 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_cross_entropy(rows_per_
     for chunked in (True, False):
         x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         logits = x @ w.T
-        loss = linear_cross_entropy(x, w, targets) if chunked else F.cross_entropy(logits, targets, reduction="sum")
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        if chunked:
+            with torch.no_grad():
+                assert linear_cross_entropy(x, w, targets, score) == pytest.approx(loss.item(), rel=1e-5)
+            loss = linear_cross_entropy(x, w, targets, score)
         (loss / 7).backward()
         results.append((loss.detach(), x.grad, w.grad))
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_no_gradient_is_computed_for_a_loss_that_needs_none():
+    asked = []
+
+    def score(logits, targets, needs_gradient):
+        asked.append(needs_gradient)
+        return score_rows(logits, targets, needs_gradient)
+
+    hidden, weight, targets = (
+        torch.randn(4, 8),
+        torch.nn.Parameter(torch.randn(50, 8)),
+        torch.zeros(4, dtype=torch.int64),
+    )
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets, score)
+    linear_cross_entropy(hidden, weight, targets, score)
+    assert asked == [False, True]
 
 
 def test_first_weights_depend_on_seed_and_name_alone():
@@ -166,4 +189,4 @@ def test_one_compilation_serves_all_blocks_and_every_batch(recompute):
         ours, reference = (loss_and_gradients(each, tokens, ends) for each in (model, plain))
         for a, b in zip(ours, reference, strict=True):
             torch.testing.assert_close(a, b)
-    assert len(compiled) == 1
+    assert len(compiled) == 2  # a block, and the loss

@@ -234,4 +234,4 @@ def test_all_code_is_compiled_before_the_first_step_is_done(data, tmp_path, monk
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     assert run(data, tmp_path / "run", "--compile", "on", "--valid-every", "1", "--valid-windows", "5") == 0
-    assert graphs == [2, 2, 2, 2]  # with gradients and without
+    assert graphs == [4, 4, 4, 4]  # a block and the loss, with gradients and without

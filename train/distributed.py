@@ -23,6 +23,7 @@ from model.transformer import Transformer
 from train.config import TrainConfig
 
 BYTES_PER_WEIGHT = 16  # Weight, gradient and AdamW's two moments, all float32.
+BYTES_GATHERED = 6  # Of a weight on every rank: bfloat16 to compute with, and its gradient in float32.
 SMALL_SHARE_OF_MEMORY = 0.1
 FELT_SHARE_OF_MEMORY = 0.05
 
@@ -207,6 +208,15 @@ def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
             # The loss is divided by the tokens of the whole step, so the ranks' gradients add up to the mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def exchange_gradients(model: Transformer, *, is_last: bool) -> None:
+    """Before each micro-batch of a step: whether its backward pass ends the step. Where gathered weights and gradients
+    are small, they stay until then, so that a step gathers and sums once; else each micro-batch does."""
+    share = BYTES_GATHERED * model.config.num_parameters() / memory_bytes(next(model.parameters()).device)
+    if isinstance(model, FSDPModule) and share < SMALL_SHARE_OF_MEMORY:
+        model.set_requires_gradient_sync(is_last)
+        model.set_reshard_after_backward(is_last)
 
 
 def _write_part(parameter: Tensor, full_weight: Tensor) -> None:

@@ -13,7 +13,15 @@ from torch import Tensor
 from model.loss import IGNORED
 from pipeline.dataset import PackedDataset
 from train.data import MicroBatch, RankReader, count_tokens, extend_hash, read_micro_batch, refuse_end
-from train.distributed import StopRequest, StopRequestedError, device_name, is_compiled, peak_flops, sum_over_ranks
+from train.distributed import (
+    StopRequest,
+    StopRequestedError,
+    device_name,
+    exchange_gradients,
+    is_compiled,
+    peak_flops,
+    sum_over_ranks,
+)  # fmt: skip
 from train.metrics import METRICS, Meter, Record, Watcher, append_metrics, format_record, open_profiler, open_watchers
 from train.optim import clip_gradients, learning_rate_at, update_weights, weight_norm
 from train.run import Run, is_rolled_back, not_finite, report
@@ -85,8 +93,9 @@ def train_step(run: Run, batch: list[MicroBatch], *, learning_rate: float, stop:
     if run.config.packing == "best-fit":
         num_targets = sum_over_ranks(torch.tensor(sum(each.num_targets for each in batch), device=device))
     loss = torch.zeros((), device=device)
-    for micro_batch in batch:
+    for num_left, micro_batch in zip(reversed(range(len(batch))), batch, strict=True):
         stop.check()
+        exchange_gradients(run.model, is_last=num_left == 0)
         moved = micro_batch.to(device)
         part = run.model(moved.inputs, targets=moved.targets, cu_seqlens=moved.cu_seqlens) / num_targets
         part.backward()
