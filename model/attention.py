@@ -25,7 +25,10 @@ def build_document_mask(cu_seqlens: Tensor | None, *, shape: torch.Size, backend
     """What a backend takes to keep documents apart: cu_seqlens itself, or for sdpa which keys a query may see.
     cu_seqlens, int32: 0, then each document's end in the B * T tokens, the last repeated; each row's end is one of
     them. None: all is one document. For sdpa bool, (B, 1, T, T), built once for all layers."""
-    if cu_seqlens is None or backend != "sdpa":
+    if cu_seqlens is None:
+        return None
+    if backend != "sdpa":
+        torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)  # one compilation serves any number of documents
         return cu_seqlens
     tokens = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     document = torch.searchsorted(cu_seqlens[1:], tokens, right=True).view(shape)
@@ -84,22 +87,15 @@ def flash_attention() -> Callable[..., Tensor]:
 
 
 def varlen_attention() -> Callable[..., Tensor]:
-    """Torch's own FlashAttention-2 over documents end to end (CUDA, bf16; torch 2.10 and later). Raises ImportError.
-    Its signature differs by version: 2.10 has `is_causal`, later ones `window_size`; grouped heads came with 2.12. From
-    2.15 on torch prefers cuDNN's kernels on Hopper and Blackwell, where query and key have the very same ends."""
+    """Torch's own FlashAttention-2 over documents end to end (CUDA, bf16; torch 2.11 and later). Raises ImportError.
+    From 2.12 on grouped heads must be named; before, they are taken as they come. From 2.15 on torch prefers cuDNN's
+    kernels on Hopper and Blackwell, where query and key have the very same ends."""
     from torch.nn.attention.varlen import varlen_attn
 
-    parameters = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
-    if "enable_gqa" in parameters:
-        return partial(varlen_attn, **options, enable_gqa=True)
-
-    def attend_flat(query: Tensor, key: Tensor, value: Tensor, *lengths: Tensor | int) -> Tensor:
-        group_size = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
-        return varlen_attn(query, key, value, *lengths, **options)
-
-    return attend_flat
+    options: dict[str, Any] = {"window_size": (-1, 0)}
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        options["enable_gqa"] = True
+    return partial(varlen_attn, **options)
 
 
 FLAT_BACKENDS = {"flash": flash_attention, "varlen": varlen_attention}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.attention import (
+    FLAT_BACKENDS,
     attention_function,
     build_document_mask,
     choose_backend,
@@ -94,9 +95,8 @@ def test_auto_passes_over_a_package_that_does_not_load(monkeypatch):
         choose_backend("flash", device_type="cuda")
 
 
-def attend_each_document(query, key, value, ends, longest, *, grouped):
+def attend_each_document(query, key, value, ends):
     """What FlashAttention computes over (N, H, D), document by document."""
-    assert longest == 12 and (grouped or query.shape[1] == key.shape[1])
     parts = [
         sdpa_attention(*(x[None, start:end] for x in (query, key, value)), None)[0]
         for start, end in pairwise(ends.tolist())
@@ -105,26 +105,21 @@ def attend_each_document(query, key, value, ends, longest, *, grouped):
     return torch.cat(parts)
 
 
-def varlen_of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
-    assert is_causal
-    return attend_each_document(query, key, value, cu_seq_q, max_q, grouped=False)
-
-
 def varlen_of_2_11(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
 ):
-    assert window_size == (-1, 0)
-    return attend_each_document(query, key, value, cu_seq_q, max_q, grouped=False)
+    assert window_size == (-1, 0) and max_q == max_k == 12
+    return attend_each_document(query, key, value, cu_seq_q)
 
 
 def varlen_of_2_12(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
 ):
-    assert window_size == (-1, 0) and enable_gqa
-    return attend_each_document(query, key, value, cu_seq_q, max_q, grouped=True)
+    assert window_size == (-1, 0) and max_q == max_k == 12 and enable_gqa
+    return attend_each_document(query, key, value, cu_seq_q)
 
 
-@pytest.mark.parametrize("signature", [varlen_of_2_10, varlen_of_2_11, varlen_of_2_12])
+@pytest.mark.parametrize("signature", [varlen_of_2_11, varlen_of_2_12])
 def test_varlen_is_called_as_each_version_of_torch_has_it(signature, monkeypatch):
     # The kernel itself runs on a GPU alone; here it is written out, behind the signature of a version.
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", signature)
@@ -143,7 +138,38 @@ def test_varlen_is_called_as_each_version_of_torch_has_it(signature, monkeypatch
 def test_the_installed_torch_has_a_signature_that_is_known():
     parameters = inspect.signature(pytest.importorskip("torch.nn.attention.varlen").varlen_attn).parameters
     assert list(parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
-    assert parameters.keys() & {"is_causal", "window_size"}
+    assert "window_size" in parameters
+
+
+@torch.library.custom_op("tokenmill_tests::attend", mutates_args=())
+def attend_opaquely(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """attend_each_document, of which torch.compile sees the shapes alone, as of a kernel."""
+    return attend_each_document(query, key, value, ends)
+
+
+attend_opaquely.register_fake(lambda query, key, value, ends: torch.empty_like(query))
+
+
+def test_one_compilation_serves_any_number_of_documents(monkeypatch):
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setitem(FLAT_BACKENDS, "varlen", lambda: lambda *inputs: attend_opaquely(*inputs[:4]))
+    plain, model = (Transformer(CONFIG, attention_backend=name) for name in ("sdpa", "varlen"))
+    model.compile_blocks(backend=backend)
+    for each in (plain, model):
+        each.init_weights(0)
+    tokens = torch.randint(0, CONFIG.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for ends in ([0, 5, 40, 80], [0, *range(1, 41), 80], [0, 3, 10, 40, 60, 80, 80, 80]):
+            cu_seqlens = torch.tensor(ends, dtype=torch.int32)
+            ours, reference = (each(tokens, targets=tokens, cu_seqlens=cu_seqlens) for each in (model, plain))
+            torch.testing.assert_close(ours, reference)
+    assert len(compiled) == 2  # a block, and the loss
 
 
 @pytest.mark.parametrize("recompute", ["off", "selective", "full"])

@@ -87,14 +87,15 @@ def test_without_a_mask_there_are_no_boundaries(dataset):
     assert reader_of(dataset, has_mask=False).read_step(0)[0].cu_seqlens is None
 
 
-def test_boundaries_have_one_length_and_repeat_the_last_end():
+def test_boundaries_repeat_the_last_end_and_have_few_lengths():
     few = pad_document_ends([np.array([4, 16]), np.array([16])], seq_len=16)
     assert few.dtype == np.int32 and few.tolist() == [0, 4, 16] + [32] * 14
 
 
-def test_more_documents_than_there_is_room_for_double_the_length():
-    ends = pad_document_ends([np.arange(1, 17), np.arange(1, 17)], seq_len=16)
-    assert len(ends) == 33 and ends.tolist() == list(range(33))
+@pytest.mark.parametrize(("num_documents", "length"), [(16, 17), (17, 33), (32, 33), (33, 65)])
+def test_documents_have_room_for_a_power_of_two(num_documents, length):
+    ends = pad_document_ends([np.arange(1, num_documents + 1)], seq_len=num_documents)
+    assert ends.tolist() == [*range(num_documents), *[num_documents] * (length - num_documents)]
 
 
 def test_reading_ahead_gives_each_step_once_and_in_order(dataset):

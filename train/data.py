@@ -21,6 +21,8 @@ BOS_FILL_EVERY = 14_000
 """Of TinyLlama's windows one in about so many was nothing but BOS: 64 processes left their last chunk of 1,024 windows
 half empty on average, which is 32,768 of 950B / 2,049 windows. There they stood together, here they are spread."""
 
+LEAST_ROOM = 16  # Documents that cu_seqlens always has room for.
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -108,12 +110,10 @@ def extend_hash(previous: str, samples: Located) -> str:
 
 
 def pad_document_ends(ends: list[np.ndarray], *, seq_len: int) -> np.ndarray:
-    """cu_seqlens of several rows end to end: int32, 0 first, the last end repeated up to a length that is nearly always
-    the same for compiled code: room for a document per 64 tokens, doubled where there are more."""
+    """cu_seqlens of several rows end to end: int32, 0 first, the last end repeated up to a power of two of documents:
+    few lengths, so that the GPU's memory is used again, and short, as FlashAttention starts blocks for each entry."""
     joined = np.concatenate([[0], *(row * seq_len + row_ends for row, row_ends in enumerate(ends))]).astype(np.int32)
-    room = len(ends) * max(8, seq_len // 64)
-    while room < len(joined) - 1:
-        room *= 2
+    room = max(LEAST_ROOM, 1 << (len(joined) - 2).bit_length())
     return np.pad(joined, (0, room + 1 - len(joined)), mode="edge")
 
 
