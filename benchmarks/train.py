@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.losses import compare_losses
 from benchmarks.plain_llama import PlainShape, PlainTrainer
-from benchmarks.train_levers import ACCUMULATION, LeverSettings, measure_levers
+from benchmarks.train_levers import LEVERS, LeverSettings, measure_levers
 from benchmarks.train_run import base_config, make_dataset, open_run, print_table, run_steps, write_figures
 from model.config import named_size
 from train.config import load_recipe
@@ -58,8 +58,11 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--steps", type=int, default=200, help="updates that are timed; on a CPU in all rounds")
     parser.add_argument("--warmup", type=int, default=5, help="updates before the time is taken")
+    parser.add_argument("--accumulation", type=int, default=4, help="micro-batches of the recipe's size in an update")
     parser.add_argument("--lever-steps", type=int, default=10, help="updates of each variant; 0: no variants")
     parser.add_argument("--minutes", type=float, default=8, help="no variant begins after so long")
+    names = ("recipe", *LEVERS)
+    parser.add_argument("--only", nargs="+", default=(), choices=names, metavar="VARIANT", help=", ".join(names))
     parser.add_argument("--json", type=Path, help="where to write the figures")
     return parser.parse_args()
 
@@ -70,7 +73,8 @@ def main() -> None:
     device = resolve_device(flags.device)
     recipe = flags.recipe if device == "cuda" else "demo"
     with tempfile.TemporaryDirectory() as folder:
-        data = flags.data or make_up_data(recipe, Path(folder) / "data", num_steps=flags.steps)
+        num_micro_batches = (flags.steps + 100) * flags.accumulation
+        data = flags.data or make_up_data(recipe, Path(folder) / "data", num_micro_batches=num_micro_batches)
         if device == "cuda":
             measure_gpu(flags, data)
         else:
@@ -78,10 +82,10 @@ def main() -> None:
             write_figures(flags.json, measure_cpu(flags, data) | {"losses": losses})
 
 
-def make_up_data(recipe: str, folder: Path, *, num_steps: int) -> str:
+def make_up_data(recipe: str, folder: Path, *, num_micro_batches: int) -> str:
     """Enough for the steps without a second epoch, for the recipe's vocabulary. Returns its folder."""
     config = load_recipe(recipe)
-    num_tokens = (num_steps + 100) * ACCUMULATION * config.micro_batch_size * config.seq_len
+    num_tokens = num_micro_batches * config.micro_batch_size * config.seq_len
     print(f"data: none given, {num_tokens:,} tokens are made up", flush=True)
     return make_dataset(folder, vocab_size=named_size(config.model).vocab_size, num_tokens=num_tokens)
 
@@ -89,8 +93,8 @@ def make_up_data(recipe: str, folder: Path, *, num_steps: int) -> str:
 def measure_gpu(flags: argparse.Namespace, data: str) -> None:
     """The ways to the loss, the recipe and its levers, each in a process of its own."""
     settings = LeverSettings(
-        recipe=flags.recipe, data=data, device="cuda", steps=flags.steps, lever_steps=flags.lever_steps,
-        warmup=flags.warmup, minutes=flags.minutes, json=flags.json,
+        recipe=flags.recipe, data=data, device="cuda", accumulation=flags.accumulation, steps=flags.steps,
+        lever_steps=flags.lever_steps, only=flags.only, warmup=flags.warmup, minutes=flags.minutes, json=flags.json,
     )  # fmt: skip
     measure_levers(settings)
 

@@ -4,45 +4,46 @@ its own, so that none is fuller than the first. The same on a CPU, at a small si
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import model.loss
-import model.transformer
 from benchmarks.losses import compare_losses, use_loss
 from benchmarks.train_run import base_config, open_run, print_table, run_steps, write_figures
-from model.config import ModelConfig
+from model.transformer import Transformer
 from train.config import TrainConfig, load_recipe
 from train.distributed import device_name, peak_flops, stop_ranks
+from train.metrics import METRICS, read_metrics
 
 GIB = 1 << 30
 PATIENCE_SECONDS = 150
 SECONDS_PER_STEP = 6
 """So long a process may take: to start and compile, and for each update (11,000 tokens/s of tinyllama-1.1b)."""
 SECONDS_TO_END = 10
-ACCUMULATION = 4
-"""Micro-batches of the recipe's size in one update; TinyLlama had 8."""
 LEVERS: dict[str, dict[str, Any]] = {
-    "within 40 GB": {"limit_gb": 40},
+    "within 40 GB, selective": {"activation_checkpointing": "selective", "limit_gb": 40},
     "within 24 GB, full": {"activation_checkpointing": "full", "micro_batch_size": 0.25, "limit_gb": 24},
+    "twice the micro-batch": {"micro_batch_size": 2},
     "attention sdpa": {"attention": "sdpa"},
     "no compile": {"compile": "off"},
+    "loss not compiled": {"loss": "ours"},
     "all logits at once": {"loss": "plain"},
-    "torch's linear_cross_entropy": {"loss": "torch"},
-    "twice the micro-batch": {"micro_batch_size": 2},
-    "half the micro-batch": {"micro_batch_size": 0.5},
     "no document mask": {"document_mask": "off"},
+    "half the micro-batch": {"micro_batch_size": 0.5},
     "selective recomputation": {"activation_checkpointing": "selective"},
     "full recomputation": {"activation_checkpointing": "full"},
-    "loss by 4,096 rows": {"rows_per_chunk": 4096},
-    "within 40 GB, selective": {"activation_checkpointing": "selective", "limit_gb": 40},
+    "loss by 1,024 rows": {"rows_per_chunk": 1024},
+    "torch's linear_cross_entropy": {"loss": "torch"},
     "four times the micro-batch": {"micro_batch_size": 4},
     "attention flash": {"attention": "flash"},
     "attention varlen": {"attention": "varlen"},
@@ -61,10 +62,14 @@ class LeverSettings:
     """The dataset."""
     device: str
     """cpu or cuda."""
+    accumulation: int
+    """Micro-batches of the recipe's size in one update."""
     steps: int
     """Updates of the recipe that are timed."""
     lever_steps: int
     """Updates of each variant; 0: no variants."""
+    only: Sequence[str]
+    """The variants that are measured, the recipe among them if it is named; empty: all."""
     warmup: int
     """Updates before the time is taken."""
     minutes: float
@@ -77,10 +82,15 @@ def measure_levers(settings: LeverSettings) -> dict[str, Any]:
     """Ways to the loss, the recipe, and variants, as many as there is time for; printed and written as they come."""
     started = time.monotonic()
     name = device_name(torch.device(settings.device))
-    figures: dict[str, Any] = {"recipe": settings.recipe, "device": name, "torch": torch.__version__, "variants": {}}
-    figures["losses"] = measure_apart(compare_losses, settings.recipe, settings.device, seconds=PATIENCE_SECONDS)
-    write_figures(settings.json, figures)
+    figures: dict[str, Any] = {
+        "command": sys.argv[1:], "date": date.today().isoformat(), "recipe": settings.recipe, "device": name,
+        "torch": torch.__version__, "variants": {},
+    }  # fmt: skip
+    if not settings.only:
+        figures["losses"] = measure_apart(compare_losses, settings.recipe, settings.device, seconds=PATIENCE_SECONDS)
+        write_figures(settings.json, figures)
     variants = {"recipe": {}} | (LEVERS if settings.lever_steps else {})
+    variants = {variant: variants[variant] for variant in settings.only or variants}
     for variant, changes in variants.items():
         num_steps = settings.steps if variant == "recipe" else settings.lever_steps
         if time.monotonic() - started > 60 * settings.minutes:
@@ -124,7 +134,8 @@ def send_figures(sender: Connection, measure: Callable[..., dict[str, Any]], arg
 def measure_variant(settings: LeverSettings, changes: dict[str, Any], num_steps: int) -> dict[str, Any]:
     """Tokens per second, MFU and peak memory."""
     changes = dict(changes)
-    use_loss(changes.pop("loss", "ours"))
+    if "loss" in changes:
+        use_loss(changes.pop("loss"))
     model.loss.ROWS_PER_CHUNK[settings.device] = changes.pop(
         "rows_per_chunk", model.loss.ROWS_PER_CHUNK[settings.device]
     )
@@ -133,7 +144,7 @@ def measure_variant(settings: LeverSettings, changes: dict[str, Any], num_steps:
     with tempfile.TemporaryDirectory() as folder:
         config = base_config(settings.recipe, data=settings.data, out=Path(folder), device=settings.device)
         rows = max(1, int(config.micro_batch_size * changes.pop("micro_batch_size", 1)))
-        tokens_per_step = ACCUMULATION * config.micro_batch_size * config.seq_len
+        tokens_per_step = settings.accumulation * config.micro_batch_size * config.seq_len
         steps = settings.warmup + num_steps
         config = replace(config, micro_batch_size=rows, tokens_per_step=tokens_per_step, steps=steps, **changes)
         try:
@@ -153,10 +164,13 @@ def draw_weights_on(device: str) -> None:
     """Let the device draw a model's first weights: the trainer's own, the same everywhere, take 7 s of a CPU for 1.1B,
     in each of the processes."""
 
-    def draw(name: str, *, config: ModelConfig, shape: torch.Size, seed: int) -> torch.Tensor:
-        return torch.ones(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, device=device)
+    def draw(self: Transformer, seed: int, *, write: Callable[[Tensor, Tensor], None]) -> None:
+        for parameter in self.parameters():
+            is_norm = parameter.ndim == 1
+            full = torch.ones if is_norm else torch.randn
+            write(parameter, full(parameter.shape, device=device) * (1.0 if is_norm else 0.02))
 
-    model.transformer.initial_weight = draw
+    Transformer.init_weights = torch.no_grad()(draw)
 
 
 def time_steps(config: TrainConfig, *, warmup: int, num_steps: int) -> dict[str, Any]:
@@ -170,14 +184,19 @@ def time_steps(config: TrainConfig, *, warmup: int, num_steps: int) -> dict[str,
             started = time.perf_counter()
     _wait(device)
     speed = num_steps * config.tokens_per_step / (time.perf_counter() - started)
+    logged = read_metrics(config.out / METRICS)[1:]  # not the first, which compiles
     flops, peak = run.model.config.flops_per_token(config.seq_len), peak_flops(device_name(device))
     return {
         "tokens_per_second": speed,
         "mfu": speed * flops / peak if peak else None,
         "flops_per_token": flops,
         "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else 0,
+        "data_wait": sum(each["data_seconds"] for each in logged) / sum(each["step_seconds"] for each in logged)
+        if logged
+        else None,
         "attention": run.model.attention_backend,
         "micro_batch_size": config.micro_batch_size,
+        "tokens_per_step": config.tokens_per_step,
         "steps": num_steps,
     }
 
@@ -185,7 +204,7 @@ def time_steps(config: TrainConfig, *, warmup: int, num_steps: int) -> dict[str,
 def print_levers(figures: dict[str, Any]) -> None:
     """The table, and the formula."""
     variants = figures["variants"]
-    whole = variants["recipe"].get("tokens_per_second")
+    whole = variants.get("recipe", {}).get("tokens_per_second")
     rows = [["variant", "micro-batch", "attention", "tokens/s", "of the recipe", "MFU", "peak GiB"]]
     for variant, row in variants.items():
         if "error" in row:

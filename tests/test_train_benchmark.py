@@ -54,7 +54,7 @@ def test_made_up_data_is_a_dataset_whose_documents_end_where_it_says(tmp_path):
         ).tolist()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["ours", "torch", "plain"])
 def test_every_way_to_the_loss_gives_the_same_number(name):
     if name == "torch" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         pytest.skip("torch 2.13 brought linear_cross_entropy")
@@ -76,8 +76,10 @@ def test_the_table_of_levers_holds_what_was_measured_and_what_stood_in_the_way(t
         recipe=str(recipe),
         data=data,
         device="cpu",
+        accumulation=4,
         steps=2,
         lever_steps=1,
+        only=(),
         warmup=1,
         minutes=5,
         json=tmp_path / "x.json",

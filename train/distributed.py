@@ -249,7 +249,8 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The memory of a GPU, or of the machine."""
+    """The memory of a GPU, or as much of it as this process may take; on a CPU that of the machine."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        return int(share * torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -191,7 +191,8 @@ def estimate_memory(config: TrainConfig, shape: ModelConfig, *, num_parts: int) 
         "full": shape.hidden_size,
     }[config.activation_checkpointing]
     head = shape.vocab_size * shape.hidden_size
-    of_loss = 8.0 * ROWS_PER_CHUNK["cuda"] * shape.vocab_size + 6.0 * head + 4.0 * tokens * shape.hidden_size
+    of_logit = 4.0 if distributed.is_compiled(config, torch.device("cuda")) else 12.0
+    of_loss = of_logit * ROWS_PER_CHUNK["cuda"] * shape.vocab_size + 6.0 * head + 4.0 * tokens * shape.hidden_size
     parts = {
         "weights, gradients, AdamW's moments": distributed.BYTES_PER_WEIGHT * shape.num_parameters() / num_parts,
         "weights in bfloat16": 2.0 * shape.num_parameters(),
