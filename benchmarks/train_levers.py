@@ -83,7 +83,7 @@ def measure_levers(settings: LeverSettings) -> dict[str, Any]:
     started = time.monotonic()
     name = device_name(torch.device(settings.device))
     figures: dict[str, Any] = {
-        "command": sys.argv[1:], "date": date.today().isoformat(), "recipe": settings.recipe, "device": name,
+        "date": date.today().isoformat(), "recipe": settings.recipe, "device": name,
         "torch": torch.__version__, "variants": {},
     }  # fmt: skip
     if not settings.only:
