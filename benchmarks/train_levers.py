@@ -4,7 +4,6 @@ its own, so that none is fuller than the first. The same on a CPU, at a small si
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
