@@ -74,12 +74,26 @@ def test_the_schedule_is_drawn_as_high_as_it_is():
 def test_memory_and_time_follow_the_formulas():
     config = load_recipe("tinyllama-1.1b")
     shape = config.model_config(32_000)
-    whole = estimate_memory(config, shape, num_parts=1)["weights, gradients, AdamW's moments"]
-    assert whole == 16 * 1_100_048_384
-    assert estimate_memory(config, shape, num_parts=8)["weights, gradients, AdamW's moments"] == whole / 8
+    sums, kept = "weights, gradients, AdamW's moments", "gradients of the other ranks' weights, between micro-batches"
+    whole, parts = (estimate_memory(config, shape, device=torch.device("cpu"), ranks=ranks) for ranks in (1, 8))
+    assert (whole[sums], whole[kept]) == (16 * 1_100_048_384, 0)
+    assert (parts[sums], parts[kept]) == (2 * 1_100_048_384, 3.5 * 1_100_048_384)
+    single = replace(config, tokens_per_step=2048 * config.micro_batch_size * 8)  # one micro-batch a step
+    assert estimate_memory(single, shape, device=torch.device("cpu"), ranks=8)[kept] == 0
     (line, *_) = estimate_times(config, shape, device_name="cpu", ranks=1)
     # 0.45 * 989.4e12 / 7,313,817,600
     assert line.startswith("1 x H200: 60,875 tokens/s, 570.4 days")
+
+
+@pytest.mark.parametrize(("gib", "num_parts", "kept_gib"), [(24, 8, 0.0), (80, 8, 3.59), (200, 1, 0.0)])
+def test_memory_is_counted_as_the_gpu_that_is_here_will_hold_it(monkeypatch, gib, num_parts, kept_gib):
+    # 1.1B weights are gathered for each micro-batch, once a step, and whole on each rank: 6.6 GB and 17.6 GB are a tenth.
+    monkeypatch.setattr("train.distributed.memory_bytes", lambda device: gib * 2**30)
+    config = load_recipe("tinyllama-1.1b")
+    weights, kept, *_ = estimate_memory(
+        config, config.model_config(32_000), device=torch.device("cuda"), ranks=8
+    ).values()
+    assert weights == 16 * 1_100_048_384 / num_parts and kept / 2**30 == pytest.approx(kept_gib, abs=0.01)
 
 
 def test_the_ledger_agrees_with_a_run_and_lists_a_steps_windows(data, finished_run, capsys):

@@ -29,6 +29,8 @@ from train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 KEEP_ALL = ("--steps", "8", "--checkpoint-every", "3", "--keep-checkpoints", "9")
+VALIDATED = ("--valid-every", "4", "--valid-windows", "9")
+"""9 windows are 3 rounds of 4 at one rank and 5 rounds of 2 at two: each fills up another number of places."""
 
 AT_STEP = """
 import os, signal, train.loop
@@ -78,20 +80,26 @@ def validation_by_hand(data, run_folder, *, num_windows):
     return losses
 
 
-def test_two_ranks_train_alike_and_one_rank_goes_on_from_their_checkpoint(server, data, finished_run, tmp_path):
-    # 9 windows are 3 rounds of 4 at one rank and 2 rounds of 8 at two: each fills up another number of places.
-    flags = (*KEEP_ALL, "--valid-every", "4", "--valid-windows", "9")
-    ended = run_ranks(server, data, tmp_path / "two", *flags)
+@pytest.fixture(scope="module")
+def two_ranks(server, data, tmp_path_factory):
+    """What two ranks printed, and their run: four micro-batches a step, and a validation between steps."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    ended = run_ranks(server, data, out, *KEEP_ALL, *VALIDATED, "--micro-batch-size", "1")
     assert ended.codes == [0, 0], ended.errors
+    return ended, out
+
+
+def test_two_ranks_train_alike_and_one_rank_goes_on_from_their_checkpoint(two_ranks, data, finished_run, tmp_path):
+    ended, two = two_ranks
     assert ended.outputs[0].count("step 1/8") == 1 and ended.outputs[1] == ""
     for metric in ("loss", "grad_norm"):
-        assert metric_of(tmp_path / "two", metric) == pytest.approx(metric_of(finished_run, metric), rel=1e-4)
-    resumed = keep_only_step(tmp_path / "two", 3, tmp_path / "one")
-    assert train(data, resumed, *flags) == 0
+        assert metric_of(two, metric) == pytest.approx(metric_of(finished_run, metric), rel=1e-4)
+    resumed = keep_only_step(two, 3, tmp_path / "one")
+    assert train(data, resumed, *KEEP_ALL, *VALIDATED) == 0
     assert losses_of(resumed) == pytest.approx(losses_of(finished_run), rel=1e-4)
-    for run in ("two", "one"):
-        valid_loss = read_metrics(tmp_path / run / "metrics.jsonl")[-1]["valid_loss"]
-        assert valid_loss == pytest.approx(validation_by_hand(data, tmp_path / run, num_windows=9), rel=1e-4)
+    for run in (two, resumed):
+        valid_loss = read_metrics(run / "metrics.jsonl")[-1]["valid_loss"]
+        assert valid_loss == pytest.approx(validation_by_hand(data, run, num_windows=9), rel=1e-4)
 
 
 @pytest.mark.long
@@ -133,7 +141,7 @@ def test_resumed_again_and_again_at_other_world_sizes_the_batches_are_the_same(s
 def test_each_sharding_trains_alike(server, data, finished_run, tmp_path, sharding):
     machines = "import os; os.environ['LOCAL_WORLD_SIZE'] = '2'"  # four ranks on two machines
     ended = run_ranks(
-        server, data, tmp_path / "run", *KEEP_ALL, "--micro-batch-size", "2", "--sharding", sharding,
+        server, data, tmp_path / "run", *KEEP_ALL, "--micro-batch-size", "1", "--sharding", sharding,
         world_size=4, prelude=machines,
     )  # fmt: skip
     assert ended.codes == [0] * 4, ended.errors
@@ -155,6 +163,61 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(server, 
     assert train(data, tmp_path / "run", *KEEP_ALL) == 0
     assert losses_of(tmp_path / "run") == losses_of(finished_run)
     assert all(map(torch.equal, weights_of(tmp_path / "run"), weights_of(finished_run)))
+
+
+STOP_WITHIN_STEP_3 = """
+import os, signal, train.loop
+exchange, calls = train.loop.exchange_gradients, []
+def exchange_gradients(model, *, is_last):
+    calls.append(is_last)
+    exchange(model, is_last=is_last)
+    if rank == 1 and len(calls) == 2 * 4 + 2:  # of four micro-batches a step
+        os.kill(os.getpid(), signal.SIGTERM)
+train.loop.exchange_gradients = exchange_gradients
+"""
+
+
+def test_a_signal_between_micro_batches_leaves_nothing_of_that_step(server, data, two_ranks, tmp_path):
+    flags = (*KEEP_ALL, "--micro-batch-size", "1")
+    ended = run_ranks(server, data, tmp_path / "run", *flags, prelude=STOP_WITHIN_STEP_3)
+    assert ended.codes == [0, 0], ended.errors
+    assert "stopped by SIGTERM after step 2" in ended.outputs[0]
+    ended = run_ranks(server, data, tmp_path / "run", *flags)
+    assert ended.codes == [0, 0], ended.errors
+    assert losses_of(tmp_path / "run") == losses_of(two_ranks[1])
+    assert all(map(torch.equal, weights_of(tmp_path / "run"), weights_of(two_ranks[1])))
+
+
+BREAK_AND_COUNT = """
+import math, train.loop
+from torch.utils._python_dispatch import TorchDispatchMode
+clip, step, norms, sums = train.loop.clip_gradients, train.loop.train_step, [], []
+class Counter(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if "reduce_scatter" in function.name():
+            sums.append(function)
+        return function(*arguments, **(options or {}))
+def clip_gradients(model, max_norm):
+    norms.append(None)
+    if len(norms) == 4:
+        model.norm.weight.grad.mul_(math.nan)
+    print(len(sums), "sums in", len(norms), "steps")
+    return clip(model, max_norm)
+def train_step(*arguments, **options):
+    with Counter():
+        return step(*arguments, **options)
+train.loop.clip_gradients, train.loop.train_step = clip_gradients, train_step
+"""
+
+
+def test_gradients_are_exchanged_once_a_step_also_after_going_back(server, data, tmp_path):
+    flags = ("--steps", "5", "--micro-batch-size", "1", "--checkpoint-every", "2", "--max-bad-steps", "1")
+    ended = run_ranks(server, data, tmp_path / "run", *flags, prelude=BREAK_AND_COUNT)
+    assert ended.codes == [0, 0], ended.errors
+    assert "not finite in 1 steps in a row, up to step 4: goes on from" in ended.outputs[0]
+    assert "\n21 sums in 7 steps\n" in ended.outputs[0]  # of two blocks and the root; steps 1 to 4 and 3 to 5
+    skipped = read_manifest(find_checkpoints(tmp_path / "run")[-1]).skipped
+    assert skipped == [[16, 32]]
 
 
 def test_a_signal_in_the_middle_of_a_validation_stops_all_ranks(server, data, tmp_path):

@@ -168,7 +168,7 @@ def build_model(shape: ModelConfig, config: TrainConfig, *, placement: Placement
     if is_compiled(config, placement.device):
         model.compile_blocks()
     if placement.world_size > 1 or placement.device.type == "cuda":
-        _shard(model, config.sharding, placement=placement)
+        _shard(model, config, placement=placement)
     model.to_empty(device=placement.device)
     model.init_weights(config.seed, write=_write_part)
     return model
@@ -179,27 +179,34 @@ def is_compiled(config: TrainConfig, device: torch.device) -> bool:
     return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
 
 
-def num_parts(sharding: str, *, world_size: int) -> int:
+def num_parts(config: TrainConfig, shape: ModelConfig, *, device: torch.device, world_size: int) -> int:
     """Into how many parts, one a rank, a copy of the model is cut."""
-    return {"hybrid": from_torchrun("LOCAL_WORLD_SIZE", world_size), "replicate": 1}.get(sharding, world_size)
+    is_small = device.type == "cuda" and takes_little(BYTES_PER_WEIGHT, shape, device=device)
+    if config.sharding == "replicate" or (config.sharding == "auto" and is_small):
+        return 1
+    return from_torchrun("LOCAL_WORLD_SIZE", world_size) if config.sharding == "hybrid" else world_size
 
 
-def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
+def takes_little(bytes_per_weight: int, shape: ModelConfig, *, device: torch.device) -> bool:
+    """Whether so many bytes for each of the model's weights are a small part of a device's memory."""
+    return bytes_per_weight * shape.num_parameters() < SMALL_SHARE_OF_MEMORY * memory_bytes(device)
+
+
+def _shard(model: Transformer, config: TrainConfig, *, placement: Placement) -> None:
     """FSDP2: each block a unit, embedding, norm and head with the root. Gradients are summed, not averaged."""
-    is_cuda, ranks = placement.device.type == "cuda", placement.world_size
-    num_weights, num_bytes = model.config.num_parameters(), memory_bytes(placement.device)
-    if sharding == "auto" and is_cuda and BYTES_PER_WEIGHT * num_weights < SMALL_SHARE_OF_MEMORY * num_bytes:
-        sharding = "replicate"
-    parts = num_parts(sharding, world_size=ranks)
+    device, ranks = placement.device, placement.world_size
+    parts = num_parts(config, model.config, device=device, world_size=ranks)
     # The ranks as (copies, parts of a copy), or as parts alone.
     shape, names = ((ranks,), None) if parts == ranks else ((ranks // parts, parts), ("copies", "parts"))
-    mesh = init_device_mesh(placement.device.type, shape, mesh_dim_names=names)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     # Inputs are not cast, so that the rotary tables stay float32.
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if is_cuda else torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
     )
     # Gathered again for the backward pass only where the gathered weights would be felt in memory: two bytes each.
-    is_large = 2 * num_weights > FELT_SHARE_OF_MEMORY * num_bytes
+    is_large = 2 * model.config.num_parameters() > FELT_SHARE_OF_MEMORY * memory_bytes(device)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=is_large)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -213,8 +220,8 @@ def _shard(model: Transformer, sharding: str, *, placement: Placement) -> None:
 def exchange_gradients(model: Transformer, *, is_last: bool) -> None:
     """Before each micro-batch of a step: whether its backward pass ends the step. Where gathered weights and gradients
     are small, they stay until then, so that a step gathers and sums once; else each micro-batch does."""
-    share = BYTES_GATHERED * model.config.num_parameters() / memory_bytes(next(model.parameters()).device)
-    if isinstance(model, FSDPModule) and share < SMALL_SHARE_OF_MEMORY:
+    device = next(model.parameters()).device
+    if isinstance(model, FSDPModule) and takes_little(BYTES_GATHERED, model.config, device=device):
         model.set_requires_gradient_sync(is_last)
         model.set_reshard_after_backward(is_last)
 

@@ -159,11 +159,10 @@ def print_forecast(config: TrainConfig, model_config: ModelConfig, dataset: Pack
     print(f"        {ranks} ranks: {config.accumulation(ranks)} micro-batches of {config.micro_batch_size} each")
     sources = describe_sources(dataset, num_samples=config.num_steps * config.samples_per_step)
     print(*sources, *plot_schedule(config), sep="\n")
-    parts = distributed.num_parts(config.sharding, world_size=ranks)
-    for name, num_bytes in estimate_memory(config, model_config, num_parts=parts).items():
+    device = torch.device(device_type)
+    for name, num_bytes in estimate_memory(config, model_config, device=device, ranks=ranks).items():
         print(f"memory  {num_bytes / 2**30:7.2f} GiB  {name}")
-    device_name = distributed.device_name(torch.device(device_type))
-    for line in estimate_times(config, model_config, device_name=device_name, ranks=ranks):
+    for line in estimate_times(config, model_config, device_name=distributed.device_name(device), ranks=ranks):
         print(f"time    {line}")
     print("dry run: nothing was trained")
 
@@ -181,11 +180,15 @@ def plot_schedule(config: TrainConfig) -> list[str]:
     return lines
 
 
-def estimate_memory(config: TrainConfig, shape: ModelConfig, *, num_parts: int) -> dict[str, float]:
-    """Bytes on each GPU by what takes them, for bfloat16 compute and weights in num_parts. Per token and block the
-    backward pass keeps, in two bytes each: both norms' inputs and outputs, query, attention's output (6 widths), key
-    and value, and three times the SwiGLU's width. Selective recomputation keeps the matrix products alone: 4 widths,
-    key and value, two SwiGLU widths; full one width."""
+def estimate_memory(config: TrainConfig, shape: ModelConfig, *, device: torch.device, ranks: int) -> dict[str, float]:
+    """Bytes on each GPU by what takes them, for bfloat16 compute. Per token and block the backward pass keeps, in two
+    bytes each: both norms' inputs and outputs, query, attention's output (6 widths), key and value, and three times the
+    SwiGLU's width. Selective recomputation keeps the matrix products alone: 4 widths, key and value, two SwiGLU widths;
+    full one width. Gradients of the parts that other ranks hold stay between micro-batches where exchange_gradients
+    lets them; without a GPU here to tell, they are counted."""
+    parts = distributed.num_parts(config, shape, device=device, world_size=ranks)
+    keeps_gradients = device.type == "cpu" or distributed.takes_little(distributed.BYTES_GATHERED, shape, device=device)
+    share_of_others = 1 - 1 / parts if keeps_gradients and config.accumulation(ranks) > 1 else 0.0
     tokens, kv = config.micro_batch_size * config.seq_len, 2 * shape.num_kv_heads * shape.head_dim
     per_block = {
         "off": 6 * shape.hidden_size + kv + 3 * shape.intermediate_size,
@@ -195,13 +198,14 @@ def estimate_memory(config: TrainConfig, shape: ModelConfig, *, num_parts: int) 
     head = shape.vocab_size * shape.hidden_size
     of_logit = 4.0 if distributed.is_compiled(config, torch.device("cuda")) else 12.0
     of_loss = of_logit * ROWS_PER_CHUNK["cuda"] * shape.vocab_size + 6.0 * head + 4.0 * tokens * shape.hidden_size
-    parts = {
-        "weights, gradients, AdamW's moments": distributed.BYTES_PER_WEIGHT * shape.num_parameters() / num_parts,
+    takers = {
+        "weights, gradients, AdamW's moments": distributed.BYTES_PER_WEIGHT * shape.num_parameters() / parts,
+        "gradients of the other ranks' weights, between micro-batches": 4.0 * share_of_others * shape.num_parameters(),
         "weights in bfloat16": 2.0 * shape.num_parameters(),
         "activations": 2.0 * tokens * shape.num_layers * per_block,
         "the loss: one chunk of logits, gradients of head and inputs": of_loss,
     }
-    return parts | {"in all, estimated": sum(parts.values())}
+    return takers | {"in all, estimated": sum(takers.values())}
 
 
 def estimate_times(config: TrainConfig, shape: ModelConfig, *, device_name: str, ranks: int) -> Iterator[str]:
