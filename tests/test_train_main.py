@@ -1,5 +1,6 @@
 """The trainer as a user runs it: loss, resume, ranks, refusals."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ from train_fixtures import (
 )
 
 from pipeline.dataset import PackedDataset
+from pipeline.storage import locked
 from train.config import load_recipe
 from train.main import main, read_config, refuse_cpu
 from train.manifest import find_checkpoints, read_manifest
@@ -275,6 +277,32 @@ def test_without_a_whole_checkpoint_nothing_is_trained_over_them(data, finished_
         error = capsys.readouterr().err
         assert "is whole" in error and "step-00000003 is damaged, __0_0.distcp" in error and error.count("\n") == 1
     assert (resumed / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_folder_takes_one_run_at_a_time_and_the_next_when_that_is_gone(data, tmp_path, capsys):
+    with locked(tmp_path / "run" / "run", waits=False):
+        assert train(data, tmp_path / "run", "--steps", "3") == 1
+    error = capsys.readouterr().err
+    assert "error: another run is training into" in error and error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".run.lock"]
+    assert train(data, tmp_path / "run", "--steps", "3", "--valid-every", "0") == 0
+
+
+def test_storage_without_locks_is_trained_into_all_the_same(data, tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert train(data, tmp_path / "run", "--steps", "3", "--valid-every", "0") == 0
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_model_is_built(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.run.build_model", pytest.fail)
+    (tmp_path / "file").write_bytes(b"")
+    for out, cause in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
+        assert train(data, out, "--steps", "3") == 1
+        error = capsys.readouterr().err
+        assert f"{out} cannot be written: " in error and cause in error and error.count("\n") == 1
 
 
 def test_a_run_says_how_often_it_reads_each_source_and_what_it_never_reads(data, tmp_path, capsys):

@@ -23,6 +23,7 @@ from train_fixtures import (
 
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
+from pipeline.storage import locked
 from train.checkpoint import load_weights
 from train.manifest import find_checkpoints, read_manifest
 from train.metrics import read_metrics
@@ -305,6 +306,13 @@ def test_an_error_that_all_ranks_meet_is_printed_once(server, data, tmp_path):
     assert ended.errors[0].startswith("error: the loss or its gradient was not finite in ")
     assert ended.errors[0].count("\n") == 1 and ended.errors[1] == ""
     assert find_checkpoints(tmp_path / "run") == []
+
+
+def test_ranks_that_find_another_run_in_their_folder_end_alike(server, data, tmp_path):
+    with locked(tmp_path / "run" / "run", waits=False):
+        ended = run_ranks(server, data, tmp_path / "run", "--steps", "8")
+    assert ended.codes == [1, 1]
+    assert ended.errors[0].startswith("error: another run is training into ") and ended.errors[1] == ""
 
 
 def start_torchrun(data, out, *flags):

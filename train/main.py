@@ -27,7 +27,7 @@ from train.config import TrainConfig, load_recipe, read_flags, recipe_names
 from train.data import describe_sources, open_dataset, refuse_end
 from train.loop import train
 from train.optim import learning_rate_at
-from train.run import start_run
+from train.run import claimed, start_run
 
 HELP = {"-h", "--help"}
 ADVICE = {  # By words of an error of torch.
@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         refuse_cpu(config, shape, device_type=device_type)
         with distributed.StopRequest() as stop:
-            run = start_run(config, shape, dataset, placement=distributed.start_ranks(device_type))
-            train(run, stop=stop)
+            placement = distributed.start_ranks(device_type)
+            with claimed(config.out, placement=placement):
+                train(start_run(config, shape, dataset, placement=placement), stop=stop)
         is_finished = True
     except (ValueError, OSError) as error:
         distributed.print_error(error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pipeline.storage import write_file
 from train.config import TrainConfig
 
 METRICS = "metrics.jsonl"
@@ -71,14 +72,7 @@ def read_metrics(path: Path) -> list[Record]:
 def cut_metrics(path: Path, *, last_step: int) -> None:
     """Drop the lines of steps after last_step, which a resumed run computes again, and any half-written line."""
     kept = [record for record in read_metrics(path) if record["step"] <= last_step]
-    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file by rename: a kill leaves what was there, or this."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, [(json.dumps(record) + "\n").encode() for record in kept])
 
 
 def append_metrics(path: Path, record: Record) -> None:

@@ -1,7 +1,9 @@
 """One run: its parts put together, its folder, and what it says of itself at both ends."""
 
-import json
+import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,15 +12,17 @@ import torch
 from model.config import ModelConfig
 from model.transformer import Transformer
 from pipeline.dataset import PackedDataset
-from train.checkpoint import Saver, choose_checkpoint, load_checkpoint
+from pipeline.storage import locked, write_json
+from train.checkpoint import Saver, choose_checkpoint, gather, load_checkpoint
 from train.config import TrainConfig
 from train.data import describe_sources, shares_of
 from train.distributed import AlikeError, Placement, build_model
 from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
-from train.metrics import METRICS, cut_metrics, read_metrics, replace_text, summarise
+from train.metrics import METRICS, cut_metrics, read_metrics, summarise
 from train.optim import build_optimizer
 
 LARGEST_NUM_ROLLBACKS = 3  # So often a run goes back to the same checkpoint.
+HAS_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # What some shared storage answers.
 
 
 @dataclass
@@ -40,6 +44,22 @@ class Run:
     def step(self) -> int:
         """Updates done, skipped ones included."""
         return self.manifest.step
+
+
+@contextmanager
+def claimed(out: Path, *, placement: Placement) -> Iterator[None]:
+    """Keep other runs out of a run's folder while the block runs; the lock dies with rank 0. Raises AlikeError where
+    another has it, or the folder cannot be written. Where the storage has no locks, nothing is kept out."""
+    with ExitStack() as stack:
+        refusal = None
+        try:
+            if placement.rank == 0 and not stack.enter_context(locked(out / "run", waits=False)):
+                refusal = f"another run is training into {out}: wait for its end, stop it, or use another --out"
+        except OSError as error:
+            refusal = None if error.errno in HAS_NO_LOCKS else f"{out} cannot be written: {error}"
+        if refusal := gather(refusal)[0]:
+            raise AlikeError(refusal)
+        yield
 
 
 def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDataset, *, placement: Placement) -> Run:
@@ -73,7 +93,7 @@ def start_run(config: TrainConfig, model_config: ModelConfig, dataset: PackedDat
         tokenizer = dataset.tokenizer_path
         (config.out / "tokenizer").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tokenizer, config.out / "tokenizer" / tokenizer.name)
-        replace_text(config.out / "config.json", json.dumps(config.as_json(), indent=2) + "\n")
+        write_json(config.out / "config.json", config.as_json())
         cut_metrics(run.config.out / METRICS, last_step=run.step)  # to end where this run goes on
     return run
 
