@@ -13,7 +13,7 @@ from model.transformer import Transformer
 from train.checkpoint import Saver, choose_checkpoint, load_weights
 from train.config import TrainConfig
 from train.distributed import AlikeError, start_ranks, stop_ranks
-from train.manifest import Manifest, find_checkpoints, list_changes, read_manifest, refuse_other_run
+from train.manifest import Manifest, find_checkpoint, find_checkpoints, list_changes, read_manifest, refuse_other_run
 from train.optim import build_optimizer
 
 CONFIG = replace(named_size("demo"), vocab_size=64, hidden_size=24, intermediate_size=32, num_layers=1)
@@ -168,12 +168,18 @@ def rename_a_key(folder):
         (rename_a_key, "checkpoint.json does not have the sha256 that it names"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_with_its_file_and_the_one_before_it_is_used(tmp_path, model, damage, message):
+def test_a_damaged_checkpoint_is_named_with_its_file_and_the_one_before_it_is_used(
+    tmp_path, model, damage, message, capsys
+):
     folder = save(tmp_path, model, 7)
     damage(folder)
-    with pytest.raises(ValueError, match=rf"step-00000007 is damaged, {message}"):
-        load_weights(folder, model)
+    for path in (folder, tmp_path):
+        with pytest.raises(ValueError, match=rf"step-00000007 is damaged, {message}"):
+            find_checkpoint(path, reads_weights=True)
     earlier = save(tmp_path, model, 6)
+    assert find_checkpoint(tmp_path, reads_weights=True) == earlier
+    assert f"step-00000007 is damaged, {message.partition(' ')[0]}" in capsys.readouterr().err
+    assert find_checkpoint(tmp_path, reads_weights=False) == folder
     chosen, complaints = choose_checkpoint(tmp_path)
     assert chosen == earlier and len(complaints) == 1 and "step-00000007 is damaged" in complaints[0]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [

@@ -57,11 +57,11 @@ def test_a_trained_model_goes_on_with_what_it_saw(run_folder):
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no checkpoint: train one"):
-        find_checkpoint(tmp_path)
+        find_checkpoint(tmp_path, reads_weights=False)
 
 
 def test_a_prompt_longer_than_the_windows_of_training_is_refused(run_folder):
-    checkpoint = find_checkpoint(run_folder)
+    checkpoint = find_checkpoint(run_folder, reads_weights=True)
     manifest = read_manifest(checkpoint)
     model = load_model(checkpoint, manifest)
     with pytest.raises(ValueError, match="the prompt has 33 tokens, training had 32 at a time"):
@@ -126,7 +126,7 @@ def test_an_impossible_setting_is_refused_with_its_value(setting, message):
 def test_a_missing_copy_of_the_tokenizer_is_named(run_folder, tmp_path):
     moved = tmp_path / "run"
     shutil.copytree(run_folder, moved)
-    checkpoint = find_checkpoint(moved)
+    checkpoint = find_checkpoint(moved, reads_weights=True)
     shutil.rmtree(moved / "tokenizer")
     with pytest.raises(FileNotFoundError, match=r"tokenizer.model is missing: copy it from .*data/tokenizer"):
         find_tokenizer(checkpoint, read_manifest(checkpoint))

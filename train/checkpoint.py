@@ -25,9 +25,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from model.transformer import Transformer
+from pipeline.storage import sync_folder
 from train.config import TrainConfig
 from train.distributed import AlikeError
-from train.manifest import Manifest, describe_file, find_checkpoints, find_damage, step_of, write_manifest
+from train.manifest import Manifest, describe_file, find_checkpoints, find_damage, find_whole, step_of, write_manifest
 
 State = dict[str, Any]
 
@@ -85,11 +86,13 @@ def write_checkpoint(config: TrainConfig, manifest: Manifest, *, state: State, g
     with _agreement(final, group):
         if rank == 0:
             write_manifest(replace(manifest, files=files), temporary)
-            for path in (*temporary.iterdir(), temporary):
-                _sync(path)
+            for path in temporary.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file)
+            sync_folder(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
-            _sync(final.parent)
+            sync_folder(final.parent)
             for old in find_checkpoints(config.out)[: -config.keep_checkpoints]:
                 if not config.keep_every or step_of(old) % config.keep_every:
                     # Renamed first, so that a kill leaves nothing that looks complete.
@@ -100,22 +103,21 @@ def choose_checkpoint(run_folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, on all ranks together, and what is wrong with newer ones. Each rank checks a
     part of the files; damaged folders are renamed, so that nothing else takes them. Raises AlikeError where there are
     checkpoints and none is whole; they stay, so that the next try does not start anew."""
-    damaged: dict[Path, str] = {}
-    for name in reversed(gather([path.name for path in find_checkpoints(run_folder)])[0]):
-        checkpoint = run_folder / "checkpoints" / name
+
+    def find(checkpoint: Path) -> str | None:
         findings = gather(find_damage(checkpoint, part=dist.get_rank(), num_parts=dist.get_world_size()))
-        if any(findings):
-            damaged[checkpoint] = next(filter(None, findings))
-            continue
-        for path in damaged if dist.get_rank() == 0 else ():
-            target = path.with_name(path.name + ".damaged")
-            shutil.rmtree(target, ignore_errors=True)
-            path.rename(target)
-        return checkpoint, list(damaged.values())
-    if damaged:
-        finding = next(iter(damaged.values()))
+        return next(filter(None, findings), None)
+
+    names = gather([path.name for path in find_checkpoints(run_folder)])[0]
+    checkpoint, damages = find_whole([run_folder / "checkpoints" / name for name in names], find=find)
+    if damages and checkpoint is None:
+        finding = next(iter(damages.values()))
         raise AlikeError(f"no checkpoint of {run_folder} is whole: {finding}; with another --out it starts again")
-    return None, []
+    for path in damages if dist.get_rank() == 0 else ():
+        target = path.with_name(path.name + ".damaged")
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+    return checkpoint, list(damages.values())
 
 
 def load_checkpoint(checkpoint: Path, *, model: Transformer, optimizer: Optimizer) -> None:
@@ -126,9 +128,7 @@ def load_checkpoint(checkpoint: Path, *, model: Transformer, optimizer: Optimize
 
 
 def load_weights(checkpoint: Path, model: Transformer) -> None:
-    """Put a checkpoint's weights into an unsharded model, in one process without a group. Raises ValueError."""
-    if damage := find_damage(checkpoint):
-        raise ValueError(damage)
+    """Put a whole checkpoint's weights into an unsharded model, in one process without a group."""
     state = {"model": model.state_dict()}
     with warnings.catch_warnings():
         # It says that it takes this for a single process: so it is.
@@ -166,12 +166,3 @@ def _agreement(final: Path, group: dist.ProcessGroup) -> Iterator[None]:
             f"{final} could not be written ({failure}; {free_bytes / 1e9:,.1f} GB are free there): the checkpoints"
             " before it are whole; mend that, and the same command goes on from the newest"
         )
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if flags.out.exists():
             raise ValueError(f"{flags.out} exists: name a new folder with --out")
-        checkpoint = find_checkpoint(flags.run)
+        checkpoint = find_checkpoint(flags.run, reads_weights=True)
         manifest = read_manifest(checkpoint)
         tokenizer = find_tokenizer(checkpoint, manifest)
         weights = to_huggingface(load_model(checkpoint, manifest).state_dict())

@@ -48,7 +48,7 @@ def main() -> int:
     config = tyro.cli(GenerateConfig, description="Let a trained model write.")
     try:
         config.check()
-        checkpoint = find_checkpoint(config.model)
+        checkpoint = find_checkpoint(config.model, reads_weights=True)
         manifest = read_manifest(checkpoint)
         tokenizer = load_tokenizer(str(find_tokenizer(checkpoint, manifest)), engine="reference")
         model = load_model(checkpoint, manifest)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     flags = tyro.cli(LedgerFlags, args=arguments)
     try:
-        manifest = read_manifest(find_checkpoint(flags.run))
+        manifest = read_manifest(find_checkpoint(flags.run, reads_weights=False))
         path, wanted = flags.data or manifest.config["data"], manifest.dataset["fingerprint"]
         dataset = open_dataset(path, manifest.config)
         if dataset.fingerprint != wanted:

@@ -4,6 +4,8 @@ reads checkpoints; knows no tensors and no ranks."""
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,14 +57,33 @@ def find_checkpoints(run_folder: Path) -> list[Path]:
     return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=step_of)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or a run's newest. Raises FileNotFoundError."""
-    if (path / MANIFEST).is_file():
-        return path.resolve()
-    checkpoints = find_checkpoints(path)
-    if not checkpoints:
+def find_checkpoint(path: Path, *, reads_weights: bool) -> Path:
+    """The checkpoint that a path means: itself, or a run's newest. If its weights are to be read, the newest that is
+    whole: newer ones are named on stderr. Raises FileNotFoundError for none, DamageError where none is whole."""
+    candidates = [path.resolve()] if (path / MANIFEST).is_file() else find_checkpoints(path)
+    if not candidates:
         raise FileNotFoundError(f"{path} has no checkpoint: train one with torchrun train/main.py --out {path}")
-    return checkpoints[-1]
+    if not reads_weights:
+        return candidates[-1]
+    checkpoint, damages = find_whole(candidates, find=find_damage)
+    if checkpoint is None:
+        raise DamageError(next(iter(damages.values())))
+    for damage in damages.values():
+        print(f"damaged {damage}: the one before it is used", file=sys.stderr)
+    return checkpoint
+
+
+def find_whole(
+    checkpoints: Sequence[Path], *, find: Callable[[Path], str | None]
+) -> tuple[Path | None, dict[Path, str]]:
+    """The last checkpoint in which `find` finds no damage, and the damage of those after it."""
+    damages: dict[Path, str] = {}
+    for checkpoint in reversed(checkpoints):
+        damage = find(checkpoint)
+        if damage is None:
+            return checkpoint, damages
+        damages[checkpoint] = damage
+    return None, damages
 
 
 def step_of(checkpoint: Path) -> int:
