@@ -110,8 +110,8 @@ def describe_document(
     catalogue: Catalogue, arguments: ExplainArguments, source: str, shards: SourceShards, document: int
 ) -> Iterator[str]:
     """Where a document, counted over the shards, is and whence it came."""
-    shard = int(np.searchsorted(shards.first_documents, document, side="right")) - 1
-    number, row = read_rows(shards.paths[shard])[document - int(shards.first_documents[shard])].tolist()
+    shard, inside = shards.locate_document(document)
+    number, row = read_rows(shards.paths[shard])[inside].tolist()
     start, end = (shards.document_start(one) - int(shards.first_tokens[shard]) for one in (document, document + 1))
     yield f"{source}  {catalogue.content['sources'][source]['raw_files'][number]}:{row}"
     yield f"  in {shards.paths[shard]}, tokens {start:,} to {end:,}"

@@ -89,9 +89,13 @@ class SourceShards:
         """The first token of a document, both counted over all shards; of one too many, the number of tokens."""
         if document >= self.first_documents[-1]:
             return self.num_tokens
-        shard = int(np.searchsorted(self.first_documents, document, side="right")) - 1
-        inside = document - int(self.first_documents[shard])
+        shard, inside = self.locate_document(document)
         return int(self.first_tokens[shard]) + (self.ends(shard)[inside - 1] if inside else 0)
+
+    def locate_document(self, document: int) -> tuple[int, int]:
+        """The shard of a document that is counted over all shards, and its number in it."""
+        shard = int(np.searchsorted(self.first_documents, document, side="right")) - 1
+        return shard, document - int(self.first_documents[shard])
 
     def document_columns(self, first: int, last: int) -> dict[str, np.ndarray]:
         """What read_documents says of documents [first, last), counted over all shards."""

@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"saved   {flags.out}  {sum(weight.numel() for weight in weights.values()):,} weights")
+    num_weights = sum(weight.numel() for weight in weights.values())
+    print(f"saved   {flags.out}  {num_weights:,} weights of {checkpoint}")
     return 0
 
 

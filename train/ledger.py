@@ -8,7 +8,6 @@ differ. With --step the samples of one step, and in their shards the documents, 
 leads from a number to the raw file and row, and so does pipeline/explain.py --run.
 """
 
-import bisect
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -101,8 +100,8 @@ def describe_sample(dataset: PackedDataset, source: str, epoch: int, sample: int
     words = [f"{source} epoch {epoch} sample {sample:,}"]
     for start in opened.piece_starts(epoch, sample):
         document = opened.find_document(start + 1) - 1
-        shard = bisect.bisect_right(opened.first_documents, document) - 1
-        number, token = document - opened.first_documents[shard], start - opened.document_start(document)
+        shard, number = opened.locate_document(document)
+        token = start - opened.document_start(document)
         words.append(f"{opened.shards[shard]['path']} document {number:,} from token {token:,}")
     return "  ".join(words)
 

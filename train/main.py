@@ -37,9 +37,7 @@ ADVICE = {  # By words of an error of torch.
 CPU_RECIPE = "demo"
 LARGEST_CPU_PARAMETERS = 50_000_000
 CPU_FLOPS_PER_CORE = 50e9  # A rough figure for float32 matrix work, to say how long a large model would take.
-EXPECTED_MFU = (
-    0.45  # Of the dense peak: what trainers of about 1B parameters publish is 0.39 to 0.56; ours 0.45 and 0.52.
-)
+EXPECTED_MFU = 0.45  # Of the dense peak: trainers of about 1B parameters publish 0.39 to 0.56; ours 0.45 and 0.52.
 USUAL_GPUS = ("H200", "A100", "RTX 4090")
 PLOT_ROWS, PLOT_COLUMNS = 8, 60
 SECONDS_PER_DAY = 24 * 3600
@@ -162,7 +160,8 @@ def print_forecast(config: TrainConfig, model_config: ModelConfig, dataset: Pack
     print(*sources, *plot_schedule(config), sep="\n")
     device = torch.device(device_type)
     for name, num_bytes in estimate_memory(config, model_config, device=device, ranks=ranks).items():
-        print(f"memory  {num_bytes / 2**30:7.2f} GiB  {name}")
+        if num_bytes:
+            print(f"memory  {num_bytes / 2**30:7.2f} GiB  {name}")
     for line in estimate_times(config, model_config, device_name=distributed.device_name(device), ranks=ranks):
         print(f"time    {line}")
     print("dry run: nothing was trained")
