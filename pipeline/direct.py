@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.storage import write_all
+from pipeline.storage import view_bytes, write_all
 
 BLOCK_BYTES = 4096  # addresses, places in a file and lengths are multiples, open(2)
 PIECE_BYTES = 8 << 20  # written at once
@@ -44,7 +44,7 @@ class Room:
 
 def write_large(file: BinaryIO, array: np.ndarray) -> None:
     """Write an array's bytes to a new file, past the cache where the file system and the array's address allow it."""
-    buffer = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    buffer = memoryview(view_bytes(array))
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     end = len(buffer) - len(buffer) % BLOCK_BYTES
     try:

@@ -31,7 +31,7 @@ from pipeline.sketch_file import (
     join_sketches,
     sort_keys,
 )
-from pipeline.storage import checksum_file, write_file
+from pipeline.storage import checksum_file, view_bytes, write_file
 from pipeline.token_file import open_records
 
 PART_DOCUMENTS = 1 << 20  # about 300 bytes of memory each, twice while they are sorted
@@ -185,7 +185,7 @@ def write_part(task: SignaturesTask, number: int, kept: KeptSketches) -> dict[st
     for name, arrays in tables.items():
         num_bytes = sum(array.nbytes for array in arrays)
         if num_bytes:
-            write_file(folder / name, [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays])
+            write_file(folder / name, map(view_bytes, arrays))
             files[name] = {"bytes": num_bytes, "xxh3_128": checksum_file(folder / name)}
     counts = np.bincount(kept.splits, minlength=len(SPLITS)).tolist()
     splits = {split: count for split, count in zip(SPLITS, counts, strict=True) if count}

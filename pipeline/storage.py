@@ -138,11 +138,16 @@ def write_all(file: BinaryIO, buffer: Any) -> None:
         left = left[file.write(left) :]
 
 
+def view_bytes(array: np.ndarray) -> np.ndarray:
+    """An array's bytes, in the order of its entries: uint8, one axis. Copied only where the array is not contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Save an array as numpy does (.npy), whole or not at all. np.save would hide the system's error of a full disk."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    write_file(path, [header.getvalue(), np.ascontiguousarray(array).reshape(-1).view(np.uint8)])
+    write_file(path, [header.getvalue(), view_bytes(array)])
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -163,7 +168,7 @@ def checksum(array: np.ndarray) -> str:
     """The xxh3-128 of an array's bytes, as 32 hex digits (https://github.com/Cyan4973/xxHash, canonical form)."""
     import xxhash
 
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return xxhash.xxh3_128_hexdigest(view_bytes(array))
 
 
 def checksum_file(path: Path) -> str:
