@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.caching import FunctionCache
@@ -77,6 +78,9 @@ def explain_cache() -> tuple[str, ...]:
 # of a tuple: three quarters of the SentencePiece kernel's time.
 compiled = njit(cache=True, nogil=True, _nrt=False)
 
+
+# What leaves the first 0 to 8 bytes of a word that load_word gives, and makes the others 0.
+BYTE_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 WORD = ir.IntType(64)
 VECTOR_BYTES = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import compiled, njit
+from pipeline.compiled import compiled, load_word, njit
 
 # Two 64-bit hashes make the 128 bits by which documents are told apart: one is not enough for 10**9 documents.
 HASH_SEEDS = (np.uint64(0), np.uint64(0x746F6B656E6D696C))
@@ -32,11 +32,6 @@ def read_u32(data, start):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def read_u64(data, start):
-    return read_u32(data, start) | (read_u32(data, start + 4) << np.uint64(32))
-
-
-@njit(cache=True, nogil=True, inline="always")
 def mix_lane(lane, word):
     return rotate_left(lane + word * P2, 31) * P1
 
@@ -53,10 +48,10 @@ def xxh64(data, start, end, seed):
     if end - start >= 32:
         lane1, lane2, lane3, lane4 = seed + P1 + P2, seed + P2, seed, seed - P1
         while position + 32 <= end:
-            lane1 = mix_lane(lane1, read_u64(data, position))
-            lane2 = mix_lane(lane2, read_u64(data, position + 8))
-            lane3 = mix_lane(lane3, read_u64(data, position + 16))
-            lane4 = mix_lane(lane4, read_u64(data, position + 24))
+            lane1 = mix_lane(lane1, load_word(data, position))
+            lane2 = mix_lane(lane2, load_word(data, position + 8))
+            lane3 = mix_lane(lane3, load_word(data, position + 16))
+            lane4 = mix_lane(lane4, load_word(data, position + 24))
             position += 32
         value = rotate_left(lane1, 1) + rotate_left(lane2, 7) + rotate_left(lane3, 12) + rotate_left(lane4, 18)
         value = merge_lane(merge_lane(merge_lane(merge_lane(value, lane1), lane2), lane3), lane4)
@@ -64,7 +59,7 @@ def xxh64(data, start, end, seed):
         value = seed + P5
     value += np.uint64(end - start)
     while position + 8 <= end:
-        value = rotate_left(value ^ mix_lane(np.uint64(0), read_u64(data, position)), 27) * P1 + P4
+        value = rotate_left(value ^ mix_lane(np.uint64(0), load_word(data, position)), 27) * P1 + P4
         position += 8
     if position + 4 <= end:
         value = rotate_left(value ^ (read_u32(data, position) * P1), 23) * P2 + P3
