@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_NAME = re.compile(rf"\.\d+{re.escape(TEMPORARY_SUFFIX)}$")  # what name_temporary puts behind a name
 READ_BYTES = 8 << 20
 
 

@@ -15,6 +15,7 @@ from pipeline.manifest import list_raw_files, load_source
 from pipeline.sample import deal, is_sample, make_sample
 from pipeline.sample_files import add_markers, lay_out
 from pipeline.sample_text import Installation, Place, Reader, Text, find_docstrings, list_places, this_installation
+from pipeline.storage import name_temporary
 
 ROOT = Path(__file__).parent.parent
 MIX = (("slimpajama", 0.7), ("starcoder", 0.3))
@@ -368,7 +369,7 @@ def test_a_killed_run_is_cleared_by_the_next(small, monkeypatch):
     def write_two_then_die(path, rows, written=[]):  # noqa: B006
         written.append(path)
         if len(written) > 2:
-            path.with_name(path.name + ".tmp").write_bytes(b"half")
+            name_temporary(path).write_bytes(b"half")  # as a process that is killed leaves it
             raise KeyboardInterrupt
         write_rows(path, rows)
 
