@@ -26,7 +26,7 @@ import tyro
 from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
 from pipeline.document_batch import ROW_BITS
-from pipeline.documents import read_documents
+from pipeline.documents import read_row
 from pipeline.row_search import find_drops, find_in_table, find_shard, read_rows
 from pipeline.source_shards import SourceShards
 from pipeline.storage import read_json
@@ -126,11 +126,10 @@ def read_text(catalogue: Catalogue, raw: Path, source: str, raw_file: int, row: 
     if "settings" not in catalogue.content:
         raise ValueError(f"{catalogue.name} was not built from raw files, but exported or imported: leave --raw out")
     path = raw / source / catalogue.content["sources"][source]["raw_files"][raw_file]
-    for batch in read_documents(path, text_field=catalogue.content["settings"]["columns"][source]):
-        (found,) = np.nonzero(batch.rows == row)
-        if len(found):
-            return batch.texts[int(found[0])].as_py()
-    raise ValueError(f"{path} has no document in row {row:,}: it has fewer rows, or is not what was built from")
+    text = read_row(path, row, text_field=catalogue.content["settings"]["columns"][source])
+    if text is None:
+        raise ValueError(f"{path} has no document in row {row:,}: it has fewer rows, or is not what was built from")
+    return text
 
 
 def explain_step(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[str]:
@@ -219,7 +218,11 @@ def explain_document(catalogue: Catalogue, arguments: ExplainArguments) -> Itera
         if (number := find_raw_file(entry["raw_files"], name)) is not None and arguments.source in (None, source)
     }
     if not found:
-        raise ValueError(f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}")
+        known = next(iter(catalogue.content["sources"].values()))["raw_files"][0]
+        raise ValueError(
+            f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}: one is named as its "
+            f"source's folder holds it, such as {known}:0"
+        )
     for source, number in found.items():
         yield from explain_row(catalogue, arguments, source, (number, int(row)))
 
