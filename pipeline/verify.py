@@ -70,6 +70,7 @@ def main() -> None:
         check_arguments(arguments)
         content = read_dataset_json(arguments.dataset)
         refuse_raw_files_of_adopted(arguments, content)
+        refuse_wrong_folder(arguments.raw, content)
         for problem in itertools.islice(find_problems(arguments, content), MOST_PROBLEMS):
             print(f"WRONG  {problem}", flush=True)
             num_problems += 1
@@ -90,6 +91,14 @@ def check_arguments(arguments: VerifyArguments) -> None:
         raise ValueError("--fraction is a share of the documents to encode again: give --raw, their raw files' folder")
     if arguments.decontaminate and arguments.raw is None:
         raise ValueError("--decontaminate: spans are looked for in the raw files: give --raw, their folder")
+
+
+def refuse_wrong_folder(raw: Path | None, content: Mapping[str, Any]) -> None:
+    """Raise ValueError where the folder of --raw holds none of the sources: it is another one that was meant."""
+    names = list(content["sources"]) if isinstance(content["sources"], dict) else []  # its shape is checked later
+    if raw is not None and names and not any((raw / name).is_dir() for name in names):
+        what = "has no folder" if raw.is_dir() else "is no folder with a folder"
+        raise ValueError(f"--raw {raw} {what} {' or '.join(names)}: name the one that holds a folder of each source")
 
 
 def refuse_raw_files_of_adopted(arguments: VerifyArguments, content: Mapping[str, Any]) -> None:

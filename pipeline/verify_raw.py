@@ -108,7 +108,8 @@ class SourceCheck:
         paths = self.source.entry["raw_files"]
         missing = [path for path in paths if not (raw / path).is_file()]
         if missing:
-            yield f"{raw / missing[0]} is missing, and {len(missing) - 1:,} more raw files: dataset.json lists them"
+            more = f", and so are {len(missing) - 1:,} more raw files" if len(missing) > 1 else ""
+            yield f"{raw / missing[0]} is missing{more}: dataset.json lists what the build read"
             return
         splits = [SPLITS[index] for index in self.source.file_splits]
         files = tuple(

@@ -500,7 +500,8 @@ def test_raw_files_that_changed_are_found(copy, verify, line, replacement, expec
 
 def test_missing_folders_and_wrong_fractions_get_one_line(copy, verify, tmp_path):
     assert "holds no finished dataset" in verify(str(tmp_path / "none"))[1]
-    assert verify(f"{copy}/out --raw {tmp_path}/none")[0] == 1
+    assert f"--raw {tmp_path}/none is no folder with a folder web:" in verify(f"{copy}/out --raw {tmp_path}/none")[1]
+    assert "has no folder web: name the one" in verify(f"{copy}/out --raw {copy}/raw/web")[1]
     assert "--fraction must be from 0 to 1" in verify(f"{copy}/out --raw {copy}/raw --fraction 2")[1]
     assert "--fraction must be from 0 to 1" in verify(f"{copy}/out --fraction 2")[1]
     assert "give --raw" in verify(f"{copy}/out --fraction 0.5")[1]
@@ -510,4 +511,4 @@ def test_raw_files_that_are_missing_are_named(mixed_copy, verify):
     (mixed_copy / "raw/web/b.jsonl").unlink()
     code, said = verify(f"{mixed_copy}/out --raw {mixed_copy}/raw")
     assert code == 1
-    assert "raw/web/b.jsonl is missing, and 0 more raw files" in said
+    assert "raw/web/b.jsonl is missing: dataset.json lists" in said
