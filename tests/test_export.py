@@ -188,6 +188,8 @@ def test_copies_instead_of_links_for_storage_without_links(run):
     ("settings", "expected"),
     [
         ({"to": "tar"}, "--to tar: it is one of megatron, olmo"),
+        ({"to": None}, "--to is missing: it is one of megatron, olmo"),
+        ({"to": "megatron", "mix": "web?exclude=a:1,code:1"}, "has no source 'web.exclude=a': it has web, code"),
         ({"to": "mds"}, "rows need --seq-len"),
         ({"to": "olmo", "splits": "test"}, "has no split test: it has train, validation"),
         ({"to": "olmo", "tokens": 5}, "--tokens is the length of the stream"),
