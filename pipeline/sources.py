@@ -100,7 +100,7 @@ def check_origins(name: str, console: Console) -> None:
     origins = [origin] if origin else known
     reached = [check_origin(one, source, console) for one in origins]
     if not any(reached):
-        raise ValueError(f"{source.name} cannot be reached now")
+        raise ValueError(f"{name} cannot be reached now")
 
 
 def check_origin(origin: Origin, source: Source, console: Console) -> bool:
