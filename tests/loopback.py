@@ -227,11 +227,11 @@ class Hub(Server):
 
 
 class WritableHub(Hub):
-    """A hub that takes commits: small files within them, large ones by LFS before. `commits` lists their paths."""
+    """A hub that takes commits: small files within them, large ones by LFS before. `commits` lists their paths, `titles` what they say."""
 
     def __init__(self, files=(), **how):
         super().__init__(files, **how)
-        self.commits, self.blobs = [], {}
+        self.commits, self.titles, self.blobs = [], [], {}
 
     def accept(self, path, body):
         path = urlsplit(path).path
@@ -258,7 +258,9 @@ class WritableHub(Hub):
     def commit(self, lines):
         added = {}
         for line in lines:
-            if line["key"] == "file":
+            if line["key"] == "header":
+                self.titles.append(line["value"]["summary"])
+            elif line["key"] == "file":
                 added[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             elif line["key"] == "lfsFile":
                 added[line["value"]["path"]] = self.blobs[line["value"]["oid"]]
