@@ -135,6 +135,8 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(raw, tmp_pat
     assert "seed is 0 there, 5 here" in other.error
     assert "--replace" in other.error
     assert hashes(out) == before
+    alone = run_build(f"--mix web:1 --raw {raw} --out {out} --tokenizer {sample_model}")
+    assert "holds another dataset: its sources are web, notes there, web here. Choose another" in alone.error
     write_rows(raw / "web/part-9.jsonl", [{"text": "new"}])
     assert "the raw files of web are not the same" in run_build(flags(raw, out, sample_model)).error
     shutil.rmtree(raw)
