@@ -27,6 +27,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
 from pipeline.document_batch import ROW_BITS
 from pipeline.documents import read_row
+from pipeline.flags import read_flags
 from pipeline.row_search import find_drops, find_in_table, find_shard, read_rows
 from pipeline.source_shards import SourceShards
 from pipeline.storage import read_json
@@ -64,7 +65,7 @@ class ExplainArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(ExplainArguments)
+    arguments = read_flags(ExplainArguments)
     try:
         for line in explain(arguments):
             print(line)

@@ -36,6 +36,7 @@ from pipeline.export_views import (
     view_for_nanotron,
     view_for_olmo,
 )
+from pipeline.flags import read_flags
 from pipeline.interleave import interleave
 from pipeline.mixture import parse_mix
 from pipeline.remote_dataset import bring
@@ -106,7 +107,7 @@ class ExportArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(ExportArguments)
+    arguments = read_flags(ExportArguments)
     try:
         print(export(arguments))
     except (ValueError, OSError) as error:

@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.flags import read_flags
 from pipeline.folders import BUILD_LOG
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import read_dataset_json
@@ -48,7 +49,7 @@ class SummaryArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(SummaryArguments)
+    arguments = read_flags(SummaryArguments)
     try:
         content = read_dataset_json(arguments.dataset)
         seconds = read_build_seconds(arguments.dataset)

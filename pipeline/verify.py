@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # started as `python pipeline/verify.py`
 import tyro
 
 from pipeline.contamination import keep_spans
+from pipeline.flags import read_flags
 from pipeline.shard import SPLITS, read_dataset_json
 from pipeline.verify_adopted import verify_adopted
 from pipeline.verify_claims import verify_claims, verify_shape
@@ -64,7 +65,7 @@ class VerifyArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(VerifyArguments)
+    arguments = read_flags(VerifyArguments)
     num_problems = 0
     try:
         check_arguments(arguments)
