@@ -399,6 +399,8 @@ def test_without_raw_files_each_source_says_where_it_can_be_had(tmp_path, run_bu
     for expected in ("cerebras/SlimPajama-627B", "bigcode/starcoderdata", "--sample-mb", str(tmp_path / "raw")):
         assert expected in outcome.error
     assert len(outcome.error.splitlines()) < 25
+    own = run_build(f"--mix web:1 --raw {tmp_path}/raw --out {tmp_path}/out --tokenizer gpt2")
+    assert "looked for: jsonl, json, ndjson, txt, csv or tsv (each also .zst, " in own.error
 
 
 def test_subsets_are_left_out_and_listed(tmp_path, sample_model, run_build):
