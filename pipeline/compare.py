@@ -165,7 +165,7 @@ def read_shingles(
 
 
 @dataclass(frozen=True)
-class CompareTask:
+class CompareTask(FileTask):
     """Edges first to last of those to compare. sets: the files of a SetsTask each, index and sets."""
 
     name: str
@@ -185,10 +185,6 @@ class CompareTask:
     def path(self) -> Path:
         """The EDGE records with the similarity measured, in their order."""
         return Path(self.folder) / f"{self.name}.compared.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The edges."""
-        return [self.path]
 
 
 def plan_comparisons(

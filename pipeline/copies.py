@@ -23,7 +23,7 @@ HELD = np.dtype([("place", "<u8"), ("content_hash", "<u8", 2), ("rank", "<u4")])
 
 
 @dataclass(frozen=True)
-class CopiesTask:
+class CopiesTask(FileTask):
     """The documents of some buckets of places, from all stretches, and where the result goes.
 
     held_paths: files of HELD records of the documents that stay, each sorted by place; held: the ranges of their ranks.
@@ -48,10 +48,6 @@ class CopiesTask:
     def path(self) -> Path:
         """The COPY records, sorted by rank."""
         return Path(self.folder) / f"{self.name}.copies.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The copies."""
-        return [self.path]
 
 
 def run_copies(task: CopiesTask) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipeline.shard import SPLITS, check_size, list_signatures, read_dataset_jso
 from pipeline.sketch_file import SKETCH_VERSION
 from pipeline.storage import checksum_file, write_file
 from pipeline.token_file import open_records
-from pipeline.work import Stretch
+from pipeline.work import FileTask, Stretch
 
 LABEL_DIGITS = 12
 HASH = np.dtype(("<u8", (2,)))
@@ -163,7 +163,7 @@ def describe_held(held: Sequence[HeldDataset]) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class HeldTask:
+class HeldTask(FileTask):
     """A part to be checked and sorted by place, which depends on the seed. stretches: its documents' ranks."""
 
     name: str
@@ -182,10 +182,6 @@ class HeldTask:
     def path(self) -> Path:
         """The HELD records, sorted by place."""
         return Path(self.folder) / f"{self.name}.held.bin"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The records."""
-        return [self.path]
 
 
 def plan_held(

@@ -95,7 +95,7 @@ def read_kept(task: SignaturesTask) -> Iterator[KeptSketches]:
         documents = read_documents(task.drops, ingest)
         is_kept = ~find_beyond(ingest, documents)
         is_kept[read_duplicates(task.drops, ingest)["number"]] = False
-        is_kept &= (documents["raw_file"] >= task.drops.first_file) & (documents["raw_file"] < task.drops.last_file)
+        is_kept &= task.drops.is_own(documents)
         splits = np.empty(len(documents), np.uint8)
         for stretch in ingest.stretches:
             splits[stretch.first : stretch.last] = SPLITS.index(stretch.split)

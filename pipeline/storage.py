@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -173,8 +174,14 @@ def checksum(array: np.ndarray) -> str:
     return xxhash.xxh3_128_hexdigest(view_bytes(array))
 
 
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checksum_file(path: Path) -> str:
-    """The same of a file."""
+    """The xxh3-128 of a file's bytes, as 32 hex digits."""
     import xxhash
 
     digest = xxhash.xxh3_128()

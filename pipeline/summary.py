@@ -22,20 +22,9 @@ from rich.table import Table
 from pipeline.flags import read_flags
 from pipeline.folders import BUILD_LOG
 from pipeline.progress import format_bytes, make_console
-from pipeline.shard import read_dataset_json
+from pipeline.shard import OUTCOMES, read_dataset_json
 
-# Every outcome, so that a row adds up: read is the sum of the others.
-COLUMNS = (
-    "read",
-    "kept",
-    "excluded",
-    "short",
-    "contaminated",
-    "duplicate_exact",
-    "duplicate_near",
-    "beyond_tokens",
-    "bad",
-)
+COLUMNS = ("read", *OUTCOMES)  # so that a row adds up
 ALWAYS_SHOWN = ("read", "kept", "short", "duplicate_exact", "duplicate_near", "bad")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.document_batch import BAD_NAMES, DocumentBatch, key_rows
+from pipeline.document_batch import BAD_NAMES, ROW_BITS, DocumentBatch, key_rows
 from pipeline.file_parts import WHOLE
 from pipeline.ingest import IngestSettings, TaskFile, change_texts, find_places, judge_rows, read_rows
 from pipeline.ingest_plan import make_task_file
@@ -32,7 +32,7 @@ from pipeline.verify_documents import NO_REASON, Documents, describe_documents, 
 from pipeline.verify_lines import verify_lines
 from pipeline.verify_rows import SourceRows, look_up, open_rows, verify_rows
 from pipeline.verify_shard import places_of, read_documents_table
-from pipeline.verify_source import ROW_BITS, ROW_MASK, ClaimedSource
+from pipeline.verify_source import ROW_MASK, ClaimedSource
 
 KINDS = {"excluded": "of an excluded subset", "contaminated": "contaminated"}
 OPEN_SHARDS = 200  # two files each; a process may often have 1,024 open

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from rich.console import Console
 
-from pipeline.finish import OUTCOMES
 from pipeline.progress import BuildLog, Done, StageProgress
+from pipeline.shard import OUTCOMES
 from pipeline.summary import COLUMNS, documents_table, read_build_seconds
 
 
