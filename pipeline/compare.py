@@ -76,7 +76,7 @@ class SetsTask:
 
     @property
     def name(self) -> str:
-        """That of the ingest task."""
+        """The name of the ingest task."""
         return self.ingest.name
 
     @property
@@ -85,7 +85,7 @@ class SetsTask:
         return self.ingest.subject
 
     def list_outputs(self, _: Any) -> list[Path]:
-        """Both files."""
+        """The index and the file of sets."""
         return list(list_set_files(self.folder, self.name))
 
 

@@ -94,13 +94,13 @@ def find_copies(ranks: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def find_repeated(values: np.ndarray) -> np.ndarray:
-    """Where the values are that stand in an array more than once: the rest need not be sorted by all that they have."""
+    """The places of values that an array holds more than once: only these need be compared in full."""
     order = np.argsort(values)
     return order[find_ties(values[order])]
 
 
 def find_ties(values: np.ndarray) -> np.ndarray:
-    """Which of sorted values are equal to the one before or behind: bool."""
+    """Which of sorted values equal the one before or after them: bool."""
     is_tie = np.zeros(len(values), bool)
     is_tie[1:] = values[1:] == values[:-1]
     is_tie[:-1] |= is_tie[1:]

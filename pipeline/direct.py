@@ -24,15 +24,15 @@ PAST_CACHE = getattr(os, "O_DIRECT", 0)
 
 @functools.cache  # one in a process
 class Room:
-    """Memory of this process for one large array after the other."""
+    """A process's memory for large arrays, one after the other: it grows to the largest, and is never given back."""
 
     def __init__(self) -> None:
         self.memory = np.empty(0, np.uint8)
 
     def take(self, count: int, dtype: np.dtype) -> np.ndarray:
-        """An array of `count` entries that stands on a border of blocks, with anything in it.
+        """An array of `count` entries, not initialised, whose address is a multiple of BLOCK_BYTES.
 
-        What was taken before is lost: it has the same memory.
+        It takes the memory of the array before it, which must no longer be used.
         """
         num_bytes = count * dtype.itemsize
         if len(self.memory) < num_bytes + BLOCK_BYTES:

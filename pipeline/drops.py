@@ -227,7 +227,7 @@ def open_lists(duplicates: Duplicates) -> Iterator[np.ndarray]:
 
 
 def find_ranks(records: np.ndarray, stretch: Stretch) -> np.ndarray:
-    """Those of the records, sorted by rank, that are of the stretch."""
+    """The records, sorted by rank, whose rank is of the stretch."""
     edges = [stretch.first_rank, stretch.first_rank + stretch.last - stretch.first]
     first, last = np.searchsorted(records["rank"], np.array(edges, np.uint32))  # of another type: all is converted
     return np.array(records[first:last])

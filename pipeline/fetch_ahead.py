@@ -89,7 +89,7 @@ class FetchAhead:
                 thread.start()
 
     def run(self) -> None:
-        """A thread's life."""
+        """What a thread does: fetch files until the queue is empty."""
         while (path := self.take_next()) is not None:
             try:
                 bring(path, waits=False)

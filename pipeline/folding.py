@@ -89,7 +89,10 @@ def fold_all(data, offsets, table, folded, starts):
 
 @njit(cache=True, nogil=True)
 def fold_characters(data, position, end, table, out, length):
-    """The same, character by character, of those that begin before `end`; returns where it stopped in both."""
+    """Fold the characters that begin in data[position:end], one by one, to out[length:].
+
+    Returns where it stopped in both.
+    """
     one = np.uint64(1)
     while position < end:
         byte = np.uint32(data[position])

@@ -45,11 +45,11 @@ class HeldPart:
 
     @property
     def num_documents(self) -> int:
-        """Of all splits."""
+        """The documents of all splits."""
         return sum(count for _, count in self.splits)
 
     def as_run(self) -> dict[str, int]:
-        """Its only run, as an IngestRecord lists one."""
+        """The part as a run of an ingest task, as an IngestRecord lists one: a part is always a single run."""
         return {"documents": self.num_documents, "short": 0, "signed": self.num_signed}
 
     def list_segments(self) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ class HeldDataset:
 
     @property
     def num_documents(self) -> int:
-        """How many it holds."""
+        """How many documents the dataset holds."""
         return sum(part.num_documents for part in self.parts)
 
     def describe(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class HeldTask(FileTask):
 
     @property
     def subject(self) -> str:
-        """Where it is, for a person."""
+        """The part's folder, for a person."""
         return self.part.folder
 
     @property

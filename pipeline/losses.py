@@ -88,7 +88,7 @@ def describe_loss(loss: Loss) -> str:
 
 
 def list_losses(ingested: Ingested, deduplicated: Deduplicated, sources: tuple[PlannedSource, ...]) -> Iterator[Loss]:
-    """Of each source, then of its subsets."""
+    """The losses of each source, each followed by those of its subsets."""
     for number, source in enumerate(sources):
         counts = {outcome: of_sources[number]["documents"] for outcome, of_sources in deduplicated.counts.items()}
         yield Loss(source.name, sum(counts.values()), sum(counts.values()) - counts["kept"])

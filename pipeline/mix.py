@@ -69,7 +69,7 @@ def parse_mix(text: str) -> Mix:
 
 
 def parse_whole(text: str) -> Mix:
-    """parse_mix, whose errors may show secrets."""
+    """What parse_mix gives. The text of its errors may show secrets."""
     named_mixes = load_named_mixes()
     if (name := text.strip()) in named_mixes:
         named = named_mixes[name]
@@ -162,7 +162,7 @@ def choose_languages(mix: Mix, languages: str | None) -> Mix:
 
 
 def find_notices(entries: tuple[MixEntry, ...], *, total: Fraction) -> Iterable[str]:
-    """What is allowed but may not be meant."""
+    """What a mix says that is allowed, but may not be meant: lines for a person."""
     if total != 1:
         shares = ", ".join(f"{entry.source} {entry.weight:.4g}" for entry in entries)
         yield f"weights add up to {float(total):g}, not 1; taken as shares: {shares}"

@@ -93,7 +93,7 @@ class PlannedSource:
 
     @property
     def size_bytes(self) -> int:
-        """Of all raw files, as they are on disk."""
+        """The size of all raw files, as they lie on a disk: packed ones packed."""
         return sum(file.size_bytes for file in self.files)
 
     @property

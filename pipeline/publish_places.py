@@ -94,7 +94,7 @@ class BucketTarget:
         return self.patience.persist(lambda: self.attempt(call), what=str(self.origin))
 
     def attempt(self, call: Callable[[], Result]) -> Result:
-        """One call. Raises FileNotFoundError where there is no such object or bucket."""
+        """Make a call once, its errors turned into ours. Raises FileNotFoundError where there is no such object."""
         try:
             return call()
         except FileNotFoundError as error:

@@ -40,7 +40,7 @@ def measure_overlap(first, second):
 
 @njit(cache=True, nogil=True)
 def measure_overlaps(data, starts, pairs, out):
-    """measure_overlap of pairs of sets, given by their numbers: shape (pairs, 2)."""
+    """Write the measure_overlap of each pair of sets to `out`. pairs: the sets' numbers, shape (pairs, 2)."""
     for number in range(len(pairs)):
         one, other = pairs[number]
         out[number] = measure_overlap(data[starts[one] : starts[one + 1]], data[starts[other] : starts[other + 1]])
@@ -223,7 +223,7 @@ def measure_rest(core, rest, first_holders, values, holders, fewest, least_agree
 
 @njit(cache=True, nogil=True)
 def measure_group(data, starts, members, num_unlike, num_alike, fewest, fewest_alike, limits, out):
-    """measure_rests of one document in doubt."""
+    """What measure_rests does, for one document in doubt."""
     first = data[starts[members[0]] : starts[members[0] + 1]]
     unlike, others = members[1 : 1 + num_unlike], members[1 + num_unlike : 1 + num_unlike + num_alike]
     seconds = members[1 + num_unlike + num_alike :]

@@ -46,7 +46,7 @@ class SignaturesTask:
 
     @property
     def name(self) -> str:
-        """That of the task of drops."""
+        """The name of the task of drops."""
         return self.drops.name
 
     @property
@@ -57,7 +57,7 @@ class SignaturesTask:
 
     @property
     def fingerprint(self) -> str:
-        """Of all raw files."""
+        """A digest of all raw files."""
         return self.drops.fingerprint
 
     def list_outputs(self, result: dict[str, Any]) -> list[Path]:
@@ -78,7 +78,7 @@ class KeptSketches:
     sketches: Sketches
 
     def take(self, chosen: np.ndarray | slice) -> KeptSketches:
-        """Some of them, or all in another order."""
+        """The chosen documents, in the order of `chosen`."""
         arrays = (getattr(self, name)[chosen] for name in ("hashes", "rows", "splits"))
         return KeptSketches(*arrays, self.sketches.take(chosen))
 
@@ -164,7 +164,7 @@ def cut_parts(chunks: Iterable[KeptSketches]) -> Iterator[KeptSketches]:
 
 
 def join_kept(parts: Sequence[KeptSketches]) -> KeptSketches:
-    """Several as one."""
+    """The documents of several parts as one part."""
     arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("hashes", "rows", "splits"))
     return KeptSketches(*arrays, join_sketches([part.sketches for part in parts]))
 

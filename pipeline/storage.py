@@ -37,9 +37,9 @@ def open_new(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def open_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """The same for several files of one folder, which wait for the disk together: that takes a third of the time.
+    """Like `open_new`, for several files of one folder: they appear when the block ends well, or none of them does.
 
-    Where the disk refuses, the first is named.
+    They are synced together, which takes a third of the time. Where the disk refuses, the error names the first.
     """
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     temporaries = [name_temporary(path) for path in paths]

@@ -164,7 +164,7 @@ class Ingested:
 
     @cached_property
     def held_stretches(self) -> tuple[Stretch, ...]:
-        """Those of the documents of the datasets held."""
+        """The stretches of documents of the datasets held."""
         return tuple(stretch for stretch in self.all_stretches if stretch.is_held)
 
     @cached_property
@@ -212,7 +212,7 @@ class Dedup:
 
     @property
     def fingerprint(self) -> str:
-        """Of all raw files."""
+        """A digest of all raw files and held datasets."""
         return self.ingested.fingerprint
 
     def run(
