@@ -105,6 +105,11 @@ def test_a_build_that_was_stopped_and_went_on_has_no_speed(tmp_path):
     assert read_build_seconds(tmp_path) is None
 
 
+def test_a_damaged_log_leaves_the_speed_out_of_the_summary(tmp_path):
+    (tmp_path / "build-log.jsonl").write_text('{"event": "finished", "seconds": 3.5}\n{"eve')
+    assert read_build_seconds(tmp_path) is None
+
+
 def test_a_row_of_the_final_table_adds_up():
     assert set(COLUMNS) == {"read", *OUTCOMES}
     counts = {outcome: {"documents": number} for number, outcome in enumerate(OUTCOMES, start=1)}
