@@ -61,7 +61,7 @@ def test_more_bad_rows_than_allowed_stop_the_build_and_fewer_are_listed(tmp_path
     outcome = run_build(command)
     assert outcome.code == 1
     assert "3 of 100 rows are bad (1 bad_json, 1 bad_object, 1 bad_text_missing), more than" in outcome.error
-    assert "a.jsonl row 98: bad_text_missing (no field 'text')" in outcome.error
+    assert "a.jsonl row 98: bad_text_missing (no field 'text'; --mix names the one" in outcome.error
     (listed,) = (tmp_path / "out/web/drops").iterdir()
     assert pq.read_table(listed)["row"].to_pylist() == [97, 98, 99]
     outcome = run_build(f"{command} --max-bad-fraction 0.03")
