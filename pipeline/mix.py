@@ -124,7 +124,7 @@ def parse_entry(entry: str, text: str) -> tuple[SourceChoice, Fraction]:
     if not colon or weight.startswith("//") or ("://" in described and "/" in weight):  # a colon of an address
         raise ValueError(f"mix {text!r}: {entry!r} has no weight; write {entry}:0.5, say")
     try:
-        return parse_source(described), parse_weight(weight.strip())
+        return parse_source(described.strip()), parse_weight(weight.strip())
     except ValueError as error:
         raise ValueError(f"mix {text!r}: {error}") from None
 
