@@ -166,6 +166,8 @@ def open_run(catalogue: Catalogue, run: Path, step: int) -> tuple[PackedDataset,
 def read_config(run: Path) -> dict[str, Any]:
     """The settings of a run. Raises ValueError where they do not say what a step is."""
     path = run / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"--run {run}: it has no config.json, so it is no training run's folder")
     config = read_json(path)
     counts = [config.get(name) if isinstance(config, dict) else None for name in COUNTED_SETTINGS]
     for name, value in zip(COUNTED_SETTINGS, counts, strict=True):
