@@ -30,9 +30,11 @@ class Reader(Protocol):
 
     order: Any
 
-    def locate(self, positions: np.ndarray) -> Located: ...
+    def locate(self, positions: np.ndarray) -> Located:
+        """Where the samples at these positions are."""
 
-    def group(self, located: Located) -> Iterator[tuple[Any, int, np.ndarray]]: ...
+    def group(self, located: Located) -> Iterator[tuple[Any, int, np.ndarray]]:
+        """The rows of each source and epoch."""
 
 
 class FetchAhead:

@@ -20,11 +20,13 @@ P4, P5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
 
 @njit(cache=True, nogil=True, inline="always")
 def rotate_left(value, count):
+    """A uint64 with its bits moved up, those that fall out coming in below."""
     return (value << np.uint64(count)) | (value >> np.uint64(64 - count))
 
 
 @njit(cache=True, nogil=True, inline="always")
 def read_u32(data, start):
+    """Four bytes from data[start], the lowest first, as uint64."""
     value = np.uint64(0)
     for byte in range(4):
         value |= np.uint64(data[np.uint64(start + byte)]) << np.uint64(8 * byte)
@@ -33,11 +35,13 @@ def read_u32(data, start):
 
 @njit(cache=True, nogil=True, inline="always")
 def mix_lane(lane, word):
+    """XXH64's round: a lane with 8 more bytes."""
     return rotate_left(lane + word * P2, 31) * P1
 
 
 @njit(cache=True, nogil=True, inline="always")
 def merge_lane(value, lane):
+    """XXH64's merge of a lane into the hash."""
     return (value ^ mix_lane(np.uint64(0), lane)) * P1 + P4
 
 
@@ -129,6 +133,7 @@ def scatter_documents(
 
 @compiled
 def copy_documents(tokens, starts, lengths, targets, out):
+    """The loop of scatter_documents, which checks that nothing lies outside."""
     for document in range(len(starts)):
         start, target = np.uint64(starts[document]), np.uint64(targets[document])
         for position in range(np.uint64(lengths[document])):

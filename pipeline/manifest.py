@@ -51,6 +51,7 @@ class Source:
 
     @property
     def has_manifest(self) -> bool:
+        """Whether data_manifests/ describes it; else it is a folder of the user."""
         return bool(self.splits)
 
 

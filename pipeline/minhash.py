@@ -173,6 +173,7 @@ def fold_block(data, start, end, table, folded, edges):
 
 @njit(cache=True, nogil=True)
 def sign(data, offsets, table, functions, turns, signatures, keys):
+    """The loop of sign_documents: fills signatures and keys, and returns the numbers of shingles."""
     folded, edges = np.empty(FOLDED_BYTES, np.uint8), np.empty(FOLDED_BYTES, np.uint16)
     shingles = np.empty(SHINGLE_ROOM + FOLDED_BYTES // 2 + LANES, np.uint32)
     chosen, words = np.empty((NUM_BANDS, BAND_ROWS), np.uint32), np.zeros(WORD_ROOM, np.uint32)

@@ -72,6 +72,7 @@ def mark_shared(first, other, marks, words, rest):
 
 @njit(cache=True, nogil=True, inline="always")
 def count_both(words, others):
+    """How many bits two rows of words have in common."""
     count = np.uint64(0)
     for number in range(len(words)):
         count += count_ones(words[number] & others[number])
@@ -80,6 +81,7 @@ def count_both(words, others):
 
 @njit(cache=True, nogil=True, inline="always")
 def count_left(words, others, without):
+    """How many bits two rows of words have in common that a third has not."""
     count = np.uint64(0)
     for number in range(len(words)):
         count += count_ones(words[number] & others[number] & ~without[number])
@@ -159,6 +161,7 @@ def mark_members(data, starts, first, members):
 
 @njit(cache=True, nogil=True, inline="always")
 def is_apart(shared, one, other, most_shared):
+    """Whether two sets of these sizes that share so many values have a similarity of `most_shared` at most."""
     return shared / max(1, one + other - shared) <= most_shared
 
 

@@ -181,6 +181,7 @@ def close_chunk(room, count):
 
 @compiled
 def hash_spans(folded, starts, masks, room, first, second, counts):
+    """The loop of list_spans; returns how many spans there are."""
     total = np.uint64(0)
     for document in range(len(counts)):
         position, end = np.uint64(starts[document]), np.uint64(starts[document + 1])
@@ -202,11 +203,13 @@ def hash_spans(folded, starts, masks, room, first, second, counts):
 
 @compiled
 def choose_bits(value):
+    """The three bits of a word of the filter that a hash sets."""
     return (ONE << (value & BIT)) | (ONE << ((value >> S6) & BIT)) | (ONE << ((value >> S12) & BIT))
 
 
 @compiled
 def fill_filter(hashes, bits, shift):
+    """Set the bits of all hashes in the filter."""
     for value in hashes:
         bits[value >> shift] |= choose_bits(value)
 
@@ -234,6 +237,7 @@ def find_span(first, second, begin, end, value, other):
 
 @compiled
 def search(folded, starts, masks, room, bits, shift, heads, first, second, found):
+    """The loop of find_spans."""
     for document in range(len(found)):
         position, end = np.uint64(starts[document]), np.uint64(starts[document + 1])
         rolled = number = np.uint64(0)
