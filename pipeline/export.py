@@ -38,7 +38,7 @@ from pipeline.export_views import (
 )
 from pipeline.flags import read_flags
 from pipeline.interleave import interleave
-from pipeline.mixture import parse_mix
+from pipeline.mixture import parse_weights
 from pipeline.remote_dataset import bring
 from pipeline.shard import find_lost_files, list_files
 from pipeline.storage import name_temporary
@@ -179,7 +179,7 @@ def choose_view(arguments: ExportArguments, out: Path) -> View:
     catalogue = Catalogue(arguments.dataset)
     mix = dict(catalogue.content["mix"])
     if arguments.mix:
-        mix = parse_mix(arguments.mix, known=mix)
+        mix = parse_weights(arguments.mix, known=mix)
     for source in mix:
         catalogue.shards(source, "train")  # raises where there is no such source
     splits = tuple(arguments.splits.split(",")) if arguments.splits else catalogue.splits
