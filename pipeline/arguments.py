@@ -82,7 +82,8 @@ class BuildArguments:
     max_bad_fraction: float = 0.01
     """Stop if a larger share of a source's rows holds no document (broken JSON, no text, not UTF-8)."""
     engine: Literal["fast", "reference"] = "fast"
-    """fast: gigatoken. reference: sentencepiece, tiktoken or tokenizers. The ids are the same."""
+    """fast: our own encoder for SentencePiece BPE, gigatoken for other kinds. reference: the tokenizer's own library
+    (sentencepiece, tiktoken or tokenizers). The ids are the same."""
     tokens: str | None = None
     """Stop each source at its share of so many training tokens: 300_000_000, 1e9, 500M, 10B, 1.5T. Default: all there
     is."""

@@ -18,12 +18,12 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python pipeline/build.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pipeline.flags import read_flags
 from pipeline.interrupt import STOPPED, end_at_once_on_ctrl_c, ending_soon_on_ctrl_c
 
 if __name__ == "__main__":
     end_at_once_on_ctrl_c()  # the imports below take a second
 
-import tyro
 from rich.console import Console
 
 from pipeline import prepare, stages
@@ -58,7 +58,7 @@ from pipeline.workshop import Workshop
 
 def main() -> None:
     """The command: one line and a non-zero exit code for what the user can mend."""
-    arguments = tyro.cli(BuildArguments)
+    arguments = read_flags(BuildArguments)
     try:
         with ending_soon_on_ctrl_c():
             build(arguments, make_console())

@@ -68,7 +68,7 @@ class DedupTask:
         return Path(self.folder) / f"{self.name}.counts.npy"
 
     def list_outputs(self, _: Any) -> list[Path]:
-        """Both."""
+        """The kept documents and their counts."""
         return [self.kept_path, self.counts_path]
 
 
@@ -129,7 +129,7 @@ def write_kept(candidates: Candidates, kept: np.ndarray, task: DedupTask) -> Non
 
 
 def sort_kept(candidates: Candidates, kept: np.ndarray) -> np.ndarray:
-    """Those that stay by source and split, then place; where texts are equal by content hash, raw file and row."""
+    """The order of those that stay: source and split, then place; equal places by content hash, raw file and row."""
     kept = kept[np.argsort(candidates.records["place"][kept], kind="stable")]  # a few runs that are sorted: merged
     kept = kept[np.argsort(candidates.cells[kept], kind="stable")]
     is_tie = find_ties(candidates.records["place"][kept])

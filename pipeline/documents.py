@@ -59,6 +59,18 @@ def read_documents(
     raise ValueError(f"{path}: no reader for this ending ({KNOWN_KINDS})")
 
 
+def read_row(path: Path, row: int, *, text_field: str) -> str | None:
+    """The text in one row of a raw file, which is read up to it; None where the row holds no document.
+
+    Raises as read_documents does.
+    """
+    for batch in read_documents(path, text_field=text_field):
+        at = int(np.searchsorted(batch.rows, row))
+        if at < len(batch.rows) and batch.rows[at] == row:
+            return batch.texts[at].as_py()
+    return None
+
+
 def find_kind(path: Path) -> tuple[str, str | None]:
     """The ending that says what is in a file, and its compression."""
     compression = COMPRESSIONS.get(path.suffix)

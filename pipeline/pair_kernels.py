@@ -20,6 +20,7 @@ NO_PARTNER = 0xFFFFFFFF
 
 @njit(cache=True, nogil=True, inline="always")
 def is_set(bits, rank):
+    """Whether a rank's bit is set: 1 or 0."""
     return (bits[rank >> 3] >> np.uint8(rank & 7)) & 1
 
 
@@ -87,6 +88,7 @@ def leave_out_held(packed, rank_bits, held):
 
 @njit(cache=True, nogil=True, inline="always")
 def num_partners(member, size):
+    """With how many of those before it in a group of documents with one key one is paired."""
     return member if size <= LARGEST_FULL_GROUP else min(member, MOST_PAIRS)
 
 
@@ -292,6 +294,7 @@ def link_equal(keys, ranks, order, out):
 
 @njit(cache=True, nogil=True, inline="always")
 def find_root(parents, rank):
+    """The root of a rank's component; paths to it are halved on the way."""
     while parents[rank] != rank:
         parents[rank] = parents[parents[rank]]
         rank = parents[rank]

@@ -40,7 +40,7 @@ def measure_overlap(first, second):
 
 @njit(cache=True, nogil=True)
 def measure_overlaps(data, starts, pairs, out):
-    """measure_overlap of pairs of sets, given by their numbers: shape (pairs, 2)."""
+    """Write the measure_overlap of each pair of sets to `out`. pairs: the sets' numbers, shape (pairs, 2)."""
     for number in range(len(pairs)):
         one, other = pairs[number]
         out[number] = measure_overlap(data[starts[one] : starts[one + 1]], data[starts[other] : starts[other + 1]])
@@ -72,6 +72,7 @@ def mark_shared(first, other, marks, words, rest):
 
 @njit(cache=True, nogil=True, inline="always")
 def count_both(words, others):
+    """How many bits two rows of words have in common."""
     count = np.uint64(0)
     for number in range(len(words)):
         count += count_ones(words[number] & others[number])
@@ -80,6 +81,7 @@ def count_both(words, others):
 
 @njit(cache=True, nogil=True, inline="always")
 def count_left(words, others, without):
+    """How many bits two rows of words have in common that a third has not."""
     count = np.uint64(0)
     for number in range(len(words)):
         count += count_ones(words[number] & others[number] & ~without[number])
@@ -159,6 +161,7 @@ def mark_members(data, starts, first, members):
 
 @njit(cache=True, nogil=True, inline="always")
 def is_apart(shared, one, other, most_shared):
+    """Whether two sets of these sizes that share so many values have a similarity of `most_shared` at most."""
     return shared / max(1, one + other - shared) <= most_shared
 
 
@@ -223,7 +226,7 @@ def measure_rest(core, rest, first_holders, values, holders, fewest, least_agree
 
 @njit(cache=True, nogil=True)
 def measure_group(data, starts, members, num_unlike, num_alike, fewest, fewest_alike, limits, out):
-    """measure_rests of one document in doubt."""
+    """What measure_rests does, for one document in doubt."""
     first = data[starts[members[0]] : starts[members[0] + 1]]
     unlike, others = members[1 : 1 + num_unlike], members[1 + num_unlike : 1 + num_unlike + num_alike]
     seconds = members[1 + num_unlike + num_alike :]

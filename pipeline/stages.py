@@ -129,16 +129,20 @@ def keep_signatures(
 def describe_ingests(ingested: Ingested, selection: Selection) -> list[Ingest]:
     """Each ingest task as the drops stage sees it."""
     limits: dict[int, list[tuple[Stretch, int]]] = {}
-    stretches: dict[int, list[Stretch]] = {}
     for stretch in ingested.stretches:
-        stretches.setdefault(stretch.task, []).append(stretch)
         limit = selection.limits[stretch.source]
         if limit and SPLITS.index(stretch.split) in limit.splits:
             limits.setdefault(stretch.task, []).append((stretch, limit.place))
     runs = [tuple((run["documents"], run["signed"]) for run in record["runs"]) for record in ingested.records]
     parts = zip(ingested.tasks, ingested.first_rows, runs, strict=True)
     return [
-        Ingest(task.folder, first_row, tuple(stretches.get(number, ())), tuple(limits.get(number, ())), of_task)
+        Ingest(
+            folder=task.folder,
+            first_row=first_row,
+            stretches=tuple(ingested.stretches_by_task.get(number, ())),
+            limits=tuple(limits.get(number, ())),
+            runs=of_task,
+        )
         for number, (task, first_row, of_task) in enumerate(parts)
     ]
 
@@ -195,14 +199,11 @@ def plan_pack(
 
 def write_texts(ingested: Ingested, duplicates: Duplicates, *, out: Path, shop: Workshop) -> None:
     """Write the texts that stay in SlimPajama's layout."""
-    stretches: dict[int, list[Stretch]] = {}
-    for stretch in ingested.stretches:
-        stretches.setdefault(stretch.task, []).append(stretch)
     tasks = [
         TextTask(
             ingest=task,
             number=number,
-            stretches=tuple(stretches.get(number, ())),
+            stretches=tuple(ingested.stretches_by_task.get(number, ())),
             duplicates=duplicates,
             out=str(out),
             fingerprint=ingested.fingerprint,

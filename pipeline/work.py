@@ -24,7 +24,7 @@ BUCKET_SHIFT = 64 - BUCKET_BITS
 
 
 class FileTask:
-    """A task that writes one file for a whole build, and is known to a person by it."""
+    """A task that writes one file, `path`, and is known to a person by it unless it says otherwise."""
 
     path: Path
 
@@ -34,7 +34,7 @@ class FileTask:
         return str(self.path)
 
     def list_outputs(self, _: Any) -> list[Path]:
-        """The file."""
+        """The one file that it writes."""
         return [self.path]
 
 
