@@ -18,7 +18,6 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python pipeline/build.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.flags import read_flags
 from pipeline.interrupt import STOPPED, end_at_once_on_ctrl_c, ending_soon_on_ctrl_c
 
 if __name__ == "__main__":
@@ -32,6 +31,7 @@ from pipeline.compiled import explain_cache
 from pipeline.contamination import keep_spans
 from pipeline.dedup_stages import dedup
 from pipeline.finish import Built, describe_sources, hash_content
+from pipeline.flags import read_flags
 from pipeline.folders import BUILD_LOG, SPANS_FOLDER, WORK_FOLDER, Folders
 from pipeline.forecast import make_forecast
 from pipeline.forecast_table import print_forecast
