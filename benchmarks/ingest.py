@@ -52,7 +52,7 @@ PARTS = {
     "tokenise": ("encode_documents", "encode_and_frame"),
     "frame": ("frame_documents",),
     "sign for near": ("sketch_texts",),
-    "sort and write": ("_write_run",),
+    "sort and write": ("write_run",),
 }
 
 

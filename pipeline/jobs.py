@@ -13,6 +13,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -48,6 +49,16 @@ class Task(Protocol):
         """The files that it leaves, in a fixed order."""
 
 
+@dataclass(frozen=True)
+class AlmostDone:
+    """What a function may leave of a task: `finish` does the rest, and returns the result.
+
+    The rest waits for the disk and works little, so a worker begins its next task beside it.
+    """
+
+    finish: Callable[[], Any]
+
+
 class Executor(ABC):
     """Runs tasks somewhere, and keeps their records."""
 
@@ -72,9 +83,9 @@ class Executor(ABC):
     ) -> Iterator[tuple[Task, Outcome]]:
         """Each task with function(task), in the order in which they finish; those with a record in `records` first.
 
-        function must be importable by name, its result JSON. A worker that dies is replaced, its task tried once more.
-        Raises ValueError with the task's own message where it met bad input or a full disk, RuntimeError where two
-        workers died of a task, or it broke.
+        function must be importable by name, its result JSON, or AlmostDone. A worker that dies is replaced, its task
+        tried once more. Raises ValueError with the task's own message where it met bad input or a full disk,
+        RuntimeError where two workers died of a task, or it broke.
         """
         jobs = [Job(function, task, records / f"{task.name}.json") for task in tasks]
         unfinished, repeated = [], []
@@ -140,8 +151,15 @@ class Job:
 
     def run(self) -> Outcome:
         """What the function leaves. Its record is written last: a task that has one is finished."""
+        return self.begin()()
+
+    def begin(self) -> Callable[[], Outcome]:
+        """Do the task, but for what waits for the disk: that, and the record, is left to what it returns."""
         began = time.monotonic()
-        result = self.function(self.task)
+        return partial(self._finish, self.function(self.task), began)
+
+    def _finish(self, result: Any, began: float) -> Outcome:
+        result = result.finish() if isinstance(result, AlmostDone) else result
         sizes = [path.stat().st_size for path in self.task.list_outputs(result)]
         write_json(self.record, {"fingerprint": self.task.fingerprint, "output_bytes": sizes, "result": result})
         return Outcome(result, time.monotonic() - began)
@@ -193,10 +211,10 @@ class Job:
         return None
 
 
-def run_job(job: Job) -> tuple[str, Any]:
-    """What becomes of a job, as a worker sends it home: for `check_answer`."""
+def attempt(step: Callable[[], Any]) -> tuple[str, Any]:
+    """What comes of a step of a job, as a worker sends it home: for `check_answer`."""
     try:
-        return "outcome", job.run()
+        return "outcome", step()
     except USER_ERRORS as error:
         return "user error", describe(error)
     except Exception:

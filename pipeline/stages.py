@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.dedup_stages import Deduplicated
 from pipeline.document_batch import BAD_REASONS
 from pipeline.drops import DropsTask, Duplicates, Ingest, run_drops
-from pipeline.ingest import IngestTask, run_ingest
+from pipeline.ingest import IngestTask, begin_ingest
 from pipeline.limit import Selection
 from pipeline.pack import PackTask, plan_shards, run_pack
 from pipeline.plan import BuildSettings
@@ -52,7 +52,7 @@ def ingest(
         )
 
     totals = add_totals((task.source, task.num_files, task.size_bytes) for task in tasks)
-    done = shop.run("ingest", run_ingest, tasks, unit="files", describe=describe, totals=totals)
+    done = shop.run("ingest", begin_ingest, tasks, unit="files", describe=describe, totals=totals)
     return Ingested(source_names, priority, tasks, [done[task.name] for task in tasks])
 
 

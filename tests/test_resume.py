@@ -275,7 +275,7 @@ def test_a_raw_file_that_grows_while_it_is_read_stops_the_build_once(
         return record
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.run_ingest", read_and_write)
+        patch.setattr("pipeline.stages.begin_ingest", read_and_write)
         outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
     assert outcome.code == 1
     assert f"{raw}/notes/n.jsonl had " in outcome.error and "something writes to it" in outcome.error
