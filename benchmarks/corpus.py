@@ -20,7 +20,7 @@ import zstandard
 
 from pipeline.sample_text import LONGEST_TEXT_BYTES, SHORTEST_PROSE, Reader, list_places, this_installation
 
-NUM_PARTS = 4
+NUM_PARTS = 8  # of 100 MB: each is as much as the smallest task of a build reads (ingest_plan.py)
 WARM_SHARE = 0.08  # of the text is kept out of the parts: every system reads it before it is timed
 MANUALS, DOCUMENTATION = Path("/usr/share/man"), Path("/usr/share/doc")
 ENGLISH_MANUALS = re.compile(r"man\d\w*")  # other languages lie in folders such as de/man1
