@@ -18,7 +18,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python pipeline/build.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.interrupt import STOPPED, end_at_once_on_ctrl_c, ending_soon_on_ctrl_c
+from pipeline.interrupt import end_at_once, end_at_once_on_ctrl_c, ending_soon_on_ctrl_c
 
 if __name__ == "__main__":
     end_at_once_on_ctrl_c()  # the imports below take a second
@@ -67,7 +67,7 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(STOPPED)
+        end_at_once()
 
 
 def build(arguments: BuildArguments, console: Console) -> None:

@@ -85,7 +85,8 @@ def join_results(tasks: list[DedupTask], records: list[dict[str, Any]], duplicat
     by_bucket = np.concatenate([np.load(task.counts_path) for task in tasks], axis=3)
     edges = tuple(task.first_bucket for task in tasks)
     paths = tuple(str(task.kept_path) for task in tasks)
-    kept = KeptDocuments(paths, edges, by_bucket[0], tasks[0].num_tokenizers)
+    checksums = tuple(tuple(record["checksums"]) for record in records)
+    kept = KeptDocuments(paths, edges, checksums, by_bucket[0], tasks[0].num_tokenizers)
     return Deduplicated(duplicates, counts, kept, by_bucket[1:])
 
 

@@ -38,7 +38,7 @@ class PackTask:
     num_tokenizers: int
     dtype: str
     out: str
-    fingerprint: str  # of all raw files
+    fingerprint: str  # of the source's raw files and the shard's documents: no other source's
 
     @property
     def subject(self) -> str:

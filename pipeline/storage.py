@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,23 @@ def open_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(paths[0].parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write files in, which must be synced there; it takes the place of `path` only when the block ends
+    well. Else nothing is left behind."""
+    temporary = name_temporary(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_folder(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
 
 
 def name_temporary(path: Path) -> Path:

@@ -105,7 +105,7 @@ def test_an_unfinished_build_goes_on_and_repeats_only_what_is_missing(
         *(f"near_stages.run_{stage}" for stage in ("marks", "band", "estimate", "judge", "resolve")),
         "dedup_stages.run_dedup",
     ]
-    for stage in ("stages.run_ingest", *dedup, "stages.run_drops", "stages.run_pack"):
+    for stage in ("stages.begin_ingest", *dedup, "stages.run_drops", "stages.run_pack"):
         with monkeypatch.context() as patch:
             module, name = stage.split(".")
             function = getattr(__import__(f"pipeline.{module}", fromlist=[name]), name)
