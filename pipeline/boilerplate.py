@@ -74,7 +74,7 @@ class TracesTask:
     @property
     def path(self) -> Path:
         """Pairs of a document in doubt and one that stays, sorted: uint64."""
-        return self.band.path
+        return self.band.list_paths(1)[0]
 
     def list_outputs(self, _: Any) -> list[Path]:
         """The pairs."""

@@ -185,8 +185,8 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
         folder=work.folder,
         fingerprint=work.fingerprint,
     )
-    work.run("bands", run_band, tasks, unit="parts", kept="pairs", dropped="")
-    return [task.path for task in tasks]
+    results = work.run("bands", run_band, tasks, unit="parts", kept="pairs", dropped="")
+    return [path for task in tasks for path in task.list_outputs(results[task.name])]
 
 
 def compare(work: Dedup, open_path: Path) -> list[Path]:
