@@ -137,7 +137,7 @@ def run_witnesses(task: WitnessesTask) -> dict[str, int]:
     """Write the witnesses of documents that have enough; returns how many documents these are."""
     keep_freed_memory()
     faint, dropped = np.load(task.resolve.faint_path), np.load(task.resolve.marks_path)
-    parts = estimate_pairs(task.paths, task.first_rank, task.last_rank, ranks=task.ranks)
+    parts = estimate_pairs(task.paths, task.first_rank, task.last_rank, ranks=task.ranks, least=0)
     taken = np.concatenate([choose_witnesses(edges, faint, dropped) for edges in parts])
     write_array(task.path, taken)
     return {"documents": len(np.unique(taken["later"]))}
