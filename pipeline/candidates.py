@@ -30,7 +30,7 @@ from pipeline.sketch_file import KEYED, NUMBER_BITS, Recipe
 from pipeline.storage import write_array
 
 FEW_KEYS = 1 << 17  # of a band: with no more, one task takes all bands
-BANDS_PER_TASK = 7  # at most: a pair that several bands of a task have is written once
+BANDS_PER_TASK = 7  # at most, fewer with more workers: a pair that several bands of a task have is written once
 # Of memory, where a task has several bands: half of it is for what each document was paired with. Of the rest, as of
 # all where it has one, a quarter each is for keys with their ranks, twice where all are equal, and for pairs.
 BYTES_PER_KEY, BYTES_PER_LONE_KEY = 8 * MOST_PAIRS, 64
@@ -87,26 +87,27 @@ def plan_bands(
     ranks: RankMap,
     marks: Path | None,
     memory_bytes: int,
+    num_workers: int,
     folder: Path,
     fingerprint: str,
 ) -> list[BandTask]:
-    """The tasks of all bands, each of which fits into `memory_bytes`."""
+    """The tasks of all bands, each of which fits into `memory_bytes`; as many as workers, if there are bands enough."""
     of_all = {"recipe": recipe, "ranks": ranks, "marks": marks, "folder": folder, "fingerprint": fingerprint}
     num_keys = sum(run.num_signed for run in runs)
-    groups = split_bands(recipe, num_keys, memory_bytes=memory_bytes)
+    groups = split_bands(recipe, num_keys, memory_bytes=memory_bytes, num_workers=num_workers)
     return [task for group in groups for task in plan_parts(runs, group, memory_bytes=memory_bytes, **of_all)]
 
 
-def split_bands(recipe: Recipe, num_keys: int, *, memory_bytes: int) -> list[tuple[int, ...]]:
+def split_bands(recipe: Recipe, num_keys: int, *, memory_bytes: int, num_workers: int) -> list[tuple[int, ...]]:
     """The bands in groups of about the same size, one for each task. A band that is cut into parts is alone.
 
     num_keys: of a band.
     """
-    most = recipe.num_bands
+    num_groups = 1
     if num_keys > FEW_KEYS:
         is_whole = recipe.record != KEYED and num_keys * BYTES_PER_KEY <= memory_bytes
-        most = BANDS_PER_TASK if is_whole else 1
-    num_groups = -(-recipe.num_bands // most)
+        fewest = max(num_workers, -(-recipe.num_bands // BANDS_PER_TASK))
+        num_groups = min(recipe.num_bands, fewest) if is_whole else recipe.num_bands
     edges = [recipe.num_bands * group // num_groups for group in range(num_groups + 1)]
     return [tuple(range(first, last)) for first, last in zip(edges[:-1], edges[1:], strict=True)]
 

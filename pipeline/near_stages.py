@@ -182,6 +182,7 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
         ranks=work.ranks,
         marks=marks,
         memory_bytes=work.settings.memory_bytes,
+        num_workers=work.settings.num_workers,
         folder=work.folder,
         fingerprint=work.fingerprint,
     )

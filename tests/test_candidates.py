@@ -74,7 +74,7 @@ def plan_tasks(folder, runs, *, memory_bytes, marks=None, held=()):
     """The tasks of all bands of some runs."""
     ranks = SimpleNamespace(num_documents=sum(run.num_signed for run in runs), held=held)
     places = {"folder": folder, "fingerprint": ""}
-    return plan_bands(runs, recipe=RECIPE, ranks=ranks, marks=marks, memory_bytes=memory_bytes, **places)
+    return plan_bands(runs, recipe=RECIPE, ranks=ranks, marks=marks, memory_bytes=memory_bytes, num_workers=1, **places)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,18 @@ def test_pairs_that_memory_has_no_room_for_are_written_in_several_files(tmp_path
     assert np.unique(np.concatenate(files)).tolist() == pair_plainly(rank_keys(keys, runs), [], set())
 
 
-def test_bands_make_one_task_where_memory_allows():
+def test_bands_make_few_tasks_where_memory_allows():
     sizes = {
-        num_keys: [len(bands) for bands in split_bands(RECIPE, num_keys, memory_bytes=3 << 30)]
-        for num_keys in (1000, 5_000_000, 20_000_000, 50_000_000, 10**9)
+        num_keys: [len(bands) for bands in split_bands(RECIPE, num_keys, memory_bytes=3 << 30, num_workers=1)]
+        for num_keys in (1000, 5_000_000, 50_000_000, 100_000_000, 10**9)
     }
-    assert sizes == {1000: [14], 5_000_000: [7, 7], 20_000_000: [7, 7], 50_000_000: [7, 7], 10**9: [1] * 14}
-    assert split_bands(RECIPES["slimpajama"], 5_000_000, memory_bytes=3 << 30) == [(band,) for band in range(9)]
+    assert sizes == {1000: [14], 5_000_000: [7, 7], 50_000_000: [7, 7], 100_000_000: [7, 7], 10**9: [1] * 14}
+
+
+def test_each_worker_has_bands_where_there_are_many_keys():
+    assert [
+        [len(bands) for bands in split_bands(RECIPE, 5_000_000, memory_bytes=1 << 30, num_workers=num_workers)]
+        for num_workers in (2, 3, 8, 64)
+    ] == [[7, 7], [4, 5, 5], [1, 2, 2, 2, 1, 2, 2, 2], [1] * 14]
+    for_slimpajama = split_bands(RECIPES["slimpajama"], 5_000_000, memory_bytes=3 << 30, num_workers=1)
+    assert for_slimpajama == [(band,) for band in range(9)]

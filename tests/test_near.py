@@ -215,7 +215,8 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
     monkeypatch.setattr("pipeline.wanted_documents.SMALLEST_BATCH_BYTES", 1000)
     monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 4096)
     monkeypatch.setattr("pipeline.candidates.FEW_KEYS", 10)
-    monkeypatch.setattr("pipeline.candidates.BYTES_PER_KEY", 1 << 22)
+    for name in ("BYTES_PER_KEY", "BYTES_PER_LONE_KEY"):
+        monkeypatch.setattr(f"pipeline.candidates.{name}", 1 << 22)
     monkeypatch.setattr("pipeline.estimate.BYTES_PER_PAIR", 1 << 20)
     monkeypatch.setattr("pipeline.estimate.PAIRS_AT_ONCE", 30)
     monkeypatch.setattr("pipeline.resolve.EDGES_AT_ONCE", 30)
