@@ -234,6 +234,8 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
         ("--dedup-priority pile", "'pile' is no source of the mix (web)"),
         ("--dedup-threshold 0.2", "--dedup-threshold must be from 0.5 to 1, found 0.2"),
         ("--memory 0", "--memory must be 0.1 or more, found 0"),
+        ("--dedup exact --dedup-threshold 0.9", "--dedup-threshold is of --dedup near: it changes nothing with exact"),
+        ("--dedup none --dedup-priority web", "--dedup-priority says which of several duplicates stays"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_refused(tmp_path, sample_model, run_build, more, expected):
