@@ -204,13 +204,21 @@ def plan_held(
     ]
 
 
+def check_listed(path: Path, checksum: str) -> None:
+    """Raises ValueError where a file is not what its dataset.json lists, FileNotFoundError where there is none."""
+    advice = "copy or build that dataset again"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, its dataset.json lists it: {advice}")
+    if checksum_file(path) != checksum:
+        raise ValueError(f"{path} is not the file that its dataset.json lists: {advice}")
+
+
 def run_held(task: HeldTask) -> dict[str, int]:
     """Write the records; returns how many. Raises ValueError where a file is not what its dataset.json lists."""
     for name, size_bytes, checksum in task.part.files:
         path = Path(task.part.folder) / name
         check_size(path, size_bytes)
-        if checksum_file(path) != checksum:
-            raise ValueError(f"{path} is not the file that its dataset.json lists: copy or build that dataset again")
+        check_listed(path, checksum)
     hashes = open_records(Path(task.part.folder) / "hashes.bin", HASH)
     records = np.empty(len(hashes), HELD)
     records["place"], records["content_hash"] = find_places(hashes, seed=task.seed), hashes

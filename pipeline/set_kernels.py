@@ -172,11 +172,13 @@ def count_others(num_first, core, rest, words, rests, edges, shared_rests, fewes
     0 where the rests of the two are too small. core: which places of the first document's set, of num_first values, the
     second has, too; rest: what else that has. words, rests, edges: the same of the others (mark_members); shared_rests:
     how many of these values each has in common with each. limits: a rest has at least the first of the size of what is
-    shared, a document has at least the second of it, and the similarity of two rests is at most the third.
+    shared and so many values as the second, a document has at least the third of it, and the similarity of two rests is
+    at most the fourth.
     """
-    least_own, least_held, most_shared = limits
+    least_share, fewest_values, least_held, most_shared = limits
     num_core = count_both(core, core)
-    if num_first - num_core < least_own * num_core or len(rest) < least_own * num_core:
+    least_own = max(least_share * num_core, fewest_values)
+    if num_first - num_core < least_own or len(rest) < least_own:
         return 0
     count, chosen, sizes = 0, np.empty(len(words), np.int64), np.empty(len(words), np.int64)
     for place in range(len(words)):
@@ -185,7 +187,7 @@ def count_others(num_first, core, rest, words, rests, edges, shared_rests, fewes
         own = rests[edges[place] : edges[place + 1]]
         num_held, num_both = count_both(core, words[place]), count_both(words[place], words[place])
         size = num_both - num_held + len(own)
-        is_new = size >= least_own * num_core and num_held >= least_held * num_core
+        is_new = size >= least_own and num_held >= least_held * num_core
         is_new = is_new and is_apart(num_both - num_held, num_first - num_core, size, most_shared)
         is_new = is_new and is_apart(count_shared(rest, own), len(rest), size, most_shared)
         before = 0

@@ -164,6 +164,18 @@ def view_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
+def read_into(path: Path, offset: int, room: Any) -> None:
+    """Fill a bytes-like `room` from a file's byte `offset` on. Raises OSError where the file is gone or shorter."""
+    left = memoryview(room)
+    with naming(path), open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while left:
+            num_bytes = file.readinto(left)
+            if not num_bytes:
+                raise OSError(f"{path} ends {len(left):,} bytes too early: run the same command again to make it anew")
+            left = left[num_bytes:]
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Save an array as numpy does (.npy), whole or not at all. np.save would hide the system's error of a full disk."""
     header = io.BytesIO()

@@ -188,11 +188,16 @@ class Ingested:
 
 @dataclass(frozen=True)
 class DedupSettings:
-    """What decides it: the method and the least similarity of two documents that are near. memory_bytes: of a task."""
+    """What decides it: the method and the least similarity of two documents that are near.
+
+    memory_bytes: of a task. num_workers: for so many there are tasks, where that takes more work. Neither changes what
+    is found.
+    """
 
     method: str
     threshold: float
     memory_bytes: int
+    num_workers: int
 
 
 @dataclass(frozen=True)
