@@ -19,7 +19,7 @@ from pipeline.tokenizer import Tokenizer
 
 ONLY_WHERE_GIVEN = ("keep_signatures", "against", "signals")  # settings that are not described where they are off
 BY_SOURCE = frozenset(("tokens", "exclude", "columns", "signals", "raw_files"))  # settings with an entry per source
-WORK_VERSION = 4  # of the work files: another version's are not taken up
+WORK_VERSION = 5  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
 
