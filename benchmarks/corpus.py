@@ -20,7 +20,7 @@ import zstandard
 
 from pipeline.sample_text import LONGEST_TEXT_BYTES, SHORTEST_PROSE, Reader, list_places, this_installation
 
-NUM_PARTS = 4
+NUM_PARTS = 8  # of 100 MB: each is as much as the smallest task of a build reads (ingest_plan.py)
 WARM_SHARE = 0.08  # of the text is kept out of the parts: every system reads it before it is timed
 MANUALS, DOCUMENTATION = Path("/usr/share/man"), Path("/usr/share/doc")
 ENGLISH_MANUALS = re.compile(r"man\d\w*")  # other languages lie in folders such as de/man1
@@ -35,7 +35,7 @@ ROFF_ESCAPES = re.compile(r"\\(?:f(?:\[\w*\]|\(..|.)|s[-+]?\d|[&|/^])")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text of one kind on disk. num_bytes: of text in `parts`, which hold a random share of the texts each."""
+    """Text of one kind on disk. num_bytes: of text in `parts`, which hold random texts, as many bytes each."""
 
     kind: str
     warm: Path
@@ -119,20 +119,21 @@ def write_corpus(kind: str, texts: Iterator[str], folder: Path, *, num_bytes: in
     wanted = num_bytes + warm_bytes_left + min(num_bytes // 10, LONGEST_TEXT_BYTES)
     chosen = sorted(take(texts, num_bytes=wanted), key=hash_text)
     warm, parts = folder / "warm.jsonl.zst", tuple(folder / f"part-{number}.jsonl.zst" for number in range(NUM_PARTS))
-    written = 0
+    sizes = [0] * NUM_PARTS
     with ExitStack() as stack:
         write_warm, *write_part = (open_lines(path, stack) for path in (warm, *parts))
-        for number, text in enumerate(chosen):
+        for text in chosen:
             size = len(text.encode())
             if warm_bytes_left > 0:
                 write_warm(text)
                 warm_bytes_left -= size
             else:
-                write_part[number % NUM_PARTS](text)
-                written += size
-    if not written:
+                shortest = sizes.index(min(sizes))
+                write_part[shortest](text)
+                sizes[shortest] += size
+    if not any(sizes):
         raise ValueError(f"{kind}: {len(chosen):,} texts are too few to measure with; give more with --corpus")
-    return Corpus(kind, warm, parts, written)
+    return Corpus(kind, warm, parts, sum(sizes))
 
 
 def take(texts: Iterator[str], *, num_bytes: float) -> list[str]:

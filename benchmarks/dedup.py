@@ -177,7 +177,7 @@ class TimedWorkshop(Workshop):
 
 def run_stages(ingested: Ingested, folder: Path, memory: float, against: bool, sender: Any) -> None:
     """Run the stages in this process and send what they took."""
-    settings = DedupSettings("near", 0.8, int(memory * (1 << 30) * 0.75))
+    settings = DedupSettings("near", 0.8, int(memory * (1 << 30) * 0.75), num_workers=1)
     with Workers(1, notice=print) as workers:
         shop = TimedWorkshop(folder, workers, make_console(), BuildLog(folder / "log.jsonl"))
         warm = replace(shop, work=folder / "warm")

@@ -171,7 +171,7 @@ def find_drops(texts: list[str], method: str) -> dict[int, tuple[str, int | None
         ingested = Ingested(["texts"], ["texts"], [task], [run_ingest(task)])
         with Workers(1, notice=print) as workers:
             shop = Workshop(folder, workers, Console(quiet=True), BuildLog(folder / "log.jsonl"))
-            done = dedup(ingested, settings=DedupSettings(method, 0.8, 1 << 30), shop=shop)
+            done = dedup(ingested, settings=DedupSettings(method, 0.8, 1 << 30, 1), shop=shop)
         ingest = Ingest(task.folder, 0, ingested.stretches)
         names = {"source": "texts", "source_names": ("texts",), "table_name": "drops.parquet", "fingerprint": ""}
         drops = DropsTask(

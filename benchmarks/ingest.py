@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks.corpus import Corpus, read_code, read_prose, write_corpus
 from benchmarks.peers import PeerSpeed, measure_peers, measure_signatures
 from benchmarks.stopwatch import Speed, Stopwatch
-from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, run_ingest
+from pipeline.ingest import EncodeSettings, IngestSettings, IngestTask, TaskFile, begin_ingest, run_ingest
 from pipeline.local_jobs import Workers
 from pipeline.progress import format_bytes, make_console
 from pipeline.shard import token_dtype
@@ -52,7 +52,7 @@ PARTS = {
     "tokenise": ("encode_documents", "encode_and_frame"),
     "frame": ("frame_documents",),
     "sign for near": ("sketch_texts",),
-    "sort and write": ("_write_run",),
+    "sort and write": ("write_run",),
 }
 
 
@@ -220,7 +220,7 @@ def time_workers(workers: Workers, paths: Sequence[Path], tokenizer: Tokenizer, 
     place = Path(tempfile.mkdtemp(dir=folder))
     tasks = [make_task(f"part-{number}", (path,), tokenizer, place) for number, path in enumerate(paths)]
     watch = Stopwatch()
-    list(workers.run(run_ingest, tasks, records=place / "records"))
+    list(workers.run(begin_ingest, tasks, records=place / "records"))
     seconds, _ = watch.read()
     shutil.rmtree(place)
     return seconds

@@ -83,7 +83,7 @@ def measure(folder: Path, *, num_tasks: int) -> dict[str, Any]:
     with Workers(1, notice=print) as workers:
         shop = Workshop(folder / "work", workers, make_console(), BuildLog(folder / "log.jsonl"))
         started = time.perf_counter()
-        deduplicated = dedup(ingested, settings=DedupSettings("exact", 0.0, 1 << 30), shop=shop)
+        deduplicated = dedup(ingested, settings=DedupSettings("exact", 0.0, 1 << 30, 1), shop=shop)
         dedup_seconds = time.perf_counter() - started
         kept = deduplicated.kept
         selection = Selection(0, "", folder / "out", [None], kept.counts, deduplicated.tokens[0])

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,14 @@ class PeerSpeed:
 
 
 class Portion:
-    """The first texts of a file, as many as a peer reads in its time; counts the bytes handed out."""
+    """The first texts of some files, as many as a peer reads in its time; counts the bytes handed out."""
 
-    def __init__(self, path: Path, *, num_bytes: int = PEER_BYTES):
-        self.path, self.most_bytes, self.num_bytes = path, num_bytes, 0
+    def __init__(self, *paths: Path, num_bytes: int = PEER_BYTES):
+        self.paths, self.most_bytes, self.num_bytes = paths, num_bytes, 0
 
     def __iter__(self) -> Iterator[str]:
         deadline = time.perf_counter() + PEER_SECONDS
-        for text in read_lines(self.path):
+        for text in chain.from_iterable(map(read_lines, self.paths)):
             self.num_bytes += len(text.encode())
             yield text
             if self.num_bytes >= self.most_bytes or time.perf_counter() > deadline:
@@ -118,7 +119,7 @@ def add_up(name: str, *steps: PeerSpeed) -> PeerSpeed:
 def time_run(run: Callable[[Portion], object], corpus: Corpus) -> Speed:
     """The speed of `run` over a portion of the corpus, after a small one of other text."""
     run(Portion(corpus.warm, num_bytes=WARM_BYTES))
-    portion = Portion(corpus.parts[0])
+    portion = Portion(*corpus.parts)
     watch = Stopwatch()
     run(portion)
     return watch.speed(portion.num_bytes)
@@ -165,7 +166,7 @@ def time_dolma(
         raise ImportError("dolma")
     documents = folder / "dolma.json.gz"
     taken, num_bytes = [], 0
-    for portion in (Portion(corpus.warm, num_bytes=1), Portion(corpus.parts[0])):
+    for portion in (Portion(corpus.warm, num_bytes=1), Portion(*corpus.parts)):
         num_bytes = write_dolma(portion, documents) - num_bytes
         watch = Stopwatch()
         run_dolma(command, documents, tokenizer, tokenizer_json, folder / "dolma")

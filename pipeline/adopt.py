@@ -32,6 +32,8 @@ from pipeline.storage import checksum_file, write_file
 from pipeline.token_sets import TokenSet, find_files, open_token_set
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 
+BLOCK_IDS = 1 << 24  # looked at together
+
 
 def adopt(path: Path, out: Path, *, tokenizer_name: str, source: str | None, dtype: str | None) -> str:
     """Write the dataset; returns a line that says what is in it. `dtype`: of files that do not say theirs.
@@ -114,14 +116,14 @@ def adopt_file(out: Path, one: TokenSet, tokenizer: Tokenizer, *, source: str, n
 
 
 def blocks_of(ids: np.ndarray) -> Iterator[np.ndarray]:
-    """The ids in pieces that fit into memory."""
-    for start in range(0, len(ids), 1 << 24):
-        yield ids[start : start + (1 << 24)]
+    """The ids in blocks of BLOCK_IDS, the last one shorter."""
+    for start in range(0, len(ids), BLOCK_IDS):
+        yield ids[start : start + BLOCK_IDS]
 
 
 def find_ends(ids: np.ndarray, eos_id: int) -> np.ndarray:
     """Where documents end by the end-of-text id: int64; what follows the last one is a document too."""
-    found = [np.flatnonzero(block == eos_id) + 1 + number * (1 << 24) for number, block in enumerate(blocks_of(ids))]
+    found = [np.flatnonzero(block == eos_id) + 1 + number * BLOCK_IDS for number, block in enumerate(blocks_of(ids))]
     ends = np.concatenate(found).astype(np.int64)
     return ends if len(ends) and ends[-1] == len(ids) else np.append(ends, len(ids))
 

@@ -82,7 +82,8 @@ class BuildArguments:
     max_bad_fraction: float = 0.01
     """Stop if a larger share of a source's rows holds no document (broken JSON, no text, not UTF-8)."""
     engine: Literal["fast", "reference"] = "fast"
-    """fast: gigatoken. reference: sentencepiece, tiktoken or tokenizers. The ids are the same."""
+    """fast: our own encoder for SentencePiece BPE, gigatoken for other kinds. reference: the tokenizer's own library
+    (sentencepiece, tiktoken or tokenizers). The ids are the same."""
     tokens: str | None = None
     """Stop each source at its share of so many training tokens: 300_000_000, 1e9, 500M, 10B, 1.5T. Default: all there
     is."""
@@ -137,8 +138,7 @@ def check_arguments(arguments: BuildArguments) -> None:
         "max_dup_fraction": (0, 1),
     }
     _ = arguments.num_tokens  # raises where that is none
-    if arguments.against is not None and arguments.dedup == "none":
-        raise ValueError("--against drops duplicates: it goes with --dedup exact, near or slimpajama, not with none")
+    check_dedup(arguments)
     if arguments.fetch and arguments.sample_mb is not None:
         raise ValueError("--fetch and --sample-mb: raw files are fetched or made, not both")
     for name, (lowest, highest) in limits.items():
@@ -146,6 +146,17 @@ def check_arguments(arguments: BuildArguments) -> None:
         if value is not None and not lowest <= value <= highest:
             wanted = f"{lowest} or more" if highest == infinity else f"from {lowest} to {highest}"
             raise ValueError(f"--{name.replace('_', '-')} must be {wanted}, found {value}")
+
+
+def check_dedup(arguments: BuildArguments) -> None:
+    """Raise ValueError for a flag that means nothing with the --dedup there is."""
+    method = arguments.dedup
+    if arguments.against is not None and method == "none":
+        raise ValueError("--against drops duplicates: it goes with --dedup exact, near or slimpajama, not with none")
+    if arguments.dedup_priority is not None and method == "none":
+        raise ValueError("--dedup-priority says which of several duplicates stays: with --dedup none all stay")
+    if arguments.dedup_threshold != BuildArguments.dedup_threshold and method != "near":
+        raise ValueError(f"--dedup-threshold is of --dedup near: it changes nothing with {method}, leave it out")
 
 
 def parse_count(text: str, *, flag: str) -> int:

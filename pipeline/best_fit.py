@@ -10,23 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import njit
-
-
-def _bits_by_remainder():
-    """The number of the only bit that is set, by the remainder of 67: 2 is a generator modulo 67."""
-    table = np.zeros(67, dtype=np.int64)
-    for bit in range(64):
-        table[pow(2, bit, 67)] = bit
-    return table
-
-
-BIT_NUMBERS = _bits_by_remainder()
-
-
-@njit(cache=True, nogil=True, inline="always")
-def lowest_bit(word):
-    return BIT_NUMBERS[(word & (~word + np.uint64(1))) % np.uint64(67)]
+from pipeline.compiled import count_trailing_zeros, njit
 
 
 @njit(cache=True, nogil=True)
@@ -39,7 +23,7 @@ def first_room(words, length):
         if number == len(words):
             return -1
         word = words[number]
-    return number * 64 + lowest_bit(word)
+    return number * 64 + np.int64(count_trailing_zeros(word))
 
 
 @njit(cache=True, nogil=True)

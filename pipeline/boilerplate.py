@@ -9,9 +9,9 @@ values of MinHash, of which two documents share as many as they are alike. Of tw
   them has. Versions of one text, each with another part of it, do not. Two documents are not near where their
   similarity without boilerplate is below the threshold by more than REST_MARGIN.
 - Alike, dropped or not: forty files of one licence and eight words each. Two documents are not near where
-  FEWEST_ALIKE of them have just what the two share, and each, as the two, a rest of its own: at least LEAST_OWN of
-  the size of what is shared, of which hardly anything is in another's rest. Copies of one text, each with changes of
-  its own, are not so: of what a change leaves out in one, the others' rests have the original.
+  FEWEST_ALIKE of them have just what the two share, and each, as the two, a rest of its own: more than one changed
+  word, at least LEAST_OWN of the size of what is shared, and hardly anything of it in another's rest. Copies of one
+  text, each with changes of its own, are not so: of what one leaves out, the others' rests have the original.
 
 traces (per trace and range of keys) -> witnesses (per range of ranks) -> rest (all edges of the documents found), and
 after their sets of shingles were made, a comparison (per some edges).
@@ -30,6 +30,7 @@ from pipeline.compare import read_sets
 from pipeline.copies import find_marked
 from pipeline.estimate import EDGE, estimate_pairs
 from pipeline.freed_memory import keep_freed_memory
+from pipeline.minhash import SHINGLE_WORDS
 from pipeline.pair_kernels import list_witnesses, mark_ranks
 from pipeline.ranks import RankMap
 from pipeline.resolve import ResolveTask, find_later, read_near_edges
@@ -47,6 +48,7 @@ ALIKE_PER_KEY, ALIKE = 8, 8  # one may be the document for which the other goes
 MOST_ALIKE = 0.7  # an unlike witness and the document in doubt, by their signatures
 REST_MARGIN = 0.2
 LEAST_OWN, LEAST_HELD, MOST_SHARED = 0.05, 0.9, 0.25  # of what is shared; of it; the similarity of two rests
+FEWEST_OWN = SHINGLE_WORDS + 1  # shingles: one word that was changed makes SHINGLE_WORDS of its own
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class TracesTask:
     @property
     def path(self) -> Path:
         """Pairs of a document in doubt and one that stays, sorted: uint64."""
-        return self.band.path
+        return self.band.list_paths(1)[0]
 
     def list_outputs(self, _: Any) -> list[Path]:
         """The pairs."""
@@ -137,7 +139,7 @@ def run_witnesses(task: WitnessesTask) -> dict[str, int]:
     """Write the witnesses of documents that have enough; returns how many documents these are."""
     keep_freed_memory()
     faint, dropped = np.load(task.resolve.faint_path), np.load(task.resolve.marks_path)
-    parts = estimate_pairs(task.paths, task.first_rank, task.last_rank, ranks=task.ranks)
+    parts = estimate_pairs(task.paths, task.first_rank, task.last_rank, ranks=task.ranks, least=0)
     taken = np.concatenate([choose_witnesses(edges, faint, dropped) for edges in parts])
     write_array(task.path, taken)
     return {"documents": len(np.unique(taken["later"]))}
@@ -229,7 +231,8 @@ def run_compare_rest(task: CompareRestTask) -> dict[str, int]:
     witnesses = read_witnesses(records, task.num_near, int(edges["later"].min()), int(edges["later"].max()))
     wanted, borders, num_unlike, num_alike = list_members(edges, witnesses)
     edge_borders = np.concatenate([[0], np.cumsum(np.diff(borders) - 1 - num_unlike - num_alike)])
-    similarities, limits = np.empty(len(edges), np.float32), (LEAST_AGREED, LEAST_OWN, LEAST_HELD, MOST_SHARED)
+    similarities = np.empty(len(edges), np.float32)
+    limits = (LEAST_AGREED, LEAST_OWN, float(FEWEST_OWN), LEAST_HELD, MOST_SHARED)
     for entries, members, data, starts in read_sets(wanted, borders, task.sets):
         own = borders[entries.start : entries.stop + 1] - borders[entries.start]
         how = num_unlike[entries], num_alike[entries], FEWEST_WITNESSES, FEWEST_ALIKE, limits

@@ -53,7 +53,7 @@ class BucketPlace:
         return self.patience.persist(lambda: self.attempt(call, path=path), what=str(self.origin))
 
     def attempt(self, call: Callable[[], Result], *, path: str | None = None) -> Result:
-        """One call. path: of the object that it asks for; None: it asks for a listing."""
+        """Make a call once, its errors turned into ours. path: of the object asked for; None: it asks for a listing."""
         try:
             return call()
         except FileNotFoundError:
@@ -84,7 +84,7 @@ class BucketPlace:
             raise self.explain(file.path, error.status) from None
 
     def explain(self, path: str, status: int) -> ValueError:
-        """One line for a person about an object that is not given."""
+        """The error, in one line, for an object that the bucket does not give."""
         what = "is not there (any more)" if status == 404 else "may not be read with these credentials"
         return ValueError(f"{self.origin}: {path} {what} (the bucket answers {status})")
 

@@ -18,12 +18,11 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python pipeline/build.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.interrupt import STOPPED, end_at_once_on_ctrl_c, ending_soon_on_ctrl_c
+from pipeline.interrupt import end_at_once, end_at_once_on_ctrl_c, ending_soon_on_ctrl_c
 
 if __name__ == "__main__":
     end_at_once_on_ctrl_c()  # the imports below take a second
 
-import tyro
 from rich.console import Console
 
 from pipeline import prepare, stages
@@ -32,6 +31,7 @@ from pipeline.compiled import explain_cache
 from pipeline.contamination import keep_spans
 from pipeline.dedup_stages import dedup
 from pipeline.finish import Built, describe_sources, hash_content
+from pipeline.flags import read_flags
 from pipeline.folders import BUILD_LOG, SPANS_FOLDER, WORK_FOLDER, Folders
 from pipeline.forecast import make_forecast
 from pipeline.forecast_table import print_forecast
@@ -58,7 +58,7 @@ from pipeline.workshop import Workshop
 
 def main() -> None:
     """The command: one line and a non-zero exit code for what the user can mend."""
-    arguments = tyro.cli(BuildArguments)
+    arguments = read_flags(BuildArguments)
     try:
         with ending_soon_on_ctrl_c():
             build(arguments, make_console())
@@ -67,7 +67,7 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(STOPPED)
+        end_at_once()
 
 
 def build(arguments: BuildArguments, console: Console) -> None:

@@ -76,7 +76,7 @@ class SetsTask:
 
     @property
     def name(self) -> str:
-        """That of the ingest task."""
+        """The name of the ingest task."""
         return self.ingest.name
 
     @property
@@ -85,7 +85,7 @@ class SetsTask:
         return self.ingest.subject
 
     def list_outputs(self, _: Any) -> list[Path]:
-        """Both files."""
+        """The index and the file of sets."""
         return list(list_set_files(self.folder, self.name))
 
 
@@ -165,7 +165,7 @@ def read_shingles(
 
 
 @dataclass(frozen=True)
-class CompareTask:
+class CompareTask(FileTask):
     """Edges first to last of those to compare. sets: the files of a SetsTask each, index and sets."""
 
     name: str
@@ -185,10 +185,6 @@ class CompareTask:
     def path(self) -> Path:
         """The EDGE records with the similarity measured, in their order."""
         return Path(self.folder) / f"{self.name}.compared.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The edges."""
-        return [self.path]
 
 
 def plan_comparisons(

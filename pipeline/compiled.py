@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.caching import FunctionCache
@@ -78,6 +79,9 @@ def explain_cache() -> tuple[str, ...]:
 compiled = njit(cache=True, nogil=True, _nrt=False)
 
 
+# What leaves the first 0 to 8 bytes of a word that load_word gives, and makes the others 0.
+BYTE_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+
 WORD = ir.IntType(64)
 VECTOR_BYTES = 64
 HALF = ir.VectorType(ir.IntType(8), VECTOR_BYTES // 2)  # whole vectors slow some processors down for a while
@@ -89,7 +93,7 @@ def _point_at(context: Any, builder: Any, signature: Any, arguments: Any, what: 
 
 
 def _marking(comparison: str) -> Any:  # noqa: ANN401 - numba's
-    """What marks those of 64 bytes that compare so with another: a bit each in a uint64, the lowest for the first."""
+    """The code of mark_equal and mark_at_least: a uint64 with a bit for each of 64 bytes, the lowest for the first."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
         place = _point_at(context, builder, signature, arguments, HALF)
@@ -113,7 +117,7 @@ def mark_equal(_: Any, data: Any, position: Any, byte: Any) -> Any:  # noqa: ANN
 
 @intrinsic
 def mark_at_least(_: Any, data: Any, position: Any, least: Any) -> Any:  # noqa: ANN401 - numba's
-    """The same of those that are `least` or more."""
+    """Which of the 64 bytes from data[position] are `least` or more, as bits; as mark_equal."""
     return types.uint64(data, position, types.uint8), _marking(">=")
 
 

@@ -23,7 +23,7 @@ HELD = np.dtype([("place", "<u8"), ("content_hash", "<u8", 2), ("rank", "<u4")])
 
 
 @dataclass(frozen=True)
-class CopiesTask:
+class CopiesTask(FileTask):
     """The documents of some buckets of places, from all stretches, and where the result goes.
 
     held_paths: files of HELD records of the documents that stay, each sorted by place; held: the ranges of their ranks.
@@ -48,10 +48,6 @@ class CopiesTask:
     def path(self) -> Path:
         """The COPY records, sorted by rank."""
         return Path(self.folder) / f"{self.name}.copies.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The copies."""
-        return [self.path]
 
 
 def run_copies(task: CopiesTask) -> dict[str, Any]:
@@ -98,13 +94,13 @@ def find_copies(ranks: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def find_repeated(values: np.ndarray) -> np.ndarray:
-    """Where the values are that stand in an array more than once: the rest need not be sorted by all that they have."""
+    """The places of values that an array holds more than once: only these need be compared in full."""
     order = np.argsort(values)
     return order[find_ties(values[order])]
 
 
 def find_ties(values: np.ndarray) -> np.ndarray:
-    """Which of sorted values are equal to the one before or behind: bool."""
+    """Which of sorted values equal the one before or after them: bool."""
     is_tie = np.zeros(len(values), bool)
     is_tie[1:] = values[1:] == values[:-1]
     is_tie[:-1] |= is_tie[1:]

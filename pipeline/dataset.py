@@ -21,7 +21,7 @@ from pipeline.bins import SourceBins
 from pipeline.catalogue import Catalogue
 from pipeline.fetch_ahead import FetchAhead
 from pipeline.maps import MOST_OPEN_FILES, DiskWatch, OpenFiles
-from pipeline.mixture import Mixture, parse_mix
+from pipeline.mixture import Mixture, parse_weights
 from pipeline.order import derive_key, groups
 from pipeline.reading_order import BLOCK_SIZES, STATE_FORMAT, Located, ReadingOrder, as_positions, refuse_state
 from pipeline.shard import read_dataset_json
@@ -66,7 +66,7 @@ class PackedDataset(Catalogue):
     ):
         ReadingOrder.refuse_settings(mix, seq_len, seed, packing=packing, shuffle=shuffle)
         super().__init__(path)
-        mix = parse_mix(mix, known=self.content["mix"]) if isinstance(mix, str) else mix
+        mix = parse_weights(mix, known=self.content["mix"]) if isinstance(mix, str) else mix
         self.seq_len, self.seed, self.split, self.packing = int(seq_len), int(seed), split, packing
         self.shuffle, self.cache = shuffle, cache
         self.files = OpenFiles(most=most_open_files, use_maps=use_maps)

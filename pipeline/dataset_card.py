@@ -42,20 +42,16 @@ def describe_dataset(content: Mapping[str, Any], origin: Origin) -> str:
         "|---|---|---|---|---|",
         *list_splits(content),
         "",
-        "| source | documents read | kept | dropped | licence |",
-        "|---|---|---|---|---|",
         *list_sources(content),
-        "",
         "```python",
         "from pipeline.dataset import PackedDataset",
         "",
         f"dataset = PackedDataset({str(origin)!r}, seq_len=2048)",
         "```",
         "",
-        f"Recipe hash `{content['recipe_hash']}`, content hash `{content['content_hash']}`. Every document kept or "
-        "dropped is listed with its raw file and row in the parquet files.",
+        *describe_origin(content),
     ]
-    if content["sample"]:
+    if content.get("sample"):
         lines.insert(2, "**A sample of text from one computer, not the corpora that it is laid out like.**\n")
     return "\n".join(lines) + "\n"
 
@@ -68,8 +64,23 @@ def list_splits(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def list_sources(content: Mapping[str, Any]) -> Iterator[str]:
-    """A row of the table for each source."""
+    """The table of what became of each source's documents; nothing where the dataset was not built from raw files."""
+    if "made_by" in content:
+        return
+    yield from ("| source | documents read | kept | dropped | licence |", "|---|---|---|---|---|")
     for name, source in content["sources"].items():
         read, kept = (source["counts"][what]["documents"] for what in ("read", "kept"))
         licence = source["licence"].replace("|", "/") or "not known"
         yield f"| {name} | {read:,} | {kept:,} | {read - kept:,} | {licence} |"
+    yield ""
+
+
+def describe_origin(content: Mapping[str, Any]) -> Iterator[str]:
+    """By what the dataset can be told, and where its documents are from."""
+    if "made_by" in content:
+        yield f"Content hash `{content['content_hash']}`, made by {content['made_by']}: nothing is said of raw files."
+        return
+    yield (
+        f"Recipe hash `{content['recipe_hash']}`, content hash `{content['content_hash']}`. Every document kept or "
+        "dropped is listed with its raw file and row in the parquet files."
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pipeline.copies import find_marked, find_ties
 from pipeline.pair_kernels import NO_PARTNER
@@ -68,7 +70,7 @@ class DedupTask:
         return Path(self.folder) / f"{self.name}.counts.npy"
 
     def list_outputs(self, _: Any) -> list[Path]:
-        """Both."""
+        """The kept documents and their counts."""
         return [self.kept_path, self.counts_path]
 
 
@@ -79,16 +81,20 @@ def plan_ranges(num_documents: int) -> list[tuple[str, int, int]]:
 
 
 def run_dedup(task: DedupTask) -> dict[str, Any]:
-    """Write the kept documents and their counts; returns documents, bytes and tokens per source by outcome."""
+    """Write the kept documents and their counts; returns documents, bytes and tokens per source by outcome.
+
+    Beside them `checksums`: of the KEPT records of each source.
+    """
     candidates = read_candidates(task)
     outcomes = find_outcomes(candidates.ranks, task)
     kept = np.flatnonzero(outcomes == STAYS)
-    write_kept(candidates, kept, task)
+    checksums = write_kept(candidates, kept, task)
     write_array(task.counts_path, count_by_bucket(candidates, kept, task))
-    return {
+    counts = {
         name: count_by_source(candidates, np.flatnonzero(outcomes == outcome), task)
         for outcome, name in enumerate(OUTCOMES)
     }
+    return {**counts, "checksums": checksums}
 
 
 def read_candidates(task: DedupTask) -> Candidates:
@@ -120,16 +126,24 @@ def find_outcomes(ranks: np.ndarray, task: DedupTask) -> np.ndarray:
     return outcomes
 
 
-def write_kept(candidates: Candidates, kept: np.ndarray, task: DedupTask) -> None:
-    """Write the documents that stay, by source, split and the order of a shard."""
+def write_kept(candidates: Candidates, kept: np.ndarray, task: DedupTask) -> list[str]:
+    """Write the documents that stay, by source, split and the order of a shard; returns the checksum of each source."""
     order = sort_kept(candidates, kept)
+    edges = np.searchsorted(candidates.cells[order] // len(SPLITS), range(task.num_sources + 1)).tolist()
+    checksums = []
     with open_new(task.kept_path) as file:
-        for start in range(0, len(order), RECORDS_PER_WRITE):
-            file.write(candidates.records[order[start : start + RECORDS_PER_WRITE]].tobytes())
+        for first, last in itertools.pairwise(edges):
+            digest = xxhash.xxh3_128()
+            for start in range(first, last, RECORDS_PER_WRITE):
+                records = candidates.records[order[start : min(start + RECORDS_PER_WRITE, last)]].tobytes()
+                digest.update(records)
+                file.write(records)
+            checksums.append(digest.hexdigest())
+    return checksums
 
 
 def sort_kept(candidates: Candidates, kept: np.ndarray) -> np.ndarray:
-    """Those that stay by source and split, then place; where texts are equal by content hash, raw file and row."""
+    """The order of those that stay: source and split, then place; equal places by content hash, raw file and row."""
     kept = kept[np.argsort(candidates.records["place"][kept], kind="stable")]  # a few runs that are sorted: merged
     kept = kept[np.argsort(candidates.cells[kept], kind="stable")]
     is_tie = find_ties(candidates.records["place"][kept])

@@ -6,8 +6,9 @@ of places). --dedup exact has the first two and the last alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.held import plan_held, run_held
 from pipeline.near_stages import find_components, find_near
 from pipeline.progress import Done
 from pipeline.ranks import RankMap
+from pipeline.storage import read_json, write_json
 from pipeline.work import KeptDocuments
 from pipeline.workshop import ALL_SOURCES, Dedup, DedupSettings, Ingested, Workshop
 
@@ -39,7 +41,7 @@ class Deduplicated:
 
 def dedup(ingested: Ingested, *, settings: DedupSettings, shop: Workshop) -> Deduplicated:
     """Decide which documents stay."""
-    work = Dedup(ingested, settings, shop, RankMap.of(ingested.all_stretches))
+    work = take_up_cut(Dedup(ingested, settings, shop, RankMap.of(ingested.all_stretches)))
     ranges = plan_ranges(work.ranks.num_documents)
     copies = [] if settings.method == "none" else find_copies(work, ranges)
     finders = {"near": find_near, "slimpajama": find_components}
@@ -64,6 +66,22 @@ def dedup(ingested: Ingested, *, settings: DedupSettings, shop: Workshop) -> Ded
     return join_results(tasks, records, duplicates)
 
 
+def take_up_cut(work: Dedup) -> Dedup:
+    """The work as an earlier run of this build cut it into tasks, where these fit into memory now.
+
+    So what was finished is not done again with other --workers or --memory.
+    """
+    path, settings = work.folder / "cut.json", work.settings
+    before = {"memory_bytes": np.inf}
+    if path.is_file():
+        with contextlib.suppress(ValueError):  # a damaged one is no loss
+            before = read_json(path)
+    if before["memory_bytes"] <= settings.memory_bytes:
+        return replace(work, settings=replace(settings, **before))
+    write_json(path, {"memory_bytes": settings.memory_bytes, "num_workers": settings.num_workers})
+    return work
+
+
 def run_ranges(tasks: list[DedupTask], shop: Workshop) -> list[dict[str, Any]]:
     """The last stage, whose counts are of documents by outcome and source."""
 
@@ -85,7 +103,8 @@ def join_results(tasks: list[DedupTask], records: list[dict[str, Any]], duplicat
     by_bucket = np.concatenate([np.load(task.counts_path) for task in tasks], axis=3)
     edges = tuple(task.first_bucket for task in tasks)
     paths = tuple(str(task.kept_path) for task in tasks)
-    kept = KeptDocuments(paths, edges, by_bucket[0], tasks[0].num_tokenizers)
+    checksums = tuple(tuple(record["checksums"]) for record in records)
+    kept = KeptDocuments(paths, edges, checksums, by_bucket[0], tasks[0].num_tokenizers)
     return Deduplicated(duplicates, counts, kept, by_bucket[1:])
 
 

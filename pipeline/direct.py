@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.storage import write_all
+from pipeline.storage import view_bytes, write_all
 
 BLOCK_BYTES = 4096  # addresses, places in a file and lengths are multiples, open(2)
 PIECE_BYTES = 8 << 20  # written at once
@@ -24,15 +24,15 @@ PAST_CACHE = getattr(os, "O_DIRECT", 0)
 
 @functools.cache  # one in a process
 class Room:
-    """Memory of this process for one large array after the other."""
+    """A process's memory for large arrays, one after the other: it grows to the largest, and is never given back."""
 
     def __init__(self) -> None:
         self.memory = np.empty(0, np.uint8)
 
     def take(self, count: int, dtype: np.dtype) -> np.ndarray:
-        """An array of `count` entries that stands on a border of blocks, with anything in it.
+        """An array of `count` entries, not initialised, whose address is a multiple of BLOCK_BYTES.
 
-        What was taken before is lost: it has the same memory.
+        It takes the memory of the array before it, which must no longer be used.
         """
         num_bytes = count * dtype.itemsize
         if len(self.memory) < num_bytes + BLOCK_BYTES:
@@ -44,7 +44,7 @@ class Room:
 
 def write_large(file: BinaryIO, array: np.ndarray) -> None:
     """Write an array's bytes to a new file, past the cache where the file system and the array's address allow it."""
-    buffer = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    buffer = memoryview(view_bytes(array))
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     end = len(buffer) - len(buffer) % BLOCK_BYTES
     try:

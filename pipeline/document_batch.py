@@ -13,7 +13,7 @@ BAD_REASONS = {
     "bad_utf8": "bytes that are not UTF-8",
     "bad_json": "not one JSON value on the line; a JSON array or an object over several lines must become JSON lines",
     "bad_object": "JSON, but not an object with the text in a field",
-    "bad_text_missing": "no text field",
+    "bad_text_missing": "no text field; --mix names the one that holds it, as in notes?column=NAME:1",
     "bad_text_null": "the text field is null",
     "bad_text_type": "the text field is not a string",
     "bad_surrogate": "half of a surrogate pair, which is no Unicode text",

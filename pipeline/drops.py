@@ -104,9 +104,9 @@ class DropsTask:
         """The table, if there is one."""
         return [Path(self.out) / self.table_name] if result["file"] else []
 
-    def choose(self, records: np.ndarray) -> np.ndarray:
-        """Those of the records that are of its raw files."""
-        return records[(records["raw_file"] >= self.first_file) & (records["raw_file"] < self.last_file)]
+    def is_own(self, records: np.ndarray) -> np.ndarray:
+        """Which records are of its raw files: bool."""
+        return (records["raw_file"] >= self.first_file) & (records["raw_file"] < self.last_file)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ def count_overlap(table: pa.Table) -> dict[str, dict[str, int]]:
 
 def read_drops(task: DropsTask, ingest: Ingest) -> np.ndarray:
     """The rows that ingest did not keep, as DROP records."""
-    drops = task.choose(np.array(open_drops(Path(ingest.folder))))
+    drops = np.array(open_drops(Path(ingest.folder)))
+    drops = drops[task.is_own(drops)]
     drops["row"] += np.uint64(ingest.first_row)
     return drops
 
@@ -186,7 +187,7 @@ def choose_beyond(task: DropsTask, ingest: Ingest, documents: np.ndarray, duplic
     """The documents beyond the limit; none that is a duplicate."""
     is_beyond = find_beyond(ingest, documents)
     is_beyond[duplicates["number"]] = False
-    return task.choose(documents[is_beyond])
+    return documents[is_beyond & task.is_own(documents)]
 
 
 def find_beyond(ingest: Ingest, documents: np.ndarray) -> np.ndarray:
@@ -226,7 +227,7 @@ def open_lists(duplicates: Duplicates) -> Iterator[np.ndarray]:
 
 
 def find_ranks(records: np.ndarray, stretch: Stretch) -> np.ndarray:
-    """Those of the records, sorted by rank, that are of the stretch."""
+    """The records, sorted by rank, whose rank is of the stretch."""
     edges = [stretch.first_rank, stretch.first_rank + stretch.last - stretch.first]
     first, last = np.searchsorted(records["rank"], np.array(edges, np.uint32))  # of another type: all is converted
     return np.array(records[first:last])
@@ -252,7 +253,7 @@ def drops_table(drops: np.ndarray, reasons: pa.Array | str, items: pa.Array) -> 
 def duplicates_table(documents: np.ndarray, duplicates: np.ndarray, task: DropsTask) -> pa.Table:
     """The duplicates among some documents, those of the task's raw files. A similarity that is not known is null."""
     numbers = duplicates["number"]
-    is_own = (documents["raw_file"][numbers] >= task.first_file) & (documents["raw_file"][numbers] < task.last_file)
+    is_own = task.is_own(documents)[numbers]
     duplicates, documents = duplicates[is_own], documents[numbers[is_own]]
     sources, rows = task.duplicates.ranks.read_rows(duplicates["partner"])
     similarities = duplicates["similarity"]

@@ -6,7 +6,6 @@ in it, however deep, is a text by itself: a question, a passage, one choice of s
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.arrow_rows import FILE_MAGIC
 from pipeline.documents import LINE_SUFFIXES, find_kind, long_line, read_blocks
 from pipeline.file_parts import LongLineError
+from pipeline.storage import sha256_file
 
 ROWS_AT_ONCE = 64
 SHOWN_DIGITS = 8  # of a file's sha256, where another has its name
@@ -54,10 +54,9 @@ def find_evaluation_files(paths: Sequence[Path]) -> tuple[EvaluationFile, ...]:
             raise FileNotFoundError(f"--decontaminate {path}: it {what}")
         if find_kind(path)[0] not in (*LINE_SUFFIXES, ".arrow", ".parquet"):
             raise ValueError(
-                f"--decontaminate {path}: no reader for this ending (jsonl, also .zst or .gz; arrow; parquet)"
+                f"--decontaminate {path}: no reader for this ending (JSON lines, packed or not, arrow or parquet)"
             )
-        with open(path, "rb") as file:
-            found.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), path)
+        found.setdefault(sha256_file(path), path)
     names = [path.name for path in found.values()]
     files = [
         EvaluationFile(

@@ -26,7 +26,8 @@ import tyro
 from pipeline.catalogue import Catalogue
 from pipeline.dataset import PackedDataset
 from pipeline.document_batch import ROW_BITS
-from pipeline.documents import read_documents
+from pipeline.documents import read_row
+from pipeline.flags import read_flags
 from pipeline.row_search import find_drops, find_in_table, find_shard, read_rows
 from pipeline.source_shards import SourceShards
 from pipeline.storage import read_json
@@ -64,7 +65,7 @@ class ExplainArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(ExplainArguments)
+    arguments = read_flags(ExplainArguments)
     try:
         for line in explain(arguments):
             print(line)
@@ -126,11 +127,10 @@ def read_text(catalogue: Catalogue, raw: Path, source: str, raw_file: int, row: 
     if "settings" not in catalogue.content:
         raise ValueError(f"{catalogue.name} was not built from raw files, but exported or imported: leave --raw out")
     path = raw / source / catalogue.content["sources"][source]["raw_files"][raw_file]
-    for batch in read_documents(path, text_field=catalogue.content["settings"]["columns"][source]):
-        (found,) = np.nonzero(batch.rows == row)
-        if len(found):
-            return batch.texts[int(found[0])].as_py()
-    raise ValueError(f"{path} has no document in row {row:,}: it has fewer rows, or is not what was built from")
+    text = read_row(path, row, text_field=catalogue.content["settings"]["columns"][source])
+    if text is None:
+        raise ValueError(f"{path} has no document in row {row:,}: it has fewer rows, or is not what was built from")
+    return text
 
 
 def explain_step(catalogue: Catalogue, arguments: ExplainArguments) -> Iterator[str]:
@@ -166,6 +166,8 @@ def open_run(catalogue: Catalogue, run: Path, step: int) -> tuple[PackedDataset,
 def read_config(run: Path) -> dict[str, Any]:
     """The settings of a run. Raises ValueError where they do not say what a step is."""
     path = run / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"--run {run}: it has no config.json, so it is no training run's folder")
     config = read_json(path)
     counts = [config.get(name) if isinstance(config, dict) else None for name in COUNTED_SETTINGS]
     for name, value in zip(COUNTED_SETTINGS, counts, strict=True):
@@ -219,7 +221,11 @@ def explain_document(catalogue: Catalogue, arguments: ExplainArguments) -> Itera
         if (number := find_raw_file(entry["raw_files"], name)) is not None and arguments.source in (None, source)
     }
     if not found:
-        raise ValueError(f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}")
+        known = next(iter(catalogue.content["sources"].values()))["raw_files"][0]
+        raise ValueError(
+            f"{catalogue.name} has no raw file {name!r} in {arguments.source or 'any source'}: one is named as its "
+            f"source's folder holds it, such as {known}:0"
+        )
     for source, number in found.items():
         yield from explain_row(catalogue, arguments, source, (number, int(row)))
 

@@ -36,8 +36,9 @@ from pipeline.export_views import (
     view_for_nanotron,
     view_for_olmo,
 )
+from pipeline.flags import read_flags
 from pipeline.interleave import interleave
-from pipeline.mix import parse_mix
+from pipeline.mixture import parse_weights
 from pipeline.remote_dataset import bring
 from pipeline.shard import find_lost_files, list_files
 from pipeline.storage import name_temporary
@@ -106,7 +107,7 @@ class ExportArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(ExportArguments)
+    arguments = read_flags(ExportArguments)
     try:
         print(export(arguments))
     except (ValueError, OSError) as error:
@@ -145,7 +146,8 @@ def _fill(arguments: ExportArguments, out: Path) -> str:
     if arguments.dataset is None:
         raise ValueError("no dataset is named: python pipeline/export.py data/packed --to megatron --out data/megatron")
     if arguments.to not in TARGETS:
-        raise ValueError(f"--to {arguments.to}: it is one of {', '.join(TARGETS)}")
+        what = "--to is missing" if arguments.to is None else f"--to {arguments.to}"
+        raise ValueError(f"{what}: it is one of {', '.join(TARGETS)}")
     view = choose_view(arguments, out)
     if said := TARGETS[arguments.to](view):
         return f"{arguments.out}: {said} for {arguments.to}"
@@ -175,7 +177,9 @@ def refuse_ignored_flags(arguments: ExportArguments) -> None:
 def choose_view(arguments: ExportArguments, out: Path) -> View:
     """What to export: the dataset, or the stream made of it."""
     catalogue = Catalogue(arguments.dataset)
-    mix = read_mix(arguments.mix) if arguments.mix else dict(catalogue.content["mix"])
+    mix = dict(catalogue.content["mix"])
+    if arguments.mix:
+        mix = parse_weights(arguments.mix, known=mix)
     for source in mix:
         catalogue.shards(source, "train")  # raises where there is no such source
     splits = tuple(arguments.splits.split(",")) if arguments.splits else catalogue.splits
@@ -207,11 +211,6 @@ def bring_whole(catalogue: Catalogue, splits: Sequence[str]) -> None:
     if lost := find_lost_files(catalogue.path, exported):
         more = f", and {len(lost) - 1:,} more files" if len(lost) > 1 else ""
         raise ValueError(f"{catalogue.name} is not whole: {lost[0]}{more}. Copy it again, or rebuild with --replace")
-
-
-def read_mix(text: str) -> dict[str, float]:
-    """A mix given as text. Raises ValueError for one without a meaning."""
-    return {entry.source: float(entry.weight) for entry in parse_mix(text).entries}
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def view_for_datatrove(view: View) -> None:
 
 
 def view_for_nanotron(view: View) -> None:
-    """As for datatrove. Raises ValueError without a name: nanotron loads the tokenizer by it."""
+    """The view for datatrove. Raises ValueError without a tokenizer name: nanotron loads the tokenizer by it."""
     if not view.tokenizer_name:
         raise ValueError(
             "nanotron loads the tokenizer by its name on the hub: give it, as --tokenizer-name gpt2 or "

@@ -30,9 +30,11 @@ class Reader(Protocol):
 
     order: Any
 
-    def locate(self, positions: np.ndarray) -> Located: ...
+    def locate(self, positions: np.ndarray) -> Located:
+        """Where the samples at these positions are."""
 
-    def group(self, located: Located) -> Iterator[tuple[Any, int, np.ndarray]]: ...
+    def group(self, located: Located) -> Iterator[tuple[Any, int, np.ndarray]]:
+        """The rows of each source and epoch."""
 
 
 class FetchAhead:
@@ -89,7 +91,7 @@ class FetchAhead:
                 thread.start()
 
     def run(self) -> None:
-        """A thread's life."""
+        """What a thread does: fetch files until the queue is empty."""
         while (path := self.take_next()) is not None:
             try:
                 bring(path, waits=False)

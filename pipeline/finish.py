@@ -11,11 +11,8 @@ from pipeline.dedup_stages import Deduplicated
 from pipeline.document_batch import BAD_REASONS
 from pipeline.limit import Selection
 from pipeline.plan import PlannedSource
-from pipeline.shard import SPLITS
+from pipeline.shard import OUTCOMES, SPLITS
 from pipeline.workshop import Ingested
-
-# read = the sum of the others, in documents, bytes and tokens.
-OUTCOMES = ("kept", "excluded", "short", "contaminated", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
 
 UNTOKENISED = ("excluded", "short", "contaminated")  # and bad: left out before there are tokens
 

@@ -50,6 +50,7 @@ def fold_ascii(data, position, out, length):
 
 @njit(cache=True, nogil=True, inline="always")
 def fold_code_point(code_point, table):
+    """The entry of a code point, as word_table.py makes them below TABLE_SIZE; above, by its range."""
     if code_point < TABLE_SIZE:
         return table[code_point]
     if code_point >= 0x20000 and code_point < 0x40000:  # Chinese
@@ -78,6 +79,7 @@ def fold_text(data, start, end, table, out):
 
 @njit(cache=True, nogil=True)
 def fold_all(data, offsets, table, folded, starts):
+    """fold_text of each document; writes where each begins to `starts`, and where all end."""
     length = 0
     for document in range(len(offsets) - 1):
         starts[document] = length
@@ -89,7 +91,10 @@ def fold_all(data, offsets, table, folded, starts):
 
 @njit(cache=True, nogil=True)
 def fold_characters(data, position, end, table, out, length):
-    """The same, character by character, of those that begin before `end`; returns where it stopped in both."""
+    """Fold the characters that begin in data[position:end], one by one, to out[length:].
+
+    Returns where it stopped in both.
+    """
     one = np.uint64(1)
     while position < end:
         byte = np.uint32(data[position])
@@ -120,6 +125,7 @@ def fold_characters(data, position, end, table, out, length):
 
 @njit(cache=True, nogil=True, inline="always")
 def write_code_point(code_point, out, length):
+    """Write a code point as UTF-8; returns the length behind it."""
     if code_point < 0x80:
         out[length] = code_point
         return length + np.uint64(1)

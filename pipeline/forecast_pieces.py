@@ -60,6 +60,11 @@ class Piece:
     is_head: bool = False
     gathered: Gathered | None = None
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it begins in the source; that of the file where it is gathered from all over it."""
+        return self.files[0].number, self.files[0].part.start
+
 
 def estimate_text(file: RawFile) -> int:
     """About how many bytes of text a raw file holds, by its size and ending."""

@@ -25,7 +25,7 @@ from pipeline.shard import SPLITS, check_size, list_signatures, read_dataset_jso
 from pipeline.sketch_file import SKETCH_VERSION
 from pipeline.storage import checksum_file, write_file
 from pipeline.token_file import open_records
-from pipeline.work import Stretch
+from pipeline.work import FileTask, Stretch
 
 LABEL_DIGITS = 12
 HASH = np.dtype(("<u8", (2,)))
@@ -45,11 +45,11 @@ class HeldPart:
 
     @property
     def num_documents(self) -> int:
-        """Of all splits."""
+        """The documents of all splits."""
         return sum(count for _, count in self.splits)
 
     def as_run(self) -> dict[str, int]:
-        """Its only run, as an IngestRecord lists one."""
+        """The part as a run of an ingest task, as an IngestRecord lists one: a part is always a single run."""
         return {"documents": self.num_documents, "short": 0, "signed": self.num_signed}
 
     def list_segments(self) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ class HeldDataset:
 
     @property
     def num_documents(self) -> int:
-        """How many it holds."""
+        """How many documents the dataset holds."""
         return sum(part.num_documents for part in self.parts)
 
     def describe(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def describe_held(held: Sequence[HeldDataset]) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class HeldTask:
+class HeldTask(FileTask):
     """A part to be checked and sorted by place, which depends on the seed. stretches: its documents' ranks."""
 
     name: str
@@ -175,17 +175,13 @@ class HeldTask:
 
     @property
     def subject(self) -> str:
-        """Where it is, for a person."""
+        """The part's folder, for a person."""
         return self.part.folder
 
     @property
     def path(self) -> Path:
         """The HELD records, sorted by place."""
         return Path(self.folder) / f"{self.name}.held.bin"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The records."""
-        return [self.path]
 
 
 def plan_held(
@@ -208,13 +204,21 @@ def plan_held(
     ]
 
 
+def check_listed(path: Path, checksum: str) -> None:
+    """Raises ValueError where a file is not what its dataset.json lists, FileNotFoundError where there is none."""
+    advice = "copy or build that dataset again"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, its dataset.json lists it: {advice}")
+    if checksum_file(path) != checksum:
+        raise ValueError(f"{path} is not the file that its dataset.json lists: {advice}")
+
+
 def run_held(task: HeldTask) -> dict[str, int]:
     """Write the records; returns how many. Raises ValueError where a file is not what its dataset.json lists."""
     for name, size_bytes, checksum in task.part.files:
         path = Path(task.part.folder) / name
         check_size(path, size_bytes)
-        if checksum_file(path) != checksum:
-            raise ValueError(f"{path} is not the file that its dataset.json lists: copy or build that dataset again")
+        check_listed(path, checksum)
     hashes = open_records(Path(task.part.folder) / "hashes.bin", HASH)
     records = np.empty(len(hashes), HELD)
     records["place"], records["content_hash"] = find_places(hashes, seed=task.seed), hashes

@@ -15,12 +15,12 @@ import numpy as np
 
 from pipeline.compare import RANK, find_wanted, list_set_files, write_sets
 from pipeline.document_batch import key_rows
-from pipeline.held import HeldDataset
+from pipeline.held import HeldDataset, check_listed
 from pipeline.ingest import open_tokenizer
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.minhash import list_shingles
 from pipeline.ranks import RankMap
-from pipeline.shard import open_document_ends, open_tokens, read_documents
+from pipeline.shard import documents_path, index_path, open_document_ends, open_tokens, read_documents
 from pipeline.token_file import open_records
 from pipeline.tokenizer import Tokenizer
 from pipeline.workshop import Dedup
@@ -31,6 +31,8 @@ class HeldShard:
     """A shard of a held dataset, and how its ids are read."""
 
     bin_path: str
+    checksum: str
+    table_checksum: str
     num_tokens: int
     num_documents: int
     dtype: str
@@ -97,7 +99,12 @@ def list_shards(dataset: HeldDataset, source: str, split: str) -> list[HeldShard
     tokenizer = dataset.content["tokenizer"]
     how = (np.dtype(dataset.content["dtype"]).newbyteorder("<").str, str(dataset.folder / tokenizer["file"]))
     return [
-        HeldShard(str(dataset.folder / shard["path"]), shard["tokens"], shard["documents"], *how, tokenizer["sha256"])
+        HeldShard(
+            str(dataset.folder / shard["path"]),
+            *(shard[name] for name in ("xxh3_128", "docs_xxh3_128", "tokens", "documents")),
+            *how,
+            tokenizer["sha256"],
+        )
         for shard in dataset.content["sources"][source]["splits"][split]["shards"]
     ]
 
@@ -115,8 +122,12 @@ def run_held_sets(task: HeldSetsTask) -> dict[str, int]:
 
 
 def read_held(shard: HeldShard, keys: np.ndarray, counts: dict[str, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Each wanted document of a shard: its key and its set of shingles. keys: sorted. Counts those that are inexact."""
-    bin_path = Path(shard.bin_path)
+    """Each wanted document of a shard: its key and its set of shingles. keys: sorted. Counts those that are inexact.
+
+    Raises ValueError where the shard is damaged. Its ids are only checked where a text is not what was encoded.
+    """
+    bin_path, num_inexact = Path(shard.bin_path), 0
+    check_listed(documents_path(bin_path), shard.table_checksum)
     columns = read_documents(bin_path)
     own_keys = key_rows(columns["raw_file"], columns["row"])
     wanted = np.flatnonzero(np.isin(own_keys, keys))
@@ -125,12 +136,21 @@ def read_held(shard: HeldShard, keys: np.ndarray, counts: dict[str, int]) -> Ite
     tokenizer = open_tokenizer(shard.tokenizer, shard.tokenizer_sha256, "fast")
     tokens = open_tokens(bin_path, dtype=np.dtype(shard.dtype), num_tokens=shard.num_tokens)
     ends = open_document_ends(bin_path, num_documents=shard.num_documents)
+    if not np.array_equal(ends, np.cumsum(columns["num_tokens"], dtype=np.uint64)):
+        raise ValueError(f"{index_path(bin_path)} does not fit the shard's documents: copy or build that dataset again")
     for document in wanted.tolist():
         start = int(ends[document - 1]) if document else 0
-        data, offsets = decode(tokenizer, np.array(tokens[start : int(ends[document])]))
+        try:
+            data, offsets = decode(tokenizer, np.array(tokens[start : int(ends[document])]))
+        except ValueError:  # an id that there is not
+            check_listed(bin_path, shard.checksum)
+            raise
         (found,) = hash_documents(data, offsets, np.array(HASH_SEEDS))
-        counts["inexact"] += bool((found != columns["content_hash"][document]).any())
+        num_inexact += bool((found != columns["content_hash"][document]).any())
         yield int(own_keys[document]), list_shingles(data, offsets[0], offsets[1])
+    if num_inexact:
+        check_listed(bin_path, shard.checksum)
+    counts["inexact"] += num_inexact
 
 
 def decode(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,7 +70,7 @@ class HubPlace:
         return self.patience.persist(lambda: self.attempt(call), what=str(self.origin))
 
     def attempt(self, call: Callable[[], Result]) -> Result:
-        """One call."""
+        """Make a call once, its errors turned into ours."""
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -95,7 +95,7 @@ class HubPlace:
         self.patience.persist(lambda: self.request(file, start=0, method="HEAD"), what=f"{self.origin}: {file.path}")
 
     def request(self, file: RemoteFile, *, start: int, method: str) -> Stream:
-        """One request for a file."""
+        """Ask for a file once. Raises PassingError for what may pass, ValueError in one line for what will not."""
         from huggingface_hub.utils import build_hf_headers
 
         url = f"{self.endpoint}/datasets/{self.origin.address}/resolve/{self.revision}/{quote(file.address)}"
@@ -173,7 +173,7 @@ def list_patterns(data_files: Any) -> Iterator[str]:
 def explain(
     origin: Origin, endpoint: str, status: int, headers: Mapping[str, str], *, path: str | None = None
 ) -> ValueError:
-    """One line for a person about an answer that will not change by itself."""
+    """The error, in one line that says what to do, for an answer that will not change by itself."""
     where = f"{origin}: {path}" if path else str(origin)
     code = headers.get("X-Error-Code", "")
     if code == "GatedRepo":

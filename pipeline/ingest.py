@@ -5,11 +5,10 @@ Works in Arrow batches and flat arrays; no Python object is made per document. W
 
 from __future__ import annotations
 
-import functools
-import os
-import shutil
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from pipeline.documents import read_documents
 from pipeline.file_parts import WHOLE, Part
 from pipeline.framing import encode_framed, most_framed_ids
 from pipeline.freed_memory import keep_freed_memory
+from pipeline.jobs import AlmostDone
 from pipeline.json_lines import LineFields
 from pipeline.kernels import HASH_SEEDS, hash_documents
 from pipeline.markers import strip_markers
@@ -32,8 +32,8 @@ from pipeline.order import derive_key, scramble
 from pipeline.quality_signals import judge
 from pipeline.shard import SPLITS
 from pipeline.sketch_file import RECIPES, sketch_texts
-from pipeline.storage import name_temporary, sync_folder
-from pipeline.token_file import IngestRecord, TokenFile, document_dtype, list_work_files
+from pipeline.storage import new_folder
+from pipeline.token_file import TokenFile, document_dtype, list_work_files
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.wanted_documents import WantedDocuments, join_small
 
@@ -123,36 +123,40 @@ def run_ingest(task: IngestTask) -> dict[str, Any]:
 
     Raises ValueError naming the raw file where one cannot be read; OSError where the disk refuses.
     """
+    return begin_ingest(task).finish()
+
+
+def begin_ingest(task: IngestTask) -> AlmostDone:
+    """The same, but for the wait until the disk has all: then the files get their names, and the record is there."""
     keep_freed_memory()
-    final = Path(task.folder)
-    temporary = name_temporary(final)
-    temporary.mkdir(parents=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(new_folder(Path(task.folder)))
         waited_seconds = sum(file.wait() for file in task.files)
-        record = write_task(task, temporary)
-        sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(final.parent)
-    return {**asdict(record), "waited_seconds": waited_seconds}
+        dtypes = [np.dtype(encode.dtype) for encode in task.settings.encode]
+        recipe = RECIPES[task.settings.dedup]
+        token_file = stack.enter_context(TokenFile(temporary, dtypes=dtypes, recipe=recipe))
+        write_task(task, token_file)
+        rest = stack.pop_all()
+    return AlmostDone(partial(finish_ingest, rest, token_file, waited_seconds))
 
 
-def write_task(task: IngestTask, folder: Path) -> IngestRecord:
-    """Read the task's raw files into `folder`."""
-    dtypes = [np.dtype(encode.dtype) for encode in task.settings.encode]
-    with TokenFile(folder, dtypes=dtypes, recipe=RECIPES[task.settings.dedup]) as token_file:
-        batches = (
-            keep_wanted(batch, file, task.settings, token_file)
-            for file in task.files
-            for batch in judge_rows(read_file(file, task.settings), file, task.settings)
-        )
-        for wanted in join_small(batches):
-            ingest_batch(wanted, task.settings, token_file)
-            del wanted  # a huge text goes before the next is read
-    return token_file.record()
+def finish_ingest(rest: contextlib.ExitStack, token_file: TokenFile, waited_seconds: float) -> dict[str, Any]:
+    """Leave what is open in order: the files are synced, then their folder gets its name."""
+    rest.close()
+    return {**asdict(token_file.record()), "waited_seconds": waited_seconds}
+
+
+def write_task(task: IngestTask, token_file: TokenFile) -> None:
+    """Read the task's raw files into its token file."""
+    batches = (
+        keep_wanted(batch, file, task.settings, token_file)
+        for file in task.files
+        for batch in judge_rows(read_file(file, task.settings), file, task.settings)
+    )
+    for wanted in join_small(batches):
+        ingest_batch(wanted, task.settings, token_file)
+        del wanted  # a huge text goes before the next is read
+    token_file.write_run()
 
 
 def judge_rows(batches: Iterator[DocumentBatch], file: TaskFile, settings: IngestSettings) -> Iterator[DocumentBatch]:
@@ -276,7 +280,7 @@ def encode_texts(
     return encode_framed(tokenizer, data, offsets, document_rule=settings.document_rule, room=room)
 
 
-@functools.cache  # one of each tokenizer per process: its caches make it fast
+@cache  # one of each tokenizer per process: its caches make it fast
 def open_tokenizer(path: str, sha256: str, engine: str) -> Tokenizer:
     """The tokenizer of this worker process."""
     return load_tokenizer(path, engine=engine, sha256=sha256)

@@ -13,6 +13,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -26,7 +27,6 @@ ADVICE = {
     errno.EDQUOT: f". {KEPT}: raise the quota or free some space, and run the command again",
     errno.EMFILE: f". {KEPT}: raise the limit of open files (ulimit -n), and run the command again",
 }
-Change = tuple[str, str]  # fingerprints: of what a task read once, and of what it reads now
 
 
 class Task(Protocol):
@@ -48,12 +48,22 @@ class Task(Protocol):
         """The files that it leaves, in a fixed order."""
 
 
+@dataclass(frozen=True)
+class AlmostDone:
+    """What a function may leave of a task: `finish` does the rest, and returns the result.
+
+    The rest waits for the disk and works little, so a worker begins its next task beside it.
+    """
+
+    finish: Callable[[], Any]
+
+
 class Executor(ABC):
     """Runs tasks somewhere, and keeps their records."""
 
     def __init__(self, *, notice: Callable[[str], None]):
         self.notice = notice
-        self.changes_said: set[Change] = set()
+        self.is_change_said = False
 
     @abstractmethod
     def __enter__(self) -> Self:
@@ -72,9 +82,9 @@ class Executor(ABC):
     ) -> Iterator[tuple[Task, Outcome]]:
         """Each task with function(task), in the order in which they finish; those with a record in `records` first.
 
-        function must be importable by name, its result JSON. A worker that dies is replaced, its task tried once more.
-        Raises ValueError with the task's own message where it met bad input or a full disk, RuntimeError where two
-        workers died of a task, or it broke.
+        function must be importable by name, its result JSON, or AlmostDone. A worker that dies is replaced, its task
+        tried once more. Raises ValueError with the task's own message where it met bad input or a full disk,
+        RuntimeError where two workers died of a task, or it broke.
         """
         jobs = [Job(function, task, records / f"{task.name}.json") for task in tasks]
         unfinished, repeated = [], []
@@ -86,19 +96,20 @@ class Executor(ABC):
                 continue
             unfinished.append(job)
             if reason:
-                repeated.append((job, reason, job.find_change(record)))
+                repeated.append((job, reason, job.is_changed(record)))
         self._say_repeated(repeated)
         self._say_cut_off(unfinished)
         yield from self.execute(unfinished)
 
-    def _say_repeated(self, repeated: list[tuple[Job, str, Change | None]]) -> None:
-        """Say which finished tasks are done again; of those that follow from one change, the first stage's alone."""
+    def _say_repeated(self, repeated: list[tuple[Job, str, bool]]) -> None:
+        """Say which finished tasks are done again; where what they read has changed, only those of the first such
+        stage: what changes in later ones follows from it."""
         texts = [
             f"task {job.task.name} ({job.task.subject}): {reason}"
-            for job, reason, change in repeated
-            if change not in self.changes_said
+            for job, reason, is_changed in repeated
+            if not (is_changed and self.is_change_said)
         ]
-        self.changes_said |= {change for _, _, change in repeated if change}
+        self.is_change_said |= any(is_changed for _, _, is_changed in repeated)
         if texts:
             more = f", and {len(texts) - REPEATS_SHOWN:,} more" if len(texts) > REPEATS_SHOWN else ""
             self.notice(f"done again: {'; '.join(texts[:REPEATS_SHOWN])}{more}")
@@ -140,8 +151,15 @@ class Job:
 
     def run(self) -> Outcome:
         """What the function leaves. Its record is written last: a task that has one is finished."""
+        return self.begin()()
+
+    def begin(self) -> Callable[[], Outcome]:
+        """Do the task, but for what waits for the disk: that, and the record, is left to what it returns."""
         began = time.monotonic()
-        result = self.function(self.task)
+        return partial(self._finish, self.function(self.task), began)
+
+    def _finish(self, result: Any, began: float) -> Outcome:
+        result = result.finish() if isinstance(result, AlmostDone) else result
         sizes = [path.stat().st_size for path in self.task.list_outputs(result)]
         write_json(self.record, {"fingerprint": self.task.fingerprint, "output_bytes": sizes, "result": result})
         return Outcome(result, time.monotonic() - began)
@@ -174,16 +192,15 @@ class Job:
         record = self.read_record()
         return record is not None and self.find_reason_to_repeat(record) is None
 
-    def find_change(self, record: dict[str, Any]) -> Change | None:
-        """What the task read when it left this record, where that is not what it reads now."""
-        fingerprints = record.get("fingerprint", self.task.fingerprint), self.task.fingerprint
-        return fingerprints if fingerprints[0] != fingerprints[1] else None
+    def is_changed(self, record: dict[str, Any]) -> bool:
+        """Whether what the task read when it left this record is not what it reads now."""
+        return record.get("fingerprint", self.task.fingerprint) != self.task.fingerprint
 
     def find_reason_to_repeat(self, record: dict[str, Any]) -> str | None:
         """Why a finished task must be done again, or None."""
         if not record:
             return f"{self.record} is damaged"
-        if self.find_change(record):
+        if self.is_changed(record):
             return "what it reads has changed (what follows from it is done again, too)"
         for path, size in zip(self.task.list_outputs(record["result"]), record["output_bytes"], strict=True):
             if not path.is_file():
@@ -193,10 +210,10 @@ class Job:
         return None
 
 
-def run_job(job: Job) -> tuple[str, Any]:
-    """What becomes of a job, as a worker sends it home: for `check_answer`."""
+def attempt(step: Callable[[], Any]) -> tuple[str, Any]:
+    """What comes of a step of a job, as a worker sends it home: for `check_answer`."""
     try:
-        return "outcome", job.run()
+        return "outcome", step()
     except USER_ERRORS as error:
         return "user error", describe(error)
     except Exception:

@@ -118,6 +118,7 @@ def write_utf8(text, place, code_point):
 
 @compiled
 def skip_spaces(data, position, end):
+    """The first position that is no space, tab or carriage return: a line feed ends the line."""
     while position < end and (data[position] == 32 or data[position] == 9 or data[position] == 13):
         position += 1
     return position
@@ -125,6 +126,7 @@ def skip_spaces(data, position, end):
 
 @compiled
 def skip_digits(data, position, end):
+    """The first position that is no digit."""
     while position < end and ZERO <= data[position] <= NINE:
         position += 1
     return position
@@ -132,6 +134,7 @@ def skip_digits(data, position, end):
 
 @compiled
 def starts_with(data, position, end, word):
+    """Whether the bytes at a position are those of a word."""
     if position + len(word) > end:
         return False
     for index in range(len(word)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import compiled, njit
+from pipeline.compiled import compiled, load_word, njit
 
 # Two 64-bit hashes make the 128 bits by which documents are told apart: one is not enough for 10**9 documents.
 HASH_SEEDS = (np.uint64(0), np.uint64(0x746F6B656E6D696C))
@@ -20,11 +20,13 @@ P4, P5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
 
 @njit(cache=True, nogil=True, inline="always")
 def rotate_left(value, count):
+    """A uint64 with its bits moved up, those that fall out coming in below."""
     return (value << np.uint64(count)) | (value >> np.uint64(64 - count))
 
 
 @njit(cache=True, nogil=True, inline="always")
 def read_u32(data, start):
+    """Four bytes from data[start], the lowest first, as uint64."""
     value = np.uint64(0)
     for byte in range(4):
         value |= np.uint64(data[np.uint64(start + byte)]) << np.uint64(8 * byte)
@@ -32,17 +34,14 @@ def read_u32(data, start):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def read_u64(data, start):
-    return read_u32(data, start) | (read_u32(data, start + 4) << np.uint64(32))
-
-
-@njit(cache=True, nogil=True, inline="always")
 def mix_lane(lane, word):
+    """XXH64's round: a lane with 8 more bytes."""
     return rotate_left(lane + word * P2, 31) * P1
 
 
 @njit(cache=True, nogil=True, inline="always")
 def merge_lane(value, lane):
+    """XXH64's merge of a lane into the hash."""
     return (value ^ mix_lane(np.uint64(0), lane)) * P1 + P4
 
 
@@ -53,10 +52,10 @@ def xxh64(data, start, end, seed):
     if end - start >= 32:
         lane1, lane2, lane3, lane4 = seed + P1 + P2, seed + P2, seed, seed - P1
         while position + 32 <= end:
-            lane1 = mix_lane(lane1, read_u64(data, position))
-            lane2 = mix_lane(lane2, read_u64(data, position + 8))
-            lane3 = mix_lane(lane3, read_u64(data, position + 16))
-            lane4 = mix_lane(lane4, read_u64(data, position + 24))
+            lane1 = mix_lane(lane1, load_word(data, position))
+            lane2 = mix_lane(lane2, load_word(data, position + 8))
+            lane3 = mix_lane(lane3, load_word(data, position + 16))
+            lane4 = mix_lane(lane4, load_word(data, position + 24))
             position += 32
         value = rotate_left(lane1, 1) + rotate_left(lane2, 7) + rotate_left(lane3, 12) + rotate_left(lane4, 18)
         value = merge_lane(merge_lane(merge_lane(merge_lane(value, lane1), lane2), lane3), lane4)
@@ -64,7 +63,7 @@ def xxh64(data, start, end, seed):
         value = seed + P5
     value += np.uint64(end - start)
     while position + 8 <= end:
-        value = rotate_left(value ^ mix_lane(np.uint64(0), read_u64(data, position)), 27) * P1 + P4
+        value = rotate_left(value ^ mix_lane(np.uint64(0), load_word(data, position)), 27) * P1 + P4
         position += 8
     if position + 4 <= end:
         value = rotate_left(value ^ (read_u32(data, position) * P1), 23) * P2 + P3
@@ -134,6 +133,7 @@ def scatter_documents(
 
 @compiled
 def copy_documents(tokens, starts, lengths, targets, out):
+    """The loop of scatter_documents, which checks that nothing lies outside."""
     for document in range(len(starts)):
         start, target = np.uint64(starts[document]), np.uint64(targets[document])
         for position in range(np.uint64(lengths[document])):

@@ -40,7 +40,7 @@ class Listing:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files together."""
         return sum(file.size_bytes for file in self.files)
 
 

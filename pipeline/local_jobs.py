@@ -1,7 +1,8 @@
 """Run the tasks of jobs.py in worker processes of this machine. Knows nothing of what they do.
 
-Workers are started with `spawn` (no state of the parent leaks in) and take one task at a time. A worker that dies is
-noticed at once and named with its task; a task that raises stops the run.
+Workers are started with `spawn` (no state of the parent leaks in) and work on one task at a time; while a thread waits
+until the disk has its files, they begin the next. A worker that dies is noticed at once and named with its task; a task
+that raises stops the run.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from pipeline.jobs import Executor, Job, Outcome, Task, check_answer, run_job, try_again
+from pipeline.jobs import Executor, Job, Outcome, Task, attempt, check_answer, try_again
+
+BEGUN = "begun", None  # a worker's answer: of its job it only waits for the disk
 
 
 class Workers(Executor):
@@ -63,34 +67,43 @@ class Workers(Executor):
 
     def _run_jobs(self, waiting: deque[Job]) -> Iterator[tuple[Task, Outcome]]:
         busy: dict[Connection, Job] = {}
-        for connection in self.processes:
-            self._hand_out(connection, waiting, busy)
-        while busy:
-            for connection in wait(list(busy)):
-                job = busy.pop(connection)
+        ending: dict[Connection, Job] = {}  # they wait for the disk
+        while waiting or busy or ending:
+            self._hand_out(waiting, busy)
+            for connection in wait({*busy, *ending}):
                 try:
-                    kind, value = connection.recv()
+                    answer = connection.recv()
                 except (EOFError, OSError):  # OSError: it died halfway through its answer
-                    waiting.appendleft(self._bury(connection, job))
-                    self._hand_out(self._start_one(), waiting, busy)
+                    waiting.extendleft(self._bury(connection, busy, ending))
                     continue
-                self._hand_out(connection, waiting, busy)
-                yield job.task, check_answer(kind, value, job)
+                if answer == BEGUN:
+                    ending[connection] = busy.pop(connection)
+                    self._hand_out(waiting, busy)
+                    continue
+                job = ending.pop(connection) if connection in ending else busy.pop(connection)
+                yield job.task, check_answer(*answer, job)
 
-    def _hand_out(self, connection: Connection, waiting: deque[Job], busy: dict[Connection, Job]) -> None:
-        if not waiting:
-            return
-        busy[connection] = job = waiting.popleft()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died idle: receiving will say so
-            connection.send(job)
+    def _hand_out(self, waiting: deque[Job], busy: dict[Connection, Job]) -> None:
+        """Give each idle worker a job."""
+        for connection in self.processes:
+            if waiting and connection not in busy:
+                busy[connection] = job = waiting.popleft()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died idle: receiving will say so
+                    connection.send(job)
 
-    def _bury(self, connection: Connection, job: Job) -> Job:
-        """The job of a dead worker, to be tried again."""
+    def _bury(self, connection: Connection, busy: dict[Connection, Job], ending: dict[Connection, Job]) -> list[Job]:
+        """The jobs of a dead worker, which are to be done again, now that another has taken its place.
+
+        What it worked on is what it died of; what waited for the disk is not to blame.
+        """
         process = self.processes.pop(connection)
         process.join()
         how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
         hint = " (the system kills what takes too much memory: try fewer --workers)" if process.exitcode == -9 else ""
-        return try_again(job, f"died by {how}{hint}", notice=self.notice)
+        first, *others = [jobs.pop(connection) for jobs in (busy, ending) if connection in jobs]
+        again = try_again(first, f"died by {how}{hint}", notice=self.notice)
+        self._start_one()
+        return [*others, again]
 
 
 @contextlib.contextmanager
@@ -110,15 +123,18 @@ def holding_back_ctrl_c() -> Iterator[None]:
 def serve_jobs(connection: Connection) -> None:
     """A worker's life: take a job, answer, until the other end is gone."""
     threading.Thread(target=die_with_parent, daemon=True).start()
-    while True:
-        try:
+    with ThreadPoolExecutor(1) as threads, contextlib.suppress(EOFError, BrokenPipeError):
+        ending: Future | None = None
+        while True:
             job = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(run_job(job))
-        except BrokenPipeError:
-            return
+            kind, value = attempt(job.begin)
+            if ending:
+                ending.result()  # has sent its answer: never two at once
+            if kind == "outcome":
+                connection.send(BEGUN)
+                ending = threads.submit(lambda finish=value: connection.send(attempt(finish)))
+            else:
+                connection.send((kind, value))
 
 
 def die_with_parent() -> None:

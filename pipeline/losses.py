@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.dedup_stages import Deduplicated
-from pipeline.documents import read_documents
+from pipeline.documents import read_row
 from pipeline.drops import Duplicates, find_ranks, open_lists
 from pipeline.plan import PlannedSource
 from pipeline.sketch_file import ROW
@@ -88,7 +88,7 @@ def describe_loss(loss: Loss) -> str:
 
 
 def list_losses(ingested: Ingested, deduplicated: Deduplicated, sources: tuple[PlannedSource, ...]) -> Iterator[Loss]:
-    """Of each source, then of its subsets."""
+    """The losses of each source, each followed by those of its subsets."""
     for number, source in enumerate(sources):
         counts = {outcome: of_sources[number]["documents"] for outcome, of_sources in deduplicated.counts.items()}
         yield Loss(source.name, sum(counts.values()), sum(counts.values()) - counts["kept"])
@@ -163,14 +163,7 @@ def describe_text(source: PlannedSource, row: np.void) -> str:
     path = source.folder / source.files[row["raw_file"]].path
     if not path.is_file():  # fetched, and removed behind the reader
         return f"{path} row {row['row']}, whose file is not here any more."
-    text = read_text(path, int(row["row"]), source)[:CHARACTERS_SHOWN]
-    return f"{path} row {row['row']}, which begins {text!r}."
-
-
-def read_text(path: Path, row: int, source: PlannedSource) -> str:
-    """One document of a raw file. Reads the file up to it."""
-    for batch in read_documents(path, text_field=source.source.text_field):
-        at = int(np.searchsorted(batch.rows, row))
-        if at < len(batch.rows) and batch.rows[at] == row:
-            return batch.texts[at].as_py()
-    raise ValueError(f"{path} has no row {row} any more: run the same command again")
+    text = read_row(path, int(row["row"]), text_field=source.source.text_field)
+    if text is None:
+        raise ValueError(f"{path} has no row {row['row']} any more: run the same command again")
+    return f"{path} row {row['row']}, which begins {text[:CHARACTERS_SHOWN]!r}."

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.endings import DESCRIPTIONS, KNOWN_ENDINGS, ROW_ENDINGS, TABLE_ENDINGS
+from pipeline.endings import DESCRIPTIONS, KNOWN_ENDINGS, KNOWN_KINDS, ROW_ENDINGS, TABLE_ENDINGS
 from pipeline.shard import SPLITS
 
 MANIFEST_FOLDER = Path(__file__).parent.parent / "data_manifests"
@@ -51,6 +51,7 @@ class Source:
 
     @property
     def has_manifest(self) -> bool:
+        """Whether data_manifests/ describes it; else it is a folder of the user."""
         return bool(self.splits)
 
 
@@ -285,10 +286,11 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 def how_to_get(source: Source, folder: Path) -> str:
     """What was looked for and where the source can be had, in at most seven lines for a person."""
-    train_patterns = source.splits.get("train") or ("*.jsonl", "*.txt", "*.parquet")
+    patterns = source.splits.get("train", ())
+    looked_for = f"{', '.join(patterns[:4])}{' ...' if len(patterns) > 4 else ''}" or KNOWN_KINDS
     lines = [
         f"{source.name}: no raw files in {folder}" + (f" ({source.title})" if source.title else ""),
-        f"  looked for: {', '.join(train_patterns[:4])}{' ...' if len(train_patterns) > 4 else ''}",
+        f"  looked for: {looked_for}",
         *(f"  {line}".replace("{folder}", str(folder)) for line in source.where),
     ]
     if not source.has_manifest:

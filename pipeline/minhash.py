@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import njit
+from pipeline.compiled import BYTE_MASKS, load_word, njit
 from pipeline.folding import FOLDED_BYTES, find_block_end, find_edges, fold_text
 from pipeline.pair_kernels import keep_first_of_equal
 from pipeline.word_table import build_word_table
@@ -41,7 +41,6 @@ M1, M2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 M3, M4 = np.uint64(0xD6E8FEB86659FD93), np.uint64(0xFF51AFD7ED558CCD)
 S1, S2 = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B)
 PAIR_BYTES = 16
-BYTE_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 PAIR_MASKS = np.stack([np.pad(BYTE_MASKS, (0, 8), mode="edge"), np.pad(BYTE_MASKS, (8, 0))])  # of two words of 8 bytes
 
 
@@ -84,19 +83,11 @@ def list_shingles(data: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def read_word(data, start):
-    value = np.uint64(0)
-    for byte in range(8):
-        value |= np.uint64(data[start + np.uint64(byte)]) << np.uint64(8 * byte)
-    return value
-
-
-@njit(cache=True, nogil=True, inline="always")
 def read_pair(data, start, length, masks):
     """Sixteen bytes of a word of which so many are left, mixed into 64 bits."""
     taken = min(length, np.uint64(PAIR_BYTES))
-    first = read_word(data, start) & masks[0, taken]
-    second = read_word(data, start + np.uint64(8)) & masks[1, taken]
+    first = load_word(data, start) & masks[0, taken]
+    second = load_word(data, start + np.uint64(8)) & masks[1, taken]
     return (first * M3) ^ (second * M4)
 
 
@@ -182,6 +173,7 @@ def fold_block(data, start, end, table, folded, edges):
 
 @njit(cache=True, nogil=True)
 def sign(data, offsets, table, functions, turns, signatures, keys):
+    """The loop of sign_documents: fills signatures and keys, and returns the numbers of shingles."""
     folded, edges = np.empty(FOLDED_BYTES, np.uint8), np.empty(FOLDED_BYTES, np.uint16)
     shingles = np.empty(SHINGLE_ROOM + FOLDED_BYTES // 2 + LANES, np.uint32)
     chosen, words = np.empty((NUM_BANDS, BAND_ROWS), np.uint32), np.zeros(WORD_ROOM, np.uint32)

@@ -69,7 +69,7 @@ def parse_mix(text: str) -> Mix:
 
 
 def parse_whole(text: str) -> Mix:
-    """parse_mix, whose errors may show secrets."""
+    """What parse_mix gives. The text of its errors may show secrets."""
     named_mixes = load_named_mixes()
     if (name := text.strip()) in named_mixes:
         named = named_mixes[name]
@@ -124,7 +124,7 @@ def parse_entry(entry: str, text: str) -> tuple[SourceChoice, Fraction]:
     if not colon or weight.startswith("//") or ("://" in described and "/" in weight):  # a colon of an address
         raise ValueError(f"mix {text!r}: {entry!r} has no weight; write {entry}:0.5, say")
     try:
-        return parse_source(described), parse_weight(weight.strip())
+        return parse_source(described.strip()), parse_weight(weight.strip())
     except ValueError as error:
         raise ValueError(f"mix {text!r}: {error}") from None
 
@@ -162,7 +162,7 @@ def choose_languages(mix: Mix, languages: str | None) -> Mix:
 
 
 def find_notices(entries: tuple[MixEntry, ...], *, total: Fraction) -> Iterable[str]:
-    """What is allowed but may not be meant."""
+    """What a mix says that is allowed, but may not be meant: lines for a person."""
     if total != 1:
         shares = ", ".join(f"{entry.source} {entry.weight:.4g}" for entry in entries)
         yield f"weights add up to {float(total):g}, not 1; taken as shares: {shares}"

@@ -164,7 +164,7 @@ class Mixture:
         return sources, draws
 
 
-def parse_mix(text: str, *, known: Collection[str]) -> dict[str, float]:
+def parse_weights(text: str, *, known: Collection[str]) -> dict[str, float]:
     """A mix from "web:0.7,code:0.3", in the order of `known` and without those of weight 0: however it is written, its
     sources have the same numbers. Raises ValueError.
     """

@@ -182,11 +182,12 @@ def find_pairs(work: Dedup, marks: Path | None) -> list[Path]:
         ranks=work.ranks,
         marks=marks,
         memory_bytes=work.settings.memory_bytes,
+        num_workers=work.settings.num_workers,
         folder=work.folder,
         fingerprint=work.fingerprint,
     )
-    work.run("bands", run_band, tasks, unit="parts", kept="pairs", dropped="")
-    return [task.path for task in tasks]
+    results = work.run("bands", run_band, tasks, unit="parts", kept="pairs", dropped="")
+    return [path for task in tasks for path in task.list_outputs(results[task.name])]
 
 
 def compare(work: Dedup, open_path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.direct import Room
 from pipeline.kernels import scatter_documents
 from pipeline.shard import list_shard_files, write_shard
-from pipeline.storage import naming
+from pipeline.storage import read_into
 from pipeline.token_file import starts_of, tokens_path
 from pipeline.work import NUM_BUCKETS, KeptSlice, kept_dtype
 
@@ -38,7 +38,7 @@ class PackTask:
     num_tokenizers: int
     dtype: str
     out: str
-    fingerprint: str  # of all raw files
+    fingerprint: str  # of the source's raw files and the shard's documents: no other source's
 
     @property
     def subject(self) -> str:
@@ -123,12 +123,5 @@ def plan_reads(tasks: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, it
 def read_tokens(path: Path, start: int, end: int, dtype: np.dtype) -> np.ndarray:
     """The ids start to end of a token file. Raises OSError where it is gone or shorter."""
     tokens = np.empty(end - start, dtype)
-    left = memoryview(tokens.view(np.uint8))
-    with naming(path), open(path, "rb", buffering=0) as file:
-        file.seek(start * dtype.itemsize)
-        while left:
-            num_bytes = file.readinto(left)
-            if not num_bytes:
-                raise OSError(f"{path} ends before id {end:,}: run the same command again to make it anew")
-            left = left[num_bytes:]
+    read_into(path, start * dtype.itemsize, tokens.view(np.uint8))
     return tokens

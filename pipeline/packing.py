@@ -20,6 +20,7 @@ import tyro
 from rich.table import Table
 
 from pipeline.catalogue import Catalogue
+from pipeline.flags import read_flags
 from pipeline.packing_index import PackingIndex, find_index
 from pipeline.progress import make_console
 from pipeline.source_shards import SourceShards
@@ -43,7 +44,7 @@ class PackingArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(PackingArguments)
+    arguments = read_flags(PackingArguments)
     try:
         indexes = make_indexes(arguments)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Compiled loops over ranks: documents with one key -> pairs; pairs -> which documents go. Knows no file.
+"""Compiled loops over ranks: documents with one key -> pairs; what chains of pairs connect. Knows no file.
 
 A rank is a document's number in the order of priority: of two near documents the one of the lower rank stays. A pair is
 one uint64, later rank << 32 | earlier rank, so that sorted pairs stand by the document that may go.
@@ -14,12 +14,12 @@ PAIR_BITS = 32
 LARGEST_FULL_GROUP = 8  # of so many documents with one key all pairs are taken; of more, those named below
 MOST_PAIRS = 4  # of a document with those before it in a large group; in a full one it is fewer on average
 LOOKAHEAD = 32  # keys: while these are worked on, memory is fetched
-KEPT, DROPPED, OPEN = 0, 1, 2
 NO_PARTNER = 0xFFFFFFFF
 
 
 @njit(cache=True, nogil=True, inline="always")
 def is_set(bits, rank):
+    """Whether a rank's bit is set: 1 or 0."""
     return (bits[rank >> 3] >> np.uint8(rank & 7)) & 1
 
 
@@ -87,6 +87,7 @@ def leave_out_held(packed, rank_bits, held):
 
 @njit(cache=True, nogil=True, inline="always")
 def num_partners(member, size):
+    """With how many of those before it in a group of documents with one key one is paired."""
     return member if size <= LARGEST_FULL_GROUP else min(member, MOST_PAIRS)
 
 
@@ -186,97 +187,11 @@ def keep_first_of_equal(values):
 
 
 @njit(cache=True, nogil=True)
-def number_distinct(packed, distinct, where):
-    """From sorted value << 32 | place: the distinct values, and at each place the number of its own; how many."""
-    count = np.uint32(0)
-    for index in range(len(packed)):
-        value = np.uint32(packed[index] >> np.uint64(32))
-        if index == 0 or value != distinct[count - np.uint32(1)]:
-            distinct[count] = value
-            count += np.uint32(1)
-        where[packed[index] & np.uint64(0xFFFFFFFF)] = count - np.uint32(1)
-    return count
-
-
-@njit(cache=True, nogil=True)
-def count_equal(signatures, first, second, out):
-    """How many values two signatures share, for each pair of rows: uint8."""
-    for pair in range(len(first)):
-        one, other = signatures[first[pair]], signatures[second[pair]]
-        count = np.uint8(0)
-        for place in range(len(one)):
-            count += np.uint8(one[place] == other[place])
-        out[pair] = count
-
-
-@njit(cache=True, nogil=True)
 def mark_ranks(ranks, bits):
     """Set each rank's bit, in place: uint8, lowest bit first."""
     for place in range(len(ranks)):
         rank = np.uint64(ranks[place])
         bits[rank >> np.uint64(3)] |= np.uint8(1) << np.uint8(rank & np.uint64(7))
-
-
-@njit(cache=True, nogil=True)
-def find_listed(edges, others, out):
-    """For each edge, a record with `later` and `earlier`, where it stands among others, or -1; both sorted by these."""
-    at = 0
-    for place in range(len(edges)):
-        later, earlier = edges[place].later, edges[place].earlier
-        while at < len(others) and (
-            others[at].later < later or (others[at].later == later and others[at].earlier < earlier)
-        ):
-            at += 1
-        is_listed = at < len(others) and others[at].later == later and others[at].earlier == earlier
-        out[place] = at if is_listed else -1
-
-
-@njit(cache=True, nogil=True)
-def judge(later, earlier, is_certain, states, is_open):
-    """Decide what pairs above doubt decide, in the order of ranks; states of the documents are set in place.
-
-    The pairs stand by `later`, and hold each one's pairs whole; any that are left out are known to be no duplicates.
-    A document that has a certain pair with one that stays goes. One whose pairs are all with documents that go stays.
-    Between them it is OPEN, and its uncertain pairs with documents that do not go are marked in `is_open`.
-    """
-    first = 0
-    for place in range(1, len(later) + 1):
-        if place < len(later) and later[place] == later[first]:
-            continue
-        state = KEPT
-        for pair in range(first, place):
-            other = states[earlier[pair]]
-            if is_certain[pair] and other == KEPT:
-                state = DROPPED
-                break
-            if other != DROPPED:
-                state = OPEN
-        states[later[first]] = state
-        if state == OPEN:
-            for pair in range(first, place):
-                is_open[pair] = not is_certain[pair] and states[earlier[pair]] != DROPPED
-        first = place
-
-
-@njit(cache=True, nogil=True)
-def resolve(later, earlier, similarities, states, partners):
-    """Decide in the order of ranks, from pairs that are all near: a document goes if one that stays is near to it.
-
-    Sets `states`; partners: for each pair that names the partner of a document that goes (the most similar, of several
-    the first) True. Pairs stand by `later`.
-    """
-    first = 0
-    for place in range(1, len(later) + 1):
-        if place < len(later) and later[place] == later[first]:
-            continue
-        best = -1
-        for pair in range(first, place):
-            if states[earlier[pair]] == KEPT and (best < 0 or similarities[pair] > similarities[best]):
-                best = pair
-        if best >= 0:
-            states[later[first]] = DROPPED
-            partners[best] = True
-        first = place
 
 
 @njit(cache=True, nogil=True)
@@ -292,6 +207,7 @@ def link_equal(keys, ranks, order, out):
 
 @njit(cache=True, nogil=True, inline="always")
 def find_root(parents, rank):
+    """The root of a rank's component; paths to it are halved on the way."""
     while parents[rank] != rank:
         parents[rank] = parents[parents[rank]]
         rank = parents[rank]

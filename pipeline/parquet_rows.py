@@ -164,7 +164,10 @@ def group_bytes(metadata: pq.FileMetaData, group: int) -> int:
 def parquet_columns(path: Path, schema: pa.Schema, fields: LineFields) -> list[str]:
     """The columns to read. Raises ValueError where the text column is missing or holds no text."""
     if fields.text not in schema.names:
-        raise ValueError(f"{path} has no column {fields.text!r}: it has {', '.join(schema.names)}")
+        raise ValueError(
+            f"{path} has no column {fields.text!r}: it has {', '.join(schema.names)}. --mix names the one with the "
+            "text, as in notes?column=NAME:1"
+        )
     if schema.names.count(fields.text) > 1:
         raise ValueError(f"{path} has more than one column {fields.text!r}")
     text_type = schema.field(fields.text).type

@@ -18,7 +18,8 @@ from pipeline.manifest import RawFile, Source
 from pipeline.tokenizer import Tokenizer
 
 ONLY_WHERE_GIVEN = ("keep_signatures", "against", "signals")  # settings that are not described where they are off
-WORK_VERSION = 4  # of the work files: another version's are not taken up
+BY_SOURCE = frozenset(("tokens", "exclude", "columns", "signals", "raw_files"))  # settings with an entry per source
+WORK_VERSION = 5  # of the work files: another version's are not taken up
 SAMPLED_BYTES = 4 << 10
 SAMPLED_PLACES = 16
 
@@ -92,7 +93,7 @@ class PlannedSource:
 
     @property
     def size_bytes(self) -> int:
-        """Of all raw files, as they are on disk."""
+        """The size of all raw files, as they lie on a disk: packed ones packed."""
         return sum(file.size_bytes for file in self.files)
 
     @property
@@ -194,8 +195,24 @@ def hash_recipe(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
+def keep_sources(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """Settings without what is set by or for other sources than these."""
+    kept = {name: value for name, value in settings.items() if name not in ("source_order", "dedup_priority")}
+    for name in BY_SOURCE & kept.keys():
+        kept[name] = {source: value for source, value in (kept[name] or {}).items() if source in names}
+    return kept
+
+
 def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], *, prefix: str = "") -> Iterator[str]:
-    """Which settings differ, one text each, such as "seed is 1 there, 2 here"."""
+    """Which settings differ, one text each, such as "seed is 1 there, 2 here".
+
+    Of other sources the names are enough: what is set for one alone is not told.
+    """
+    old_sources, new_sources = (settings.get("source_order", []) for settings in (there, here))
+    if set(old_sources) != set(new_sources):
+        yield f"its sources are {', '.join(old_sources)} there, {', '.join(new_sources)} here"
+        shared = set(old_sources) & set(new_sources)
+        there, here = (keep_sources(settings, shared) for settings in (there, here))
     for key in sorted({*there, *here}):
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -61,7 +61,7 @@ def choose_settings(arguments: BuildArguments, sources: tuple[PlannedSource, ...
 def choose_dedup(arguments: BuildArguments, settings: BuildSettings) -> DedupSettings:
     """How duplicates are found. Each worker has its share of the memory."""
     memory_bytes = int(arguments.memory * (1 << 30)) // arguments.workers
-    return DedupSettings(settings.dedup, settings.dedup_threshold or 0.0, memory_bytes)
+    return DedupSettings(settings.dedup, settings.dedup_threshold or 0.0, memory_bytes, arguments.workers)
 
 
 def choose_priority(given: str | None, names: list[str]) -> tuple[str, ...]:

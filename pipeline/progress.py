@@ -111,11 +111,11 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """The seconds from the first task's start to the last one's end."""
         return max(self.ended - self.began, 1e-3)
 
     def seconds_left(self, weight: int) -> float:
-        """For so much more of it, counted down since the last task ended; infinite where there is no pace yet."""
+        """How long `weight` more will take, counted down since the last task ended; infinite before the first has."""
         if not self.weight:
             return math.inf
         return max(0.0, self.seconds * weight / self.weight - (time.monotonic() - self.ended))
@@ -165,7 +165,7 @@ class StageProgress:
 
     @property
     def seconds(self) -> float:
-        """Since the stage began."""
+        """The seconds since the stage began."""
         return time.monotonic() - self.started
 
     def advance(self, source: str, done: Done, *, task: str, seconds: float | None) -> None:
@@ -223,5 +223,5 @@ class TimeColumn(ProgressColumn):
         self.progress = progress
 
     def render(self, task: Task) -> Text:
-        """For rich, which asks several times a second."""
+        """The column's text; rich asks for it several times a second."""
         return Text(f"{self.progress.describe_time(task.description):>13}")

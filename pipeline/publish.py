@@ -24,6 +24,7 @@ import tyro
 from rich.console import Console
 
 from pipeline.dataset_card import CARD, write_card
+from pipeline.flags import read_flags
 from pipeline.jobs import describe
 from pipeline.origins import Origin, parse_origin
 from pipeline.progress import format_bytes, make_console
@@ -61,7 +62,7 @@ class Target(Protocol):
 
 def main() -> None:
     """The command: one line and a non-zero exit code for what the user can mend."""
-    arguments = tyro.cli(PublishArguments)
+    arguments = read_flags(PublishArguments)
     try:
         publish(arguments, make_console())
     except (ValueError, OSError) as error:

@@ -73,7 +73,7 @@ class HubTarget:
 
         operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=local) for path, local in files.items()]
         if operations:
-            message = f"Add {operations[-1].path_in_repo}" + (f" and {len(files) - 1:,} more" if files else "")
+            message = f"Add {operations[-1].path_in_repo}" + (f" and {len(files) - 1:,} more" if len(files) > 1 else "")
             how = {"repo_type": "dataset", "revision": self.origin.revision, "commit_message": message}
             self.do(lambda: self.api.create_commit(self.origin.address, operations, **how))
 
@@ -94,7 +94,7 @@ class BucketTarget:
         return self.patience.persist(lambda: self.attempt(call), what=str(self.origin))
 
     def attempt(self, call: Callable[[], Result]) -> Result:
-        """One call. Raises FileNotFoundError where there is no such object or bucket."""
+        """Make a call once, its errors turned into ours. Raises FileNotFoundError where there is no such object."""
         try:
             return call()
         except FileNotFoundError as error:

@@ -121,7 +121,7 @@ def read_failures(signals: Path, path: Path, rules: Sequence[Rule]) -> Iterator[
 
 
 def describe_line(names: set[str]) -> pa.Schema:
-    """What is read of a line: its id, and some signals."""
+    """The schema of what is read of a line: its id, and the signals of these names."""
     spans = pa.list_(pa.list_(pa.float64()))
     return pa.schema([("id", pa.string()), ("quality_signals", pa.struct([(name, spans) for name in sorted(names)]))])
 

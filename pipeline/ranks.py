@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.pair_kernels import NO_PARTNER
-from pipeline.sketch_file import ROW
+from pipeline.sketch_file import NUMBER_BITS, ROW, Recipe
+from pipeline.storage import read_into
 from pipeline.token_file import open_records
 from pipeline.work import Stretch
 
@@ -38,19 +39,23 @@ class SketchRun:
     edges: tuple[int, ...]
     bases: tuple[int, ...]
 
-    def read_band(self, band: int, first: int, last: int, *, record: np.dtype) -> np.ndarray:
-        """The records of a band that begin with a number in [first, last): a uint64, or the key of a KEYED record.
-
-        They are mapped, not read.
-        """
-        path = Path(self.folder) / "bands.bin"
+    def find_keys(self, band: int, keys: Sequence[int], *, recipe: Recipe) -> list[int]:
+        """Where the first record of each key or above stands, in bands.bin, of the records of a band."""
         start = self.start + band * self.num_signed
-        records = open_records(path, record)[start : start + self.num_signed]
-        values = records["key"] if record.names else records
-        edges = [
-            int(np.searchsorted(values, np.uint64(edge))) if edge >> 64 == 0 else len(values) for edge in (first, last)
-        ]
-        return records[edges[0] : edges[1]]
+        records = open_records(self.path, recipe.record)[start : start + self.num_signed]
+        values, shift = (records["key"], 0) if records.dtype.names else (records, NUMBER_BITS)
+        edges = [key << shift for key in keys]
+        inner = np.searchsorted(values, np.array([edge for edge in edges if edge >> 64 == 0], np.uint64)).tolist()
+        return [start + place for place in (*inner, *[self.num_signed] * (len(edges) - len(inner)))]
+
+    def read(self, first: int, records: np.ndarray) -> None:
+        """Fill an array with records of bands.bin, from `first` on."""
+        read_into(self.path, first * records.itemsize, records.view(np.uint8))
+
+    @property
+    def path(self) -> Path:
+        """The file of the keys."""
+        return Path(self.folder) / "bands.bin"
 
     def rank(self, numbers: np.ndarray) -> np.ndarray:
         """The ranks of numbers within the run: int64."""
@@ -139,14 +144,12 @@ class RankMap:
             stretch, where = self.stretches[index], slice(int(edges[index]), int(edges[index + 1]))
             yield stretch, where, ranks[where].astype(np.int64) - stretch.first_rank + stretch.first
 
-    def read(self, ranks: np.ndarray, file: str, dtype: np.dtype, *, room: np.ndarray | None = None) -> np.ndarray:
-        """The records of a sketch file at sorted ranks. One task's file at a time is mapped.
-
-        room: where they may be put, if it is large enough: memory that is used again is not filled with zeros again.
-        """
-        out = np.empty(len(ranks), dtype) if room is None or len(room) < len(ranks) else room[: len(ranks)]
+    def read(self, ranks: np.ndarray, file: str, dtype: np.dtype) -> np.ndarray:
+        """The records of a sketch file at sorted ranks. One task's file at a time is mapped."""
+        out = np.empty(len(ranks), dtype)
         for stretch, where, numbers in self.split(ranks):
-            out[where] = open_records(Path(stretch.folder) / file, dtype)[numbers]
+            records = open_records(Path(stretch.folder) / file, dtype)
+            np.take(records, numbers, axis=0, out=out[where], mode="clip")  # by itself it copies them twice
         return out
 
     def read_rows(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

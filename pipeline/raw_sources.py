@@ -76,7 +76,7 @@ def find_source(entry: MixEntry, places: RawPlaces, *, may_be_gone: bool, notice
         remote, listed = ask_origin(source, origin, folder, places, notice=notice)
     else:
         remote, listed = None, list_raw_files(source, folder)
-    listed = choose_only(listed, entry.choice.only)
+    listed = choose_only(source, listed, entry.choice.only, where=origin or folder)
     try:
         listed = find_signals(source, listed, remote, notice=notice) if entry.choice.rules else listed
     except FileNotFoundError:
@@ -169,13 +169,19 @@ def ask_origin(
     return remote, listed
 
 
-def choose_only(listed: RawFiles, only: tuple[str, ...]) -> RawFiles:
-    """The raw files of some subsets, by their paths; of all where `only` is empty."""
+def choose_only(source: Source, listed: RawFiles, only: tuple[str, ...], *, where: Path | Origin) -> RawFiles:
+    """The raw files of some subsets, by their paths; of all where `only` is empty.
+
+    Raises FileNotFoundError for a subset without any, which names the place that was looked at, `where`.
+    """
     if not only:
         return listed
     files = tuple(file for file in listed.files if file.subset in only)
     if missing := set(only) - {file.subset for file in files}:
-        raise FileNotFoundError(f"only={'+'.join(only)}: there are no raw files of {', '.join(sorted(missing))}")
+        raise FileNotFoundError(
+            f"{source.name}: there are no raw files of {', '.join(sorted(missing))} ({where}): leave them out of only= "
+            "or --languages, or fetch them"
+        )
     return RawFiles(files, listed.ignored)
 
 

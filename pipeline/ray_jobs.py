@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.jobs import Executor, Job, Outcome, Task, check_answer, run_job, try_again
+from pipeline.jobs import Executor, Job, Outcome, Task, attempt, check_answer, try_again
 
 PROJECT = Path(__file__).absolute().parent.parent
 SECONDS_TO_ANSWER = 5
@@ -152,4 +152,4 @@ def run_in_folder(folder: str, job: Job) -> tuple[str, Any]:
             f"machine {socket.gethostname()} does not see {job.record.parent}: raw files, --out and --work must be on "
             f"storage that all machines of the cluster share, under the same paths (relative ones are in {folder})"
         )
-    return run_job(job)
+    return attempt(job.run)

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from pipeline.fetch import StoppedError
 from pipeline.folders import FETCH_FAILURE
-from pipeline.ingest import IngestTask, run_ingest
+from pipeline.ingest import IngestTask, begin_ingest
 from pipeline.jobs import KEPT, Job, describe
 from pipeline.plan import PlannedSource
 from pipeline.progress import BuildLog
@@ -229,7 +229,7 @@ def read_ahead(
 ) -> ReadAhead:
     """What fetches the raw files of these tasks that are not on this disk, but for the tasks that are finished."""
     remotes = find_remotes(sources)
-    jobs = (Job(run_ingest, task, work / "records" / "ingest" / f"{task.name}.json") for task in tasks if remotes)
+    jobs = (Job(begin_ingest, task, work / "records" / "ingest" / f"{task.name}.json") for task in tasks if remotes)
     finished = {job.task.name for job in jobs if job.is_finished()}
     failure = work / FETCH_FAILURE
     return ReadAhead(tasks, remotes, finished=finished, room_bytes=room_bytes, failure=failure, log=log)

@@ -29,11 +29,14 @@ class Samples(Protocol):
 
     num_windows: int
 
-    def num_draws(self, epochs: int) -> int: ...
+    def num_draws(self, epochs: int) -> int:
+        """How many samples the first `epochs` epochs have together."""
 
-    def num_samples(self, epoch: int) -> int: ...
+    def num_samples(self, epoch: int) -> int:
+        """How many samples one epoch has."""
 
-    def split_draws(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def split_draws(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For the n-th draws: their epochs, and how many draws of that epoch precede them."""
 
 
 class Located(NamedTuple):

@@ -69,7 +69,7 @@ class RemoteSource:
         return self.fetcher.patience.persist(lambda: self.try_end(path, num_bytes), what=path)
 
     def try_end(self, path: str, num_bytes: int) -> bytes | None:
-        """One attempt."""
+        """Try once to read the last bytes of a file; as read_end."""
         file = self.files[path]
         start = file.size_bytes - num_bytes
         stream = self.fetcher.place.open(file, start)

@@ -29,10 +29,9 @@ from pipeline.folders import (
 from pipeline.manifest import SOURCE_NAME
 from pipeline.shard import DATASET_FILE, SIGNATURES_FOLDER, SPLITS, read_dataset_json
 from pipeline.shard import list_files as list_dataset_files
-from pipeline.storage import TEMPORARY_SUFFIX, write_json
+from pipeline.storage import TEMPORARY_NAME, TEMPORARY_SUFFIX, write_json
 
 SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})/shard-\d{{5,}}\.(bin|bin\.index|idx|docs\.parquet)")
-TEMPORARY_NAME = re.compile(rf"\.\d+{re.escape(TEMPORARY_SUFFIX)}$")
 DROPS_FILE = re.compile(r"drops/drops-\d{5,}\.parquet")
 SIGNATURES_FILE = re.compile(r"part-\d{5,}-\d{3,}/(hashes|rows|signatures|bands)\.bin")
 

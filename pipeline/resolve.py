@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.copies import find_marked
+from pipeline.edge_kernels import find_listed, judge, resolve
 from pipeline.estimate import EDGE, MARGIN
 from pipeline.freed_memory import keep_freed_memory
-from pipeline.pair_kernels import find_listed, flatten, judge, mark_ranks, resolve, unite
+from pipeline.pair_kernels import flatten, mark_ranks, unite
 from pipeline.ranks import find_held
 from pipeline.storage import open_new, write_array
 from pipeline.work import FileTask

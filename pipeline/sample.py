@@ -19,6 +19,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as `python pipeline/sample.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pipeline.flags import read_flags
 from pipeline.manifest import check_source_name
 from pipeline.mix import parse_mix
 from pipeline.sample_files import Row, add_markers, lay_out, write_rows
@@ -231,7 +232,7 @@ def report_of(folder: Path, record: dict[str, Any], *, was_reused: bool) -> Samp
 
 
 @dataclass(frozen=True)
-class Flags:
+class SampleArguments:
     """Write a sample of raw files, made of real text that this computer's Python carries."""
 
     megabytes: float = 20.0
@@ -242,21 +243,17 @@ class Flags:
     """Where to write; a folder of its own."""
 
 
-def main() -> int:
-    """The command; returns its exit code."""
-    import tyro
-
-    flags = tyro.cli(Flags)
+def main() -> None:
+    """The command: one line and a non-zero exit code for what the user can mend."""
+    arguments = read_flags(SampleArguments)
     try:
-        entries = [entry for entry in parse_mix(flags.mix).entries if entry.exact_weight]
+        entries = [entry for entry in parse_mix(arguments.mix).entries if entry.exact_weight]
         shares = tuple((entry.source, entry.exact_weight) for entry in entries)
-        report = make_sample(flags.folder, megabytes=flags.megabytes, sources=shares)
+        report = make_sample(arguments.folder, megabytes=arguments.megabytes, sources=shares)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"error: {error}")
     print("\n".join(report.lines()))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

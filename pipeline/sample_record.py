@@ -7,11 +7,11 @@ lists the files to come, so that a run after a killed one knows which files are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.storage import TEMPORARY_SUFFIX, write_json
+from pipeline.storage import TEMPORARY_NAME, write_json
 
 RECORD = "sample.json"
 UNFINISHED_RECORD = "sample-unfinished.json"
@@ -57,24 +57,31 @@ def own_paths(record: dict[str, Any] | None) -> set[str]:
     """The paths that a sample may have written, its records too; none that would lead out of the folder."""
     paths = [file["path"] for file in record["files"]] if record else []
     inside = [path for path in paths if ".." not in PurePosixPath(path).parts and not path.startswith("/")]
-    written = [*inside, RECORD, UNFINISHED_RECORD] if record else []
-    return {*written, *(path + TEMPORARY_SUFFIX for path in written)}
+    return {*inside, RECORD, UNFINISHED_RECORD} if record else set()
+
+
+def list_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every file in the folder, hidden ones left out, and its path within it; of one half written that of the whole."""
+    for path in sorted(folder.rglob("*")) if folder.exists() else []:
+        if not path.is_dir() and not path.name.startswith("."):
+            yield path, TEMPORARY_NAME.sub("", path.relative_to(folder).as_posix())
 
 
 def check_nothing_else(folder: Path, record: dict[str, Any] | None) -> None:
     """Raises ValueError where the folder holds a file that is not the sample's: it might be real raw data."""
     own = own_paths(record)
-    for path in sorted(folder.rglob("*")) if folder.exists() else []:
-        relative = path.relative_to(folder).as_posix()
-        if not path.is_dir() and not path.name.startswith(".") and relative not in own:
-            raise ValueError(f"{folder} holds {relative}, which is no part of a sample; give the sample its own folder")
+    for path, relative in list_files(folder):
+        if relative not in own:
+            found = path.relative_to(folder)
+            raise ValueError(f"{folder} holds {found}, which is no part of a sample; give the sample its own folder")
 
 
 def clear(folder: Path, record: dict[str, Any] | None) -> None:
     """Remove the sample that `record` describes, the record last, and the folders that it leaves empty."""
     own = own_paths(record)
-    for relative in sorted(own, key=lambda path: path in (RECORD, UNFINISHED_RECORD)):
-        (folder / relative).unlink(missing_ok=True)
+    found = [(path, relative) for path, relative in list_files(folder) if relative in own]
+    for path, _ in sorted(found, key=lambda one: one[1] in (RECORD, UNFINISHED_RECORD)):
+        path.unlink()
     for relative in sorted({str(above) for path in own for above in PurePosixPath(path).parents} - {"."}, reverse=True):
         if (folder / relative).is_dir() and not any((folder / relative).iterdir()):
             (folder / relative).rmdir()

@@ -40,7 +40,7 @@ def measure_overlap(first, second):
 
 @njit(cache=True, nogil=True)
 def measure_overlaps(data, starts, pairs, out):
-    """measure_overlap of pairs of sets, given by their numbers: shape (pairs, 2)."""
+    """Write the measure_overlap of each pair of sets to `out`. pairs: the sets' numbers, shape (pairs, 2)."""
     for number in range(len(pairs)):
         one, other = pairs[number]
         out[number] = measure_overlap(data[starts[one] : starts[one + 1]], data[starts[other] : starts[other + 1]])
@@ -72,6 +72,7 @@ def mark_shared(first, other, marks, words, rest):
 
 @njit(cache=True, nogil=True, inline="always")
 def count_both(words, others):
+    """How many bits two rows of words have in common."""
     count = np.uint64(0)
     for number in range(len(words)):
         count += count_ones(words[number] & others[number])
@@ -80,6 +81,7 @@ def count_both(words, others):
 
 @njit(cache=True, nogil=True, inline="always")
 def count_left(words, others, without):
+    """How many bits two rows of words have in common that a third has not."""
     count = np.uint64(0)
     for number in range(len(words)):
         count += count_ones(words[number] & others[number] & ~without[number])
@@ -159,6 +161,7 @@ def mark_members(data, starts, first, members):
 
 @njit(cache=True, nogil=True, inline="always")
 def is_apart(shared, one, other, most_shared):
+    """Whether two sets of these sizes that share so many values have a similarity of `most_shared` at most."""
     return shared / max(1, one + other - shared) <= most_shared
 
 
@@ -169,11 +172,13 @@ def count_others(num_first, core, rest, words, rests, edges, shared_rests, fewes
     0 where the rests of the two are too small. core: which places of the first document's set, of num_first values, the
     second has, too; rest: what else that has. words, rests, edges: the same of the others (mark_members); shared_rests:
     how many of these values each has in common with each. limits: a rest has at least the first of the size of what is
-    shared, a document has at least the second of it, and the similarity of two rests is at most the third.
+    shared and so many values as the second, a document has at least the third of it, and the similarity of two rests is
+    at most the fourth.
     """
-    least_own, least_held, most_shared = limits
+    least_share, fewest_values, least_held, most_shared = limits
     num_core = count_both(core, core)
-    if num_first - num_core < least_own * num_core or len(rest) < least_own * num_core:
+    least_own = max(least_share * num_core, fewest_values)
+    if num_first - num_core < least_own or len(rest) < least_own:
         return 0
     count, chosen, sizes = 0, np.empty(len(words), np.int64), np.empty(len(words), np.int64)
     for place in range(len(words)):
@@ -182,7 +187,7 @@ def count_others(num_first, core, rest, words, rests, edges, shared_rests, fewes
         own = rests[edges[place] : edges[place + 1]]
         num_held, num_both = count_both(core, words[place]), count_both(words[place], words[place])
         size = num_both - num_held + len(own)
-        is_new = size >= least_own * num_core and num_held >= least_held * num_core
+        is_new = size >= least_own and num_held >= least_held * num_core
         is_new = is_new and is_apart(num_both - num_held, num_first - num_core, size, most_shared)
         is_new = is_new and is_apart(count_shared(rest, own), len(rest), size, most_shared)
         before = 0
@@ -223,7 +228,7 @@ def measure_rest(core, rest, first_holders, values, holders, fewest, least_agree
 
 @njit(cache=True, nogil=True)
 def measure_group(data, starts, members, num_unlike, num_alike, fewest, fewest_alike, limits, out):
-    """measure_rests of one document in doubt."""
+    """What measure_rests does, for one document in doubt."""
     first = data[starts[members[0]] : starts[members[0] + 1]]
     unlike, others = members[1 : 1 + num_unlike], members[1 + num_unlike : 1 + num_unlike + num_alike]
     seconds = members[1 + num_unlike + num_alike :]

@@ -41,6 +41,8 @@ DATASET_FILE = "dataset.json"
 SIGNATURES_FOLDER = "signatures"
 REQUIRED_KEYS = ("tokenizer", "dtype", "document_rule", "content_hash", "mix", "sources")
 SPLITS = ("train", "validation", "test")
+# What becomes of a row, in dataset.json's counts: `read` is the sum of these, in documents, bytes and tokens.
+OUTCOMES = ("kept", "excluded", "short", "contaminated", "duplicate_exact", "duplicate_near", "beyond_tokens", "bad")
 LARGEST_UINT16_VOCABULARY = 65_536
 PARQUET_END = b"PAR1"
 

@@ -31,7 +31,7 @@ from pipeline.sketch_file import (
     join_sketches,
     sort_keys,
 )
-from pipeline.storage import checksum_file, write_file
+from pipeline.storage import checksum_file, view_bytes, write_file
 from pipeline.token_file import open_records
 
 PART_DOCUMENTS = 1 << 20  # about 300 bytes of memory each, twice while they are sorted
@@ -46,7 +46,7 @@ class SignaturesTask:
 
     @property
     def name(self) -> str:
-        """That of the task of drops."""
+        """The name of the task of drops."""
         return self.drops.name
 
     @property
@@ -57,7 +57,7 @@ class SignaturesTask:
 
     @property
     def fingerprint(self) -> str:
-        """Of all raw files."""
+        """A digest of all raw files."""
         return self.drops.fingerprint
 
     def list_outputs(self, result: dict[str, Any]) -> list[Path]:
@@ -78,7 +78,7 @@ class KeptSketches:
     sketches: Sketches
 
     def take(self, chosen: np.ndarray | slice) -> KeptSketches:
-        """Some of them, or all in another order."""
+        """The chosen documents, in the order of `chosen`."""
         arrays = (getattr(self, name)[chosen] for name in ("hashes", "rows", "splits"))
         return KeptSketches(*arrays, self.sketches.take(chosen))
 
@@ -95,7 +95,7 @@ def read_kept(task: SignaturesTask) -> Iterator[KeptSketches]:
         documents = read_documents(task.drops, ingest)
         is_kept = ~find_beyond(ingest, documents)
         is_kept[read_duplicates(task.drops, ingest)["number"]] = False
-        is_kept &= (documents["raw_file"] >= task.drops.first_file) & (documents["raw_file"] < task.drops.last_file)
+        is_kept &= task.drops.is_own(documents)
         splits = np.empty(len(documents), np.uint8)
         for stretch in ingest.stretches:
             splits[stretch.first : stretch.last] = SPLITS.index(stretch.split)
@@ -164,7 +164,7 @@ def cut_parts(chunks: Iterable[KeptSketches]) -> Iterator[KeptSketches]:
 
 
 def join_kept(parts: Sequence[KeptSketches]) -> KeptSketches:
-    """Several as one."""
+    """The documents of several parts as one part."""
     arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("hashes", "rows", "splits"))
     return KeptSketches(*arrays, join_sketches([part.sketches for part in parts]))
 
@@ -185,7 +185,7 @@ def write_part(task: SignaturesTask, number: int, kept: KeptSketches) -> dict[st
     for name, arrays in tables.items():
         num_bytes = sum(array.nbytes for array in arrays)
         if num_bytes:
-            write_file(folder / name, [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays])
+            write_file(folder / name, map(view_bytes, arrays))
             files[name] = {"bytes": num_bytes, "xxh3_128": checksum_file(folder / name)}
     counts = np.bincount(kept.splits, minlength=len(SPLITS)).tolist()
     splits = {split: count for split, count in zip(SPLITS, counts, strict=True) if count}

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipeline import slimpajama
 from pipeline.document_batch import text_buffers
 from pipeline.minhash import KEY_BITS, NUM_BANDS, NUM_PERMUTATIONS, NUM_TRACES, sign_documents
-from pipeline.storage import naming, write_all
+from pipeline.storage import naming, view_bytes, write_all
 
 NUMBER_BITS = 64 - KEY_BITS  # a run must have fewer documents than 2**24
 KEYED = np.dtype([("key", "<u8"), ("number", "<u8")])
@@ -137,4 +137,4 @@ def sort_keys(keys: np.ndarray, numbers: np.ndarray, recipe: Recipe) -> np.ndarr
 def write_records(file: BinaryIO, records: np.ndarray) -> None:
     """Append an array's bytes to an unbuffered file, naming it where the disk refuses."""
     with naming(Path(file.name)):
-        write_all(file, np.ascontiguousarray(records).reshape(-1).view(np.uint8))
+        write_all(file, view_bytes(records))

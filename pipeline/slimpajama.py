@@ -79,7 +79,7 @@ class CleanTexts:
 
     @classmethod
     def of(cls, texts: pa.Array) -> CleanTexts:
-        """Those of normalised texts."""
+        """Clean some normalised texts."""
         data, offsets = text_buffers(texts)
         out = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
         lengths = np.empty(len(texts), np.int64)

@@ -52,6 +52,7 @@ def clean_ascii(data, offsets, classes, out, lengths):
 
 @njit(cache=True, nogil=True, inline="always")
 def rotate(value, count):
+    """A uint32 with its bits moved up, those that fall out coming in below."""
     return np.uint32((value << np.uint32(count)) | (value >> np.uint32(32 - count)))
 
 
@@ -177,6 +178,7 @@ def lower_minima(hashes, count, permutations, minima):
 
 @njit(cache=True, nogil=True)
 def sign(data, offsets, permutations, signatures):
+    """The loop of sign_texts. A text of fewer characters than a shingle keeps NO_VALUE everywhere."""
     words, state = np.empty(80 * LANES, np.uint32), np.empty(5 * LANES, np.uint32)
     hashes = np.empty(HASHES_AT_ONCE + LANES, np.uint32)
     for document in range(len(offsets) - 1):

@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # started as `python pipeline/sources.py`
 import tyro
 from rich.console import Console
 
+from pipeline.flags import read_flags
 from pipeline.jobs import describe
 from pipeline.manifest import Source, is_raw_file, is_table_name, known_source_names, load_source
 from pipeline.origins import Origin, hide_in_text, parse_origin
@@ -45,7 +46,7 @@ class SourcesArguments:
 
 def main() -> None:
     """The command: one line and a non-zero exit code for what the user can mend."""
-    arguments = tyro.cli(SourcesArguments)
+    arguments = read_flags(SourcesArguments)
     console = make_console()
     try:
         if arguments.what == "list":
@@ -100,7 +101,7 @@ def check_origins(name: str, console: Console) -> None:
     origins = [origin] if origin else known
     reached = [check_origin(one, source, console) for one in origins]
     if not any(reached):
-        raise ValueError(f"{source.name} cannot be reached now")
+        raise ValueError(f"{name} cannot be reached now")
 
 
 def check_origin(origin: Origin, source: Source, console: Console) -> bool:

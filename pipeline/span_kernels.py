@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.compiled import compiled, load_word
+from pipeline.compiled import BYTE_MASKS, compiled, load_word
 
 SPAN_WORDS = 13
 FILTER_BITS = 16  # of a span, or up to twice as many: of other spans 1 in 100 or less pass
@@ -26,7 +26,6 @@ M1, M2, M3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.ui
 M4, M5 = np.uint64(0xD6E8FEB86659FD93), np.uint64(0xFF51AFD7ED558CCD)
 SECOND_START = np.uint64(0xA0761D6478BD642F)
 OUT = np.uint64(pow(int(M4), SPAN_WORDS, 1 << 64))  # the factor with which a word leaves the polynomial
-BYTE_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 ONE, EIGHT, SPAN, BIT = np.uint64(1), np.uint64(8), np.uint64(SPAN_WORDS), np.uint64(63)
 S6, S12, S29, S31, S32 = np.uint64(6), np.uint64(12), np.uint64(29), np.uint64(31), np.uint64(32)
 EDGES, WORDS, SPANS, PASSED = range(4)  # rows of the room that a chunk is worked on in
@@ -182,6 +181,7 @@ def close_chunk(room, count):
 
 @compiled
 def hash_spans(folded, starts, masks, room, first, second, counts):
+    """The loop of list_spans; returns how many spans there are."""
     total = np.uint64(0)
     for document in range(len(counts)):
         position, end = np.uint64(starts[document]), np.uint64(starts[document + 1])
@@ -203,11 +203,13 @@ def hash_spans(folded, starts, masks, room, first, second, counts):
 
 @compiled
 def choose_bits(value):
+    """The three bits of a word of the filter that a hash sets."""
     return (ONE << (value & BIT)) | (ONE << ((value >> S6) & BIT)) | (ONE << ((value >> S12) & BIT))
 
 
 @compiled
 def fill_filter(hashes, bits, shift):
+    """Set the bits of all hashes in the filter."""
     for value in hashes:
         bits[value >> shift] |= choose_bits(value)
 
@@ -235,6 +237,7 @@ def find_span(first, second, begin, end, value, other):
 
 @compiled
 def search(folded, starts, masks, room, bits, shift, heads, first, second, found):
+    """The loop of find_spans."""
     for document in range(len(found)):
         position, end = np.uint64(starts[document]), np.uint64(starts[document + 1])
         rolled = number = np.uint64(0)

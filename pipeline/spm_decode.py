@@ -57,7 +57,7 @@ def decode_batch(texts: PieceTexts, ids: np.ndarray, id_offsets: np.ndarray) -> 
 
 @compiled
 def measure_ids(starts, ids):
-    """How many bytes the ids say."""
+    """How many bytes the texts of these ids have together."""
     total = 0
     for id_ in ids:
         total += starts[np.uint64(id_) + N1] - starts[np.uint64(id_)]

@@ -13,10 +13,10 @@ from typing import Any
 from pipeline.dedup_stages import Deduplicated
 from pipeline.document_batch import BAD_REASONS
 from pipeline.drops import DropsTask, Duplicates, Ingest, run_drops
-from pipeline.ingest import IngestTask, run_ingest
+from pipeline.ingest import IngestTask, begin_ingest
 from pipeline.limit import Selection
 from pipeline.pack import PackTask, plan_shards, run_pack
-from pipeline.plan import BuildSettings
+from pipeline.plan import BuildSettings, hash_texts
 from pipeline.progress import Done, add_totals
 from pipeline.shard import SPLITS, shard_name
 from pipeline.signatures import SignaturesTask, run_signatures
@@ -52,7 +52,7 @@ def ingest(
         )
 
     totals = add_totals((task.source, task.num_files, task.size_bytes) for task in tasks)
-    done = shop.run("ingest", run_ingest, tasks, unit="files", describe=describe, totals=totals)
+    done = shop.run("ingest", begin_ingest, tasks, unit="files", describe=describe, totals=totals)
     return Ingested(source_names, priority, tasks, [done[task.name] for task in tasks])
 
 
@@ -129,16 +129,20 @@ def keep_signatures(
 def describe_ingests(ingested: Ingested, selection: Selection) -> list[Ingest]:
     """Each ingest task as the drops stage sees it."""
     limits: dict[int, list[tuple[Stretch, int]]] = {}
-    stretches: dict[int, list[Stretch]] = {}
     for stretch in ingested.stretches:
-        stretches.setdefault(stretch.task, []).append(stretch)
         limit = selection.limits[stretch.source]
         if limit and SPLITS.index(stretch.split) in limit.splits:
             limits.setdefault(stretch.task, []).append((stretch, limit.place))
     runs = [tuple((run["documents"], run["signed"]) for run in record["runs"]) for record in ingested.records]
     parts = zip(ingested.tasks, ingested.first_rows, runs, strict=True)
     return [
-        Ingest(task.folder, first_row, tuple(stretches.get(number, ())), tuple(limits.get(number, ())), of_task)
+        Ingest(
+            folder=task.folder,
+            first_row=first_row,
+            stretches=tuple(ingested.stretches_by_task.get(number, ())),
+            limits=tuple(limits.get(number, ())),
+            runs=of_task,
+        )
         for number, (task, first_row, of_task) in enumerate(parts)
     ]
 
@@ -176,33 +180,32 @@ def plan_pack(
     borders = plan_shards(selection.tokens[cell], documents, shard_tokens=shard_tokens)
     encode = ingested.tasks[0].settings.encode[selection.tokenizer]
     folders = tuple(task.folder for task in ingested.tasks)
+    raw_files = [task.fingerprint for task in ingested.tasks if task.source == source]
+    slices = [kept.find(*cell, first, last, counts=documents) for first, last in borders]
     return [
         PackTask(
             name=f"{source}-{split}-{number:05d}",
             source=source,
             shard=shard_name(source, split, number),
-            documents=kept.find(*cell, first, last, counts=documents),
+            documents=pieces,
             folders=folders,
             tokenizer=selection.tokenizer,
             num_tokenizers=ingested.num_tokenizers,
             dtype=encode.dtype,
             out=str(selection.out),
-            fingerprint=ingested.fingerprint,
+            fingerprint=hash_texts([*raw_files, *(piece.fingerprint for piece in pieces)]),
         )
-        for number, (first, last) in enumerate(borders)
+        for number, pieces in enumerate(slices)
     ]
 
 
 def write_texts(ingested: Ingested, duplicates: Duplicates, *, out: Path, shop: Workshop) -> None:
     """Write the texts that stay in SlimPajama's layout."""
-    stretches: dict[int, list[Stretch]] = {}
-    for stretch in ingested.stretches:
-        stretches.setdefault(stretch.task, []).append(stretch)
     tasks = [
         TextTask(
             ingest=task,
             number=number,
-            stretches=tuple(stretches.get(number, ())),
+            stretches=tuple(ingested.stretches_by_task.get(number, ())),
             duplicates=duplicates,
             out=str(out),
             fingerprint=ingested.fingerprint,

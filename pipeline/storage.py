@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_NAME = re.compile(rf"\.\d+{re.escape(TEMPORARY_SUFFIX)}$")  # what name_temporary puts behind a name
 READ_BYTES = 8 << 20
 
 
@@ -34,9 +38,9 @@ def open_new(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def open_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """The same for several files of one folder, which wait for the disk together: that takes a third of the time.
+    """Like `open_new`, for several files of one folder: they appear when the block ends well, or none of them does.
 
-    Where the disk refuses, the first is named.
+    They are synced together, which takes a third of the time. Where the disk refuses, the error names the first.
     """
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     temporaries = [name_temporary(path) for path in paths]
@@ -52,6 +56,23 @@ def open_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(paths[0].parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write files in, which must be synced there; it takes the place of `path` only when the block ends
+    well. Else nothing is left behind."""
+    temporary = name_temporary(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_folder(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
 
 
 def name_temporary(path: Path) -> Path:
@@ -138,11 +159,28 @@ def write_all(file: BinaryIO, buffer: Any) -> None:
         left = left[file.write(left) :]
 
 
+def view_bytes(array: np.ndarray) -> np.ndarray:
+    """An array's bytes, in the order of its entries: uint8, one axis. Copied only where the array is not contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def read_into(path: Path, offset: int, room: Any) -> None:
+    """Fill a bytes-like `room` from a file's byte `offset` on. Raises OSError where the file is gone or shorter."""
+    left = memoryview(room)
+    with naming(path), open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while left:
+            num_bytes = file.readinto(left)
+            if not num_bytes:
+                raise OSError(f"{path} ends {len(left):,} bytes too early: run the same command again to make it anew")
+            left = left[num_bytes:]
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Save an array as numpy does (.npy), whole or not at all. np.save would hide the system's error of a full disk."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    write_file(path, [header.getvalue(), np.ascontiguousarray(array).reshape(-1).view(np.uint8)])
+    write_file(path, [header.getvalue(), view_bytes(array)])
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -163,11 +201,17 @@ def checksum(array: np.ndarray) -> str:
     """The xxh3-128 of an array's bytes, as 32 hex digits (https://github.com/Cyan4973/xxHash, canonical form)."""
     import xxhash
 
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return xxhash.xxh3_128_hexdigest(view_bytes(array))
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum_file(path: Path) -> str:
-    """The same of a file."""
+    """The xxh3-128 of a file's bytes, as 32 hex digits."""
     import xxhash
 
     digest = xxhash.xxh3_128()

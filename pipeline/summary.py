@@ -19,22 +19,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.flags import read_flags
 from pipeline.folders import BUILD_LOG
 from pipeline.progress import format_bytes, make_console
-from pipeline.shard import read_dataset_json
+from pipeline.shard import OUTCOMES, read_dataset_json
 
-# Every outcome, so that a row adds up: read is the sum of the others.
-COLUMNS = (
-    "read",
-    "kept",
-    "excluded",
-    "short",
-    "contaminated",
-    "duplicate_exact",
-    "duplicate_near",
-    "beyond_tokens",
-    "bad",
-)
+COLUMNS = ("read", *OUTCOMES)  # so that a row adds up
 ALWAYS_SHOWN = ("read", "kept", "short", "duplicate_exact", "duplicate_near", "bad")
 
 
@@ -48,7 +38,7 @@ class SummaryArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(SummaryArguments)
+    arguments = read_flags(SummaryArguments)
     try:
         content = read_dataset_json(arguments.dataset)
         seconds = read_build_seconds(arguments.dataset)
@@ -58,30 +48,27 @@ def main() -> None:
 
 
 def read_build_seconds(out: Path) -> float | None:
-    """How long the build took, by its log; None where the log is gone, or the build was stopped and went on."""
+    """How long the build took, by its log; None where the log is gone or damaged, or the build was stopped."""
     path = out / BUILD_LOG
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    events = [json.loads(line) for line in lines]
+    try:
+        events = [json.loads(line) for line in path.read_bytes().splitlines()]
+    except (FileNotFoundError, ValueError):
+        return None
     last = next((event for event in reversed(events) if event["event"] == "finished"), None)
     return None if last is None or last.get("is_continued") else last["seconds"]
 
 
 def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, seconds: float | None) -> None:
-    """Print a dataset's counts, and the speed of its build where its seconds are known."""
-    console.print(documents_table(content["sources"]))
+    """Print a dataset's counts, and the speed of its build where its seconds are known.
+
+    One that was imported or interleaved has tokens alone: it says nothing of raw files.
+    """
+    is_built = "made_by" not in content
+    if is_built:
+        console.print(documents_table(content["sources"]))
     console.print(tokens_table(content))
-    for name, source in content["sources"].items():
-        if count := source["counts"]["contaminated"]["documents"]:
-            console.print(
-                f"{name}: {count:,} documents contaminated by evaluation texts, listed in {out / name / 'drops'}"
-            )
-        for rule, count in source.get("failed", {}).items():
-            console.print(f"{name}: {count:,} documents fail {rule}, among those excluded")
-    if any(source["overlap"] for source in content["sources"].values()):
-        console.print(overlap_table(content["sources"]))
-    for name, source in content["sources"].items():
-        for reason, number in source["bad_reasons"].items():
-            console.print(f"{name}: {number:,} rows {reason}, listed in {out / name / 'drops'}")
+    if is_built:
+        print_drops(console, out, content["sources"])
     tokenizer = content["tokenizer"]
     console.print(
         f"tokenizer {tokenizer['name']} ({tokenizer['vocab_size']:,} ids), documents framed by "
@@ -94,9 +81,27 @@ def print_summary(console: Console, out: Path, content: Mapping[str, Any], *, se
             f"built at {num_tokens / seconds:,.0f} tokens/s ({format_bytes(num_bytes / seconds)}/s of text) "
             f"in {seconds:.1f} s, all stages together"
         )
-    if content["sample"]:
+    if content.get("sample"):
         console.print("This is a sample made from text on this computer, not the real corpora.")
+    if not is_built:
+        console.print(f"made by {content['made_by']}: nothing is said of raw files")
     console.print(f"dataset: {out}")
+
+
+def print_drops(console: Console, out: Path, sources: Mapping[str, Any]) -> None:
+    """Print what was dropped, and where it is listed."""
+    for name, source in sources.items():
+        if count := source["counts"]["contaminated"]["documents"]:
+            console.print(
+                f"{name}: {count:,} documents contaminated by evaluation texts, listed in {out / name / 'drops'}"
+            )
+        for rule, count in source.get("failed", {}).items():
+            console.print(f"{name}: {count:,} documents fail {rule}, among those excluded")
+    if any(source["overlap"] for source in sources.values()):
+        console.print(overlap_table(sources))
+    for name, source in sources.items():
+        for reason, number in source["bad_reasons"].items():
+            console.print(f"{name}: {number:,} rows {reason}, listed in {out / name / 'drops'}")
 
 
 def documents_table(sources: Mapping[str, Any]) -> Table:

@@ -114,7 +114,7 @@ class TokenFile:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         try:
             if error_type is None:
-                self._write_run()
+                self.write_run()
                 with naming(self.folder):
                     sync_files(self._files)
         finally:
@@ -124,7 +124,7 @@ class TokenFile:
     def reserve(self, most_ids: int) -> list[np.ndarray]:
         """Room for so many ids of each tokenizer, where those of the documents that are added next are best put."""
         if not self._run.has_room(most_ids):
-            self._write_run()
+            self.write_run()
         return self._run.reserve(most_ids)
 
     def add(self, documents: np.ndarray, splits: np.ndarray, ids: list[np.ndarray], sketches: Sketches) -> None:
@@ -133,14 +133,14 @@ class TokenFile:
         self._run.add(documents, splits, ids, sketches)
         self.count("accepted", len(documents), int(documents["num_bytes"].sum()))
         if self._run.num_documents >= RUN_DOCUMENTS:
-            self._write_run()
+            self.write_run()
 
     def add_short(self, keys: np.ndarray) -> None:
         """Take in the band keys of documents that are too short to keep, but connect others."""
         self._run.short_keys.append(keys)
         self._run.num_short += len(keys)
         if self._run.num_short >= RUN_DOCUMENTS:
-            self._write_run()
+            self.write_run()
 
     def drop(self, raw_file: int, rows: Any, num_bytes: Any, *, reason: str, items: Any = 0) -> None:
         """Write down rows that are not kept. items: items of contaminated rows, or rules that rows fail."""
@@ -158,7 +158,8 @@ class TokenFile:
             self.documents[name] += num_documents
             self.bytes[name] += num_bytes
 
-    def _write_run(self) -> None:
+    def write_run(self) -> None:
+        """Write what was taken in and not yet written; the end of the block does it, too."""
         run, self._run = self._run, Run(self.dtypes, self.recipe)
         if not run.num_documents and not run.num_short:
             return

@@ -5,7 +5,7 @@
                 that of X.ds.metadata, whose first line is "tokenizer|bytes per id"
     OLMo        X.npy, raw ids without a header: documents end with the end-of-text id
 
-Where no file says the dtype it is --dtype, or the smallest that fits the tokenizer, unless the file looks like the
+Where no file says the dtype it is --dtype, or the smallest that fits the tokenizer, unless the file looks like
 the other one.
 """
 

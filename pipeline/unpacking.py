@@ -28,7 +28,7 @@ class XzReader(io.RawIOBase):
         self.decompressor: lzma.LZMADecompressor | None = None
 
     def readable(self) -> bool:
-        """It is."""
+        """Always: io asks."""
         return True
 
     def readinto(self, room: Any) -> int:

@@ -138,14 +138,14 @@ class UrlPlace:
         """Ask whether a file may be fetched: listing it did."""
 
     def request(self, url: str, path: str, *, start: int = 0) -> Stream:
-        """One request."""
+        """Ask for a URL once. path: what messages call it."""
         try:
             return self.client.open(url, headers={}, start=start)
         except RefusedError as error:
             raise self.explain(error, path) from None
 
     def explain(self, error: RefusedError, path: str) -> ValueError:
-        """One line for a person."""
+        """The error, in one line, for an answer that will not change by itself."""
         hints = {404: ": it is not there (any more)", 410: ": it is not there any more", 401: ": it asks for a login"}
         hint = hints.get(error.status, "")
         return ValueError(f"{self.origin}: {path}: the server answers {error.status}{hint}")

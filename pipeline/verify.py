@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # started as `python pipeline/verify.py`
 import tyro
 
 from pipeline.contamination import keep_spans
+from pipeline.flags import read_flags
 from pipeline.shard import SPLITS, read_dataset_json
 from pipeline.verify_adopted import verify_adopted
 from pipeline.verify_claims import verify_claims, verify_shape
@@ -64,12 +65,13 @@ class VerifyArguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(VerifyArguments)
+    arguments = read_flags(VerifyArguments)
     num_problems = 0
     try:
         check_arguments(arguments)
         content = read_dataset_json(arguments.dataset)
         refuse_raw_files_of_adopted(arguments, content)
+        refuse_wrong_folder(arguments.raw, content)
         for problem in itertools.islice(find_problems(arguments, content), MOST_PROBLEMS):
             print(f"WRONG  {problem}", flush=True)
             num_problems += 1
@@ -90,6 +92,14 @@ def check_arguments(arguments: VerifyArguments) -> None:
         raise ValueError("--fraction is a share of the documents to encode again: give --raw, their raw files' folder")
     if arguments.decontaminate and arguments.raw is None:
         raise ValueError("--decontaminate: spans are looked for in the raw files: give --raw, their folder")
+
+
+def refuse_wrong_folder(raw: Path | None, content: Mapping[str, Any]) -> None:
+    """Raise ValueError where the folder of --raw holds none of the sources: it is another one that was meant."""
+    names = list(content["sources"]) if isinstance(content["sources"], dict) else []  # its shape is checked later
+    if raw is not None and names and not any((raw / name).is_dir() for name in names):
+        what = "has no folder" if raw.is_dir() else "is no folder with a folder"
+        raise ValueError(f"--raw {raw} {what} {' or '.join(names)}: name the one that holds a folder of each source")
 
 
 def refuse_raw_files_of_adopted(arguments: VerifyArguments, content: Mapping[str, Any]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from pipeline.dedup import METHODS
 from pipeline.document_batch import BAD_REASONS
-from pipeline.finish import OUTCOMES, UNTOKENISED, hash_content
+from pipeline.finish import UNTOKENISED, hash_content
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.manifest import check_source_name
 from pipeline.plan import hash_recipe
 from pipeline.shard import (
+    OUTCOMES,
     SIGNATURES_FOLDER,
     SPLITS,
     documents_path,

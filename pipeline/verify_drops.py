@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.document_batch import BAD_REASONS
 from pipeline.drops import SCHEMA, count_overlap
-from pipeline.finish import OUTCOMES
+from pipeline.shard import OUTCOMES
 from pipeline.storage import checksum_file
 from pipeline.token_file import DROP_REASONS
 from pipeline.verify_source import ClaimedSource, find_stray_row

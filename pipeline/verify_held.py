@@ -86,7 +86,7 @@ def sum_parts(folder: Path, parts: Sequence[Mapping[str, Any]]) -> int:
 
 
 def sum_kept(of_source: SourceRows) -> int:
-    """The same of the documents in a source's shards."""
+    """The digest that sum_parts gives, of the documents in a source's shards."""
     ranges = (of_source.kept.read(first, last) for first, last in split_keys(of_source))
     return sum(sum_documents(kept["key"], kept["content_hash"]) for kept in ranges) % 2**64
 

@@ -24,7 +24,7 @@ from pipeline.ingest import TaskFile
 from pipeline.order import derive_key, scramble
 from pipeline.set_kernels import measure_overlap
 from pipeline.shard import SPLITS
-from pipeline.verify_raw import ingest_settings
+from pipeline.verify_documents import ingest_settings
 from pipeline.verify_rows import numbers_of
 from pipeline.verify_source import ClaimedSource, claimed_sources, held_sources
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.document_batch import BAD_NAMES, DocumentBatch, key_rows
+from pipeline.document_batch import BAD_NAMES, ROW_BITS, DocumentBatch, key_rows
 from pipeline.file_parts import WHOLE
 from pipeline.ingest import IngestSettings, TaskFile, change_texts, find_places, judge_rows, read_rows
 from pipeline.ingest_plan import make_task_file
@@ -32,7 +32,7 @@ from pipeline.verify_documents import NO_REASON, Documents, describe_documents, 
 from pipeline.verify_lines import verify_lines
 from pipeline.verify_rows import SourceRows, look_up, open_rows, verify_rows
 from pipeline.verify_shard import places_of, read_documents_table
-from pipeline.verify_source import ROW_BITS, ROW_MASK, ClaimedSource
+from pipeline.verify_source import ROW_MASK, ClaimedSource
 
 KINDS = {"excluded": "of an excluded subset", "contaminated": "contaminated"}
 OPEN_SHARDS = 200  # two files each; a process may often have 1,024 open
@@ -108,7 +108,8 @@ class SourceCheck:
         paths = self.source.entry["raw_files"]
         missing = [path for path in paths if not (raw / path).is_file()]
         if missing:
-            yield f"{raw / missing[0]} is missing, and {len(missing) - 1:,} more raw files: dataset.json lists them"
+            more = f", and so are {len(missing) - 1:,} more raw files" if len(missing) > 1 else ""
+            yield f"{raw / missing[0]} is missing{more}: dataset.json lists what the build read"
             return
         splits = [SPLITS[index] for index in self.source.file_splits]
         files = tuple(

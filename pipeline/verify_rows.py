@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.document_batch import key_rows
+from pipeline.document_batch import ROW_BITS, key_rows
 from pipeline.drops import SCHEMA
 from pipeline.shard import SPLITS
 from pipeline.token_file import DROP_REASONS
 from pipeline.verify_shard import read_documents_table
-from pipeline.verify_source import ROW_BITS, SPLIT_PRIORITY, ClaimedSource, claimed_sources
+from pipeline.verify_source import SPLIT_PRIORITY, ClaimedSource, claimed_sources
 
 RECORDS_AT_ONCE = 1 << 21
 EXACT = DROP_REASONS.index("duplicate_exact")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pipeline.folders import TOKENIZER_FOLDER
 from pipeline.prepare import SAMPLE_TOKENIZER, identify_tokenizer
 from pipeline.shard import token_dtype
+from pipeline.storage import sha256_file
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.tokenizer_files import read_named_tokenizers
 
@@ -61,9 +61,3 @@ def verify_tokenizer_name(tokenizer: Tokenizer, claims: Mapping[str, Any]) -> It
     if (has_own_name and claims["name"] != tokenizer.name) or (claims["name"] in named and not has_own_name):
         expected = tokenizer.name if has_own_name else "not that known tokenizer's"
         yield f"dataset.json: tokenizer.name is {claims['name']!r}, but the file {tokenizer.path} is {expected}"
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file, as hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ class WantedDocuments:
 
 
 def join_small(batches: Iterator[WantedDocuments]) -> Iterator[WantedDocuments]:
-    """The same documents in batches of SMALLEST_BATCH_BYTES or more: each batch has its price, however small."""
+    """The same documents in batches of SMALLEST_BATCH_BYTES or more: each batch has a cost, however small it is."""
     waiting: list[WantedDocuments] = []
     num_bytes = 0
     for batch in batches:
@@ -40,7 +40,7 @@ def join_small(batches: Iterator[WantedDocuments]) -> Iterator[WantedDocuments]:
 
 
 def join_wanted(parts: list[WantedDocuments]) -> WantedDocuments:
-    """Several batches as one."""
+    """The documents of several batches as one batch."""
     if len(parts) == 1:
         return parts[0]
     columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "raw_files", "splits"))

@@ -24,7 +24,7 @@ BUCKET_SHIFT = 64 - BUCKET_BITS
 
 
 class FileTask:
-    """A task that writes one file for a whole build, and is known to a person by it."""
+    """A task that writes one file, `path`, and is known to a person by it unless it says otherwise."""
 
     path: Path
 
@@ -34,7 +34,7 @@ class FileTask:
         return str(self.path)
 
     def list_outputs(self, _: Any) -> list[Path]:
-        """The file."""
+        """The one file that it writes."""
         return [self.path]
 
 
@@ -82,11 +82,12 @@ def kept_dtype(num_tokenizers: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class KeptSlice:
-    """Some KEPT records of one table."""
+    """Some KEPT records of one table. fingerprint: of their content, wherever they stand in the table."""
 
     path: str
     first: int
     last: int
+    fingerprint: str
 
     def read(self, num_tokenizers: int) -> np.ndarray:
         """The records."""
@@ -97,12 +98,13 @@ class KeptSlice:
 class KeptDocuments:
     """All KEPT records: one table per range of buckets, in order.
 
-    edges: the first bucket of each table. counts: int64, shape (sources, splits, buckets), documents; a table holds its
-    buckets' documents by source, split and place.
+    edges: the first bucket of each table. checksums: of each table, of the records of each source. counts: int64, shape
+    (sources, splits, buckets), documents; a table holds its buckets' documents by source, split and place.
     """
 
     paths: tuple[str, ...]
     edges: tuple[int, ...]
+    checksums: tuple[tuple[str, ...], ...]
     counts: np.ndarray
     num_tokenizers: int
 
@@ -125,12 +127,15 @@ class KeptDocuments:
         positions = self.positions[source, split]
         ends = (*self.edges[1:], NUM_BUCKETS)
         slices = []
-        for path, edge, end in zip(self.paths, self.edges, ends, strict=True):
-            first, last = max(first_bucket, edge), min(last_bucket, end)
-            filled = np.flatnonzero(counts[first:last])
+        for path, edge, end, checksums in zip(self.paths, self.edges, ends, self.checksums, strict=True):
+            lowest, highest = max(first_bucket, edge), min(last_bucket, end)
+            filled = np.flatnonzero(counts[lowest:highest])
             if len(filled):
-                stop = first + int(filled[-1])
-                slices.append(KeptSlice(path, int(positions[first]), int(positions[stop] + counts[stop])))
+                bucket = lowest + int(filled[-1])
+                first, last = int(positions[lowest]), int(positions[bucket] + counts[bucket])
+                of_source = int(self.positions[source, 0, edge])
+                fingerprint = f"{checksums[source]} {first - of_source} {last - of_source}"
+                slices.append(KeptSlice(path, first, last, fingerprint))
         return tuple(slices)
 
 

@@ -152,22 +152,30 @@ class Ingested:
         return tuple(stretch for stretch in self.all_stretches if not stretch.is_held)
 
     @cached_property
+    def stretches_by_task(self) -> dict[int, list[Stretch]]:
+        """The stretches of each task by its number in the plan; those of parts of datasets held have numbers behind.
+
+        A task without a document to keep has none.
+        """
+        by_task: dict[int, list[Stretch]] = {}
+        for stretch in self.all_stretches:
+            by_task.setdefault(stretch.task, []).append(stretch)
+        return by_task
+
+    @cached_property
     def held_stretches(self) -> tuple[Stretch, ...]:
-        """Those of the documents of the datasets held."""
+        """The stretches of documents of the datasets held."""
         return tuple(stretch for stretch in self.all_stretches if stretch.is_held)
 
     @cached_property
     def runs(self) -> tuple[SketchRun, ...]:
         """The band keys of all runs of all tasks, and of the datasets held."""
         num_keys = RECIPES[self.tasks[0].settings.dedup].num_keys
-        of_task: dict[int, list[Stretch]] = {}
-        for stretch in self.all_stretches:
-            of_task.setdefault(stretch.task, []).append(stretch)
         parts = [(task.folder, record["runs"]) for task, record in zip(self.tasks, self.records, strict=True)]
         parts += [(part.folder, [part.as_run()]) for part in self.held_parts]
         runs, short_rank = [], sum(stretch.last - stretch.first for stretch in self.all_stretches)
         for number, (folder, of_part) in enumerate(parts):
-            own = of_task.get(number, [])
+            own = self.stretches_by_task.get(number, [])
             runs += list_runs(folder, of_part, own, num_keys=num_keys, short_rank=short_rank)
             short_rank += sum(run["short"] for run in of_part)
         return tuple(run for run in runs if run.num_signed)
@@ -180,11 +188,16 @@ class Ingested:
 
 @dataclass(frozen=True)
 class DedupSettings:
-    """What decides it: the method and the least similarity of two documents that are near. memory_bytes: of a task."""
+    """What decides it: the method and the least similarity of two documents that are near.
+
+    memory_bytes: of a task. num_workers: for so many there are tasks, where that takes more work. Neither changes what
+    is found.
+    """
 
     method: str
     threshold: float
     memory_bytes: int
+    num_workers: int
 
 
 @dataclass(frozen=True)
@@ -204,7 +217,7 @@ class Dedup:
 
     @property
     def fingerprint(self) -> str:
-        """Of all raw files."""
+        """A digest of all raw files and held datasets."""
         return self.ingested.fingerprint
 
     def run(

@@ -51,7 +51,7 @@ class TextTask:
 
     @property
     def name(self) -> str:
-        """That of the ingest task."""
+        """The name of the ingest task."""
         return self.ingest.name
 
     @property

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -148,3 +149,126 @@ def whole(many_raw_files, tmp_path_factory, sample_model):
     code, _, error = BuildProcess(many_flags(many_raw_files, out, sample_model, "--workers 2"), out).finish()
     assert code == 0, error
     return out
+
+
+@pytest.fixture(scope="session")
+def one_source(tmp_path_factory, sample_model):
+    """A folder with raw/ and out/: one source, web, with a duplicate, a short and a bad row; one shard."""
+    from verify_fixtures import build_in, text_rows
+
+    folder = tmp_path_factory.mktemp("one")
+    rows = text_rows("web", range(60))
+    write_rows(folder / "raw/web/a.jsonl", [*rows, rows[0], {"text": ""}, b"{"])
+    build_in(folder, sample_model, mix="web:1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_sources(tmp_path_factory, sample_model):
+    """A folder with raw/ and out/: web and notes, with duplicates within and across them, and several shards."""
+    from verify_fixtures import build_in, write_two_sources
+
+    folder = tmp_path_factory.mktemp("two")
+    write_two_sources(folder / "raw")
+    build_in(folder, sample_model, mix="web:3,notes:1", shard_tokens=400, valid_fraction=0.2)
+    return folder
+
+
+@pytest.fixture
+def one_copy(one_source, tmp_path):
+    """A copy of one_source, to be damaged."""
+    return Path(shutil.copytree(one_source, tmp_path / "copy"))
+
+
+@pytest.fixture
+def two_copy(two_sources, tmp_path):
+    """A copy of two_sources, to be damaged."""
+    return Path(shutil.copytree(two_sources, tmp_path / "copy"))
+
+
+@pytest.fixture
+def verify(run_command):
+    """The verify command as a function of its flags: its exit code, and what it says."""
+    from pipeline.verify import main
+
+    def run(flags):
+        message, out = run_command(main, *shlex.split(flags))
+        return int(bool(message)), out + message
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sample_path(tmp_path_factory):
+    """The path of a SentencePiece model as --tokenizer sample trains one."""
+    from tokenizer_fixtures import write_sample_model
+
+    return write_sample_model(tmp_path_factory.mktemp("sample") / "sample.model")
+
+
+@pytest.fixture(scope="session")
+def ranks_path(tmp_path_factory):
+    """The path of a small tiktoken file."""
+    from tokenizer_fixtures import write_ranks
+
+    return write_ranks(tmp_path_factory.mktemp("ranks") / "small.tiktoken")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Raw files of every kind: the folder, and path -> bytes."""
+    from remote_fixtures import write_corpus
+
+    folder = tmp_path_factory.mktemp("corpus") / "notes"
+    return folder, write_corpus(folder)
+
+
+@pytest.fixture(scope="session")
+def local_build(corpus, tmp_path_factory, sample_model):
+    """The dataset that is built from the folder of `corpus` itself."""
+    from build_process import BuildProcess
+    from remote_fixtures import flags
+
+    out = tmp_path_factory.mktemp("local") / "out"
+    code, _, error = BuildProcess(flags(f"{corpus[0]}:1", out, sample_model), out).finish()
+    assert code == 0, error
+    return out
+
+
+@pytest.fixture
+def hub(corpus, monkeypatch):
+    """A hub whose data set org/name has the files of `corpus`."""
+    from loopback import Hub
+
+    with Hub(corpus[1]) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setenv("HF_HOME", "/nonexistent")
+        yield server
+
+
+@pytest.fixture
+def web(corpus):
+    """A web server with the raw files of `corpus`, and a list of them."""
+    from loopback import Server
+
+    names = [name for name in corpus[1] if not name.endswith(".md")]
+    files = {f"data/notes/{name}": corpus[1][name] for name in names}
+    urls = "# the list\n\n" + "".join(f"{name}\n" for name in names)
+    with Server({**files, "data/notes/urls.txt": urls.encode()}) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(corpus, monkeypatch):
+    """A bucket with the files of `corpus`, and before it a server that can be told faults."""
+    from loopback import FaultyBucket, bucket_server
+
+    objects = {f"notes/{name}": data for name, data in corpus[1].items()}
+    with (
+        bucket_server(objects, monkeypatch) as client,
+        FaultyBucket(os.environ["AWS_ENDPOINT_URL"], client) as server,
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server

@@ -40,6 +40,85 @@ class QuietServer(ThreadingHTTPServer):
         pass
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers one client of a Server, its `owner`."""
+
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def owner(self):
+        return self.server.owner
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer("HEAD")
+
+    def do_GET(self):
+        self.answer("GET")
+
+    def do_POST(self):
+        self.send(*self.owner.accept(self.path, self.read_body()))
+
+    do_PUT = do_POST
+
+    def read_body(self):
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def answer(self, method):
+        parts = urlsplit(self.path)
+        path = unquote(parts.path)
+        with self.owner.lock:
+            self.owner.requests.append((method, path, self.headers.get("Range")))
+            self.owner.tokens.append(self.headers.get("Authorization"))
+        time.sleep(self.owner.latency)
+        fault = self.owner.take_fault(method, path)
+        if fault and fault.status:
+            self.send(fault.status, b"", fault.headers)
+        elif not self.owner.answer_api(self, path, parse_qs(parts.query)):
+            self.send_file(method, path, fault or Fault(""))
+
+    def send(self, status, body, headers=(), *, method="GET"):
+        self.send_response(status)
+        headers = {"Content-Length": len(body), **dict(headers)}
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if method == "GET":
+            self.wfile.write(body)
+
+    def send_file(self, method, path, fault):
+        data = self.owner.find(path)
+        if data is None:
+            self.send(404, b"")
+            return
+        if fault.garble:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        start, headers = 0, {"ETag": self.owner.find_etag(path, data), "Accept-Ranges": "bytes"}
+        asked = self.headers.get("Range")
+        if asked and self.owner.ranges:
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        body = data[start:]
+        self.send_response(206 if start else 200)
+        for name, value in {**headers, "Content-Length": len(body)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if method == "GET":
+            self.send_body(body, fault)
+
+    def send_body(self, body, fault):
+        cut = fault.cut if fault.cut is not None else len(body)
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body[:cut])
+            self.wfile.flush()
+            if fault.stall is not None:
+                time.sleep(fault.stall)
+        if fault.cut is not None:
+            self.close_connection = True
+
+
 class Server:
     """Files by path, under a URL. `requests` lists (method, path, range) of all that was asked, `tokens` what by whom."""
 
@@ -49,7 +128,8 @@ class Server:
         self.ranges, self.latency, self.gated = ranges, latency, gated
         self.etags = {}
         self.lock = threading.Lock()
-        self.http = QuietServer(("127.0.0.1", 0), self.make_handler())
+        self.http = QuietServer(("127.0.0.1", 0), Handler)
+        self.http.owner = self
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
@@ -87,81 +167,6 @@ class Server:
     def accept(self, path, body):
         """Answer a POST or PUT: status and body."""
         return 405, b""
-
-    def make_handler(server):  # noqa: N805
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_):
-                pass
-
-            def do_HEAD(self):
-                self.answer("HEAD")
-
-            def do_GET(self):
-                self.answer("GET")
-
-            def do_POST(self):
-                self.send(*server.accept(self.path, self.read_body()))
-
-            do_PUT = do_POST
-
-            def read_body(self):
-                return self.rfile.read(int(self.headers["Content-Length"]))
-
-            def answer(self, method):
-                parts = urlsplit(self.path)
-                path = unquote(parts.path)
-                with server.lock:
-                    server.requests.append((method, path, self.headers.get("Range")))
-                    server.tokens.append(self.headers.get("Authorization"))
-                time.sleep(server.latency)
-                fault = server.take_fault(method, path)
-                if fault and fault.status:
-                    self.send(fault.status, b"", fault.headers)
-                elif not server.answer_api(self, path, parse_qs(parts.query)):
-                    self.send_file(method, path, fault or Fault(""))
-
-            def send(self, status, body, headers=(), *, method="GET"):
-                self.send_response(status)
-                headers = {"Content-Length": len(body), **dict(headers)}
-                for name, value in headers.items():
-                    self.send_header(name, str(value))
-                self.end_headers()
-                if method == "GET":
-                    self.wfile.write(body)
-
-            def send_file(self, method, path, fault):
-                data = server.find(path)
-                if data is None:
-                    self.send(404, b"")
-                    return
-                if fault.garble:
-                    data = data[:-1] + bytes([data[-1] ^ 1])
-                start, headers = 0, {"ETag": server.find_etag(path, data), "Accept-Ranges": "bytes"}
-                asked = self.headers.get("Range")
-                if asked and server.ranges:
-                    start = int(asked.removeprefix("bytes=").split("-")[0])
-                    headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-                body = data[start:]
-                self.send_response(206 if start else 200)
-                for name, value in {**headers, "Content-Length": len(body)}.items():
-                    self.send_header(name, str(value))
-                self.end_headers()
-                if method == "GET":
-                    self.send_body(body, fault)
-
-            def send_body(self, body, fault):
-                cut = fault.cut if fault.cut is not None else len(body)
-                with contextlib.suppress(ConnectionError):
-                    self.wfile.write(body[:cut])
-                    self.wfile.flush()
-                    if fault.stall is not None:
-                        time.sleep(fault.stall)
-                if fault.cut is not None:
-                    self.close_connection = True
-
-        return Handler
 
 
 class Hub(Server):
@@ -227,11 +232,11 @@ class Hub(Server):
 
 
 class WritableHub(Hub):
-    """A hub that takes commits: small files within them, large ones by LFS before. `commits` lists their paths."""
+    """A hub that takes commits: small files within them, large ones by LFS before. `commits` lists their paths, `titles` what they say."""
 
     def __init__(self, files=(), **how):
         super().__init__(files, **how)
-        self.commits, self.blobs = [], {}
+        self.commits, self.titles, self.blobs = [], [], {}
 
     def accept(self, path, body):
         path = urlsplit(path).path
@@ -258,7 +263,9 @@ class WritableHub(Hub):
     def commit(self, lines):
         added = {}
         for line in lines:
-            if line["key"] == "file":
+            if line["key"] == "header":
+                self.titles.append(line["value"]["summary"])
+            elif line["key"] == "file":
                 added[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             elif line["key"] == "lfsFile":
                 added[line["value"]["path"]] = self.blobs[line["value"]["oid"]]

@@ -197,13 +197,21 @@ def test_a_dataset_that_changes_while_the_build_is_at_work_stops_it(planted, old
     assert not (planted / "new-changing/dataset.json").exists()
 
 
-def test_damaged_signatures_are_refused(planted, old, sample_model):
-    damaged = planted / "damaged"
-    shutil.copytree(old, damaged)
-    (path,) = damaged.glob("signatures/old/*/signatures.bin")
+@pytest.mark.parametrize(
+    ("damaged_file", "expected"),
+    [
+        ("signatures/old/*/signatures.bin", "signatures.bin is not the file that its dataset.json lists"),
+        ("old/train/shard-00000.bin", "shard-00000.bin is not the file that its dataset.json lists"),
+        ("old/train/shard-00000.bin.index", "shard-00000.bin.index does not fit the shard's documents"),
+        ("old/train/shard-00000.docs.parquet", "shard-00000.docs.parquet is not the file that its dataset.json lists"),
+    ],
+)
+def test_a_damaged_dataset_is_refused(planted, old, sample_model, tmp_path, damaged_file, expected):
+    shutil.copytree(old, tmp_path / "damaged")
+    (path,) = (tmp_path / "damaged").glob(damaged_file)
     path.write_bytes(path.read_bytes()[::-1])
-    with pytest.raises(ValueError, match="signatures.bin is not the file that its dataset.json lists"):
-        make(planted, "new-damaged", sample_model, "new:1", against=str(damaged))
+    with pytest.raises(ValueError, match=expected):
+        make(planted, tmp_path / "out", sample_model, "new:1", against=str(tmp_path / "damaged"))
 
 
 def test_verify_looks_up_what_stays_elsewhere(planted, old, new, run_command):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from build_fixtures import flags
 
-from pipeline.arguments import parse_count
+from pipeline.arguments import BuildArguments, parse_count
+from pipeline.flags import read_flags
 from pipeline.manifest import Source
 from pipeline.plan import PlannedSource
 
@@ -51,3 +52,19 @@ def test_a_share_of_a_number_of_tokens_is_exact():
     source = PlannedSource(Source("web"), Path("web"), (), Fraction("0.69"), ())
     assert int(300_000_000_000 * source.weight) == 206_999_999_999  # so floats would have it
     assert source.find_share(300_000_000_000) == 207_000_000_000
+
+
+def test_the_help_of_a_flag_is_one_paragraph_without_a_default_that_says_nothing(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["build.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "700")
+    with pytest.raises(SystemExit):
+        read_flags(BuildArguments)
+    shown = capsys.readouterr().out
+    assert "A source takes options as in a URL: slimpajama?exclude=" in shown  # the source breaks a line within this
+    assert "(default: None)" not in shown and "(default: 0.8)" in shown
+
+
+def test_flags_are_an_object_of_their_own_kind(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["build.py", "--mix", "web:1", "--work", "here"])
+    found = read_flags(BuildArguments)
+    assert type(found) is BuildArguments and found == BuildArguments(mix="web:1", work=Path("here"))

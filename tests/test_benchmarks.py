@@ -61,8 +61,8 @@ def test_what_warms_up_is_not_measured(tmp_path):
 
 def test_a_peer_reads_a_portion_and_no_more(tmp_path):
     corpus = write_corpus("prose", iter("abcdefgh" * 4), tmp_path / "prose", num_bytes=32)
-    portion = Portion(corpus.parts[0], num_bytes=2)
-    assert (len(list(portion)), portion.num_bytes) == (2, 2)
+    portion = Portion(*corpus.parts, num_bytes=6)  # more than one part has
+    assert (len(list(portion)), portion.num_bytes) == (6, 6)
 
 
 def test_a_peer_that_is_not_there_or_breaks_has_a_note():

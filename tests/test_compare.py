@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.boilerplate import FEWEST_ALIKE, LEAST_AGREED, LEAST_HELD, LEAST_OWN, MOST_SHARED, list_members
+from pipeline.boilerplate import (
+    FEWEST_ALIKE,
+    FEWEST_OWN,
+    LEAST_AGREED,
+    LEAST_HELD,
+    LEAST_OWN,
+    MOST_SHARED,
+    list_members,
+)
 from pipeline.compare import RANK, SET, WantedTask, read_sets, run_wanted, write_sets
 from pipeline.estimate import EDGE
+from pipeline.minhash import SHINGLE_WORDS
 from pipeline.resolve import find_later, read_between
 from pipeline.set_kernels import measure_overlap, measure_rests
 
@@ -24,7 +33,7 @@ def measure(first, unlike, alike, seconds, *, fewest=3, fewest_alike=FEWEST_ALIK
     sets = [sorted(one) for one in (first, *unlike, *alike, *seconds)]
     out, members = np.empty(len(seconds), np.float32), np.arange(len(sets), dtype=np.uint32)
     edges, counts = np.array([0, len(sets)]), (np.array([len(unlike)]), np.array([len(alike)]))
-    limits = (least_agreed, LEAST_OWN, LEAST_HELD, MOST_SHARED)
+    limits = (least_agreed, LEAST_OWN, float(FEWEST_OWN), LEAST_HELD, MOST_SHARED)
     measure_rests(*flatten(sets), members, edges, *counts, fewest, fewest_alike, limits, out)
     return out.tolist()
 
@@ -78,6 +87,12 @@ def test_documents_with_one_text_in_common_and_rests_of_their_own_are_counted():
     assert count([*sets[:2], *({*range(300, 1000), *one} - {*range(300)} for one in sets[2:])]) == 0
 
 
+def test_one_changed_word_is_no_rest():
+    """Sixty pages of one template with a number each are copies; eight words of their own under a short licence not."""
+    for num_own, expected in ((SHINGLE_WORDS, 0), (SHINGLE_WORDS + 1, 8)):
+        assert count([{*range(60), *range(start, start + num_own)} for start in range(100, 1100, 100)]) == expected
+
+
 @given(st.integers(0, 10**6))
 def test_copies_with_changes_of_their_own_are_not_counted(seed):
     """Each lacks other shingles of the original, and has new ones instead."""
@@ -98,7 +113,7 @@ def count_plainly(first, second, others):
     core, rests = first & second, []
     for number, one in enumerate([first, second, *others]):
         own = one - core
-        is_new = len(own) >= LEAST_OWN * len(core) and len(one & core) >= LEAST_HELD * len(core)
+        is_new = len(own) >= max(FEWEST_OWN, LEAST_OWN * len(core)) and len(one & core) >= LEAST_HELD * len(core)
         is_new &= all(len(own & rest) <= MOST_SHARED * max(1, len(own | rest)) for rest in rests)
         if not is_new and number < 2:
             return 0

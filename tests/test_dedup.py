@@ -1,13 +1,18 @@
 """Which documents are copies, and in what order those that stay are written, against plain definitions."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.copies import find_copies, find_repeated
 from pipeline.dedup import Candidates, sort_kept
+from pipeline.dedup_stages import take_up_cut
 from pipeline.shard import SPLITS
 from pipeline.work import kept_dtype
+from pipeline.workshop import Dedup, DedupSettings
 
 SMALL = st.integers(0, 3)
 
@@ -39,3 +44,15 @@ def test_what_stays_stands_by_cell_place_hash_raw_file_and_row(rows):
     kept = np.flatnonzero(np.arange(len(rows)) % 5 != 4)
     order = sort_kept(Candidates(records, np.arange(len(rows), dtype=np.uint32), cells), kept)
     assert [rows[at] for at in order.tolist()] == sorted(rows[at] for at in kept.tolist())
+
+
+@pytest.mark.parametrize(("memory_bytes", "expected"), [(400, (200, 8)), (200, (200, 8)), (100, (100, 2))])
+def test_a_build_goes_on_with_the_tasks_of_before_if_they_fit_into_memory(tmp_path, memory_bytes, expected):
+    def cut(*of_task):
+        work = take_up_cut(Dedup(None, DedupSettings("near", 0.8, *of_task), SimpleNamespace(work=tmp_path), None))
+        return work.settings.memory_bytes, work.settings.num_workers
+
+    assert cut(200, 8) == (200, 8)
+    assert cut(memory_bytes, 2) == expected
+    (tmp_path / "dedup/cut.json").write_text('{"mem')
+    assert cut(memory_bytes, 2) == (memory_bytes, 2)

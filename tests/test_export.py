@@ -16,8 +16,11 @@ from conftest import REPOSITORY
 from loopback import Server
 from reader_fixtures import EOS, random_documents, split_documents, write_dataset
 
+from pipeline import summary
 from pipeline.dataset import PackedDataset
+from pipeline.dataset_card import describe_dataset
 from pipeline.export import TARGETS, ExportArguments, export
+from pipeline.origins import parse_origin
 from pipeline.remote_dataset import open_remote
 from pipeline.shard import index_path, megatron_path, read_dataset_json
 from pipeline.source_shards import SourceShards
@@ -188,6 +191,8 @@ def test_copies_instead_of_links_for_storage_without_links(run):
     ("settings", "expected"),
     [
         ({"to": "tar"}, "--to tar: it is one of megatron, olmo"),
+        ({"to": None}, "--to is missing: it is one of megatron, olmo"),
+        ({"to": "megatron", "mix": "web?exclude=a:1,code:1"}, "has no source 'web.exclude=a': it has web, code"),
         ({"to": "mds"}, "rows need --seq-len"),
         ({"to": "olmo", "splits": "test"}, "has no split test: it has train, validation"),
         ({"to": "olmo", "tokens": 5}, "--tokens is the length of the stream"),
@@ -278,6 +283,15 @@ def adopt(tmp_path, sample_model):
         return tmp_path / name, export(arguments)
 
     return adopt
+
+
+def test_what_was_imported_has_a_summary_and_a_card(run, adopt, run_command):
+    out, _ = adopt(run("megatron", splits="train") / "web")
+    message, shown = run_command(summary.main, out)
+    assert message == "" and "made by import: nothing is said of raw files" in shown
+    assert "300" in shown and "duplicate" not in shown
+    card = describe_dataset(read_dataset_json(out), parse_origin("hf://org/name"))
+    assert "| web | train | 300 |" in card and "made by import" in card and "documents read" not in card
 
 
 @pytest.mark.parametrize("to", ["megatron", "datatrove", "olmo"])

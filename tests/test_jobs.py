@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from pipeline.jobs import AlmostDone
 from pipeline.local_jobs import Workers
+
+PATIENCE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,39 @@ def act(step):
     return {"name": step.name, "pid": os.getpid()}
 
 
-def run(names, folder, workers):
+def wait_for(path):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not come"
+        time.sleep(0.01)
+
+
+def act_slowly_at_the_end(step):
+    """The same, but steps whose names begin with an underscore wait for something before they end: "_c" for the
+    beginning of step c, "_full disk" in vain, "_death" for the death of its worker, unless that was before. "hold"
+    waits for that death at its beginning."""
+    Path(step.folder, f"{step.name}.begun").touch()
+    if step.name == "hold":
+        wait_for(Path(step.folder, "died"))
+    is_first = not Path(step.folder, "died").exists()
+
+    def finish():
+        if step.name == "_full disk":
+            raise OSError(28, "No space left on device", "disk")
+        if step.name == "_death":
+            time.sleep(PATIENCE_SECONDS if is_first else 0)
+        elif step.name.startswith("_"):
+            wait_for(Path(step.folder, f"{step.name[1:]}.begun"))
+        return act(step)
+
+    return AlmostDone(finish) if step.name.startswith("_") else act(step)
+
+
+def run(names, folder, workers, function=act):
     said = []
     steps = [Step(name, str(folder)) for name in names]
     with Workers(workers, notice=said.append) as pool:
-        finished = pool.run(act, steps, records=folder / "records")
+        finished = pool.run(function, steps, records=folder / "records")
         return {task.name: outcome.result for task, outcome in finished} | {"said": said}
 
 
@@ -145,6 +176,26 @@ def test_a_task_whose_worker_died_is_tried_once_more(tmp_path):
 def test_a_task_that_kills_two_workers_stops_the_run_with_its_subject(tmp_path):
     with pytest.raises(RuntimeError, match=r"task die \(the step die\) died by signal 9 .*for the second time"):
         run(["a", "die", "b"], tmp_path, 2)
+
+
+def test_a_task_begins_while_those_before_it_wait_for_the_disk(tmp_path):
+    results = run(["_c", "_d", "c", "d"], tmp_path, 2, act_slowly_at_the_end)
+    assert sorted(results) == ["_c", "_d", "c", "d", "said"] and results["said"] == []
+    assert run(["_c", "_d", "c", "d"], tmp_path, 2, act_slowly_at_the_end) == results
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_is_full_at_the_end_of_a_task_stops_the_run(tmp_path, workers):
+    with pytest.raises((ValueError, OSError), match="No space left"):
+        run(["a", "_full disk", "b", "c"], tmp_path, workers, act_slowly_at_the_end)
+    assert not (tmp_path / "records/_full disk.json").exists()
+
+
+def test_a_worker_dies_of_what_it_works_on_and_what_waited_for_the_disk_is_done_again(tmp_path):
+    results = run(["_death", "hold", "die once"], tmp_path, 2, act_slowly_at_the_end)
+    assert sorted(results) == ["_death", "die once", "hold", "said"]
+    (said,) = results["said"]
+    assert "the worker of task die once (the step die once) died by signal 9" in said
 
 
 def test_the_workers_end_with_their_parent(tmp_path):

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,10 @@ def test_commands_run_as_scripts_and_as_modules_from_anywhere(tmp_path):
         assert result.returncode == 0, result.stderr
         assert "--mix" in result.stdout
     assert not (Path(tmp_path) / "data").exists()
+
+
+def test_every_command_of_the_pipeline_is_installed_by_its_name():
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    has_main = re.compile(r"^def main\(", re.MULTILINE)
+    commands = [path.stem for path in (REPOSITORY / "pipeline").glob("*.py") if has_main.search(path.read_text())]
+    assert scripts == {f"tokenmill-{command}": f"pipeline.{command}:main" for command in commands}

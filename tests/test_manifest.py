@@ -148,8 +148,12 @@ def test_redpajama_v2_names_the_bucket_of_quality_by_the_file(tmp_path):
     write(tmp_path, *expected)
     assert subsets_of("redpajama-v2", tmp_path) == expected
     choice = parse_source("redpajama-v2?only=head")
-    only = choose_only(list_raw_files(load_source("redpajama-v2"), tmp_path), choice.only)
+    source = load_source("redpajama-v2")
+    only = choose_only(source, list_raw_files(source, tmp_path), choice.only, where=tmp_path)
     assert [file.path for file in only.files] == ["2023-06/0000/en_head.json.gz"]
+    (tmp_path / "2023-06/0000/en_head.json.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^redpajama-v2: there are no raw files of head \({tmp_path}\)"):
+        choose_only(source, list_raw_files(source, tmp_path), choice.only, where=tmp_path)
 
 
 def test_a_list_of_urls_beside_a_known_source_is_ignored_and_said(tmp_path):

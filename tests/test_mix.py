@@ -59,7 +59,7 @@ def test_subsets_to_leave_out_are_the_same_however_written(options):
 
 def test_weights_that_do_not_add_to_one_become_shares_and_the_notice_shows_them():
     mix = parse_mix("a:2,b:1")
-    assert shares("a:2,b:1") == {"a": Fraction(2, 3), "b": Fraction(1, 3)}
+    assert shares("a:2,b:1") == shares(" a : 2, b :1 ") == {"a": Fraction(2, 3), "b": Fraction(1, 3)}
     assert mix.notices == ("weights add up to 3, not 1; taken as shares: a 0.6667, b 0.3333",)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.mixture import Mixture, apportion, count_draws, integer_weights, multiply_floor, parse_mix
+from pipeline.mixture import Mixture, apportion, count_draws, integer_weights, multiply_floor, parse_weights
 
 
 def test_weights_become_exact_integers():
@@ -77,7 +77,7 @@ def test_how_a_mix_is_written_changes_nothing():
 
 
 def test_a_mix_is_read_in_the_order_of_the_dataset_without_what_weighs_nothing():
-    assert list(parse_mix("b:0.7, a:0.3,c:0,new:0", known=["a", "b", "c"]).items()) == [
+    assert list(parse_weights("b:0.7, a:0.3,c:0,new:0", known=["a", "b", "c"]).items()) == [
         ("a", 0.3),
         ("b", 0.7),
         ("new", 0),
@@ -102,4 +102,4 @@ def test_a_mix_is_read_in_the_order_of_the_dataset_without_what_weighs_nothing()
 )
 def test_a_bad_mix_is_refused_with_its_part(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_mix(text, known=["prose", "code"])
+        parse_weights(text, known=["prose", "code"])

@@ -215,7 +215,8 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
     monkeypatch.setattr("pipeline.wanted_documents.SMALLEST_BATCH_BYTES", 1000)
     monkeypatch.setattr("pipeline.documents.BLOCK_BYTES", 4096)
     monkeypatch.setattr("pipeline.candidates.FEW_KEYS", 10)
-    monkeypatch.setattr("pipeline.candidates.BYTES_PER_KEY", 1 << 22)
+    for name in ("BYTES_PER_KEY", "BYTES_PER_LONE_KEY"):
+        monkeypatch.setattr(f"pipeline.candidates.{name}", 1 << 22)
     monkeypatch.setattr("pipeline.estimate.BYTES_PER_PAIR", 1 << 20)
     monkeypatch.setattr("pipeline.estimate.PAIRS_AT_ONCE", 30)
     monkeypatch.setattr("pipeline.resolve.EDGES_AT_ONCE", 30)
@@ -233,6 +234,8 @@ def test_the_bytes_do_not_depend_on_memory_workers_or_runs(tmp_path, sample_mode
         ("--dedup-priority pile", "'pile' is no source of the mix (web)"),
         ("--dedup-threshold 0.2", "--dedup-threshold must be from 0.5 to 1, found 0.2"),
         ("--memory 0", "--memory must be 0.1 or more, found 0"),
+        ("--dedup exact --dedup-threshold 0.9", "--dedup-threshold is of --dedup near: it changes nothing with exact"),
+        ("--dedup none --dedup-priority web", "--dedup-priority says which of several duplicates stays"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_refused(tmp_path, sample_model, run_build, more, expected):

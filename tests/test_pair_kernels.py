@@ -7,21 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.edge_kernels import DROPPED, KEPT, find_listed, judge, list_edges, number_ranks, pack_earlier, resolve
 from pipeline.estimate import EDGE, find_distinct
 from pipeline.pair_kernels import (
-    DROPPED,
-    KEPT,
     LARGEST_FULL_GROUP,
     MOST_PAIRS,
-    find_listed,
     flatten,
-    judge,
     keep_first_of_equal,
     keep_repeated,
     list_pairs,
     list_witnesses,
     mark_ranks,
-    resolve,
     take_up_to,
     unite,
 )
@@ -124,6 +120,26 @@ def test_distinct_values_are_those_of_numpy(values):
     distinct, where = find_distinct(values)
     expected, expected_where = np.unique(values, return_inverse=True)
     assert distinct.tolist() == expected.tolist() and where.tolist() == expected_where.tolist()
+
+
+@settings(deadline=None)  # a kernel may be compiled first
+@given(st.sets(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=40).map(sorted))
+def test_the_ranks_of_pairs_are_numbered_in_their_order(edges):
+    pairs = np.array([later << 32 | earlier for later, earlier in edges], np.uint64)
+    packed, distinct = np.empty_like(pairs), np.empty(2 * len(pairs), np.uint32)
+    later, earlier = np.empty((2, len(pairs)), np.uint32)
+    pack_earlier(pairs, packed)
+    packed.sort()
+    distinct = distinct[: number_ranks(pairs, packed, distinct, later, earlier)]
+    assert distinct.tolist() == sorted({rank for edge in edges for rank in edge})
+    assert list(zip(distinct[later].tolist(), distinct[earlier].tolist(), strict=True)) == edges
+
+
+def test_edges_are_the_pairs_of_the_least_similarity_and_more():
+    pairs, edges = np.array([3 << 32 | 1, 4 << 32 | 0, 7 << 32 | 3], np.uint64), np.empty(3, EDGE)
+    similarities = np.array([0, 0.25, 0.5], np.float32)
+    count = list_edges(pairs, np.array([2, 0, 1], np.uint8), similarities, np.float32(0.25), edges)
+    assert edges[:count].tolist() == [(3, 1, 0.5), (7, 3, 0.25)]
 
 
 EDGES = st.dictionaries(

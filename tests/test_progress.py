@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from rich.console import Console
 
-from pipeline.finish import OUTCOMES
 from pipeline.progress import BuildLog, Done, StageProgress
+from pipeline.shard import OUTCOMES
 from pipeline.summary import COLUMNS, documents_table, read_build_seconds
 
 
@@ -102,6 +102,11 @@ def test_a_full_disk_leaves_no_half_line_in_the_log(tmp_path):
 def test_a_build_that_was_stopped_and_went_on_has_no_speed(tmp_path):
     assert read_build_seconds(tmp_path) is None
     BuildLog(tmp_path / "build-log.jsonl").write("finished", seconds=2.5, is_continued=True)
+    assert read_build_seconds(tmp_path) is None
+
+
+def test_a_damaged_log_leaves_the_speed_out_of_the_summary(tmp_path):
+    (tmp_path / "build-log.jsonl").write_text('{"event": "finished", "seconds": 3.5}\n{"eve')
     assert read_build_seconds(tmp_path) is None
 
 

@@ -91,6 +91,7 @@ def test_the_same_command_sends_what_is_missing_alone(publish, hub, built):
     hub.commits.clear()
     assert publish(built, "hf://org/name")[0] == ""
     assert hub.commits == [[lost], ["dataset.json"]]
+    assert hub.titles[-2:] == [f"Add {lost}", "Add dataset.json"]
     hub.commits.clear()
     assert publish(built, "hf://org/name")[0] == "" and hub.commits == []
 

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_build import read_shards
+from build_fixtures import read_shards
 
 from pipeline.verify import verify_dataset
 from pipeline.verify_raw import verify_raw_files

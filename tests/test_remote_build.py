@@ -1,13 +1,8 @@
 """Builds from a hub, a bucket and web servers, with faults: the bytes of a build from local copies, or one line."""
 
 import bz2
-import gzip
 import json
 import lzma
-import os
-import random
-import re
-import shutil
 from functools import partial
 from urllib.parse import quote
 
@@ -15,112 +10,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
-import zstandard
-from build_fixtures import hashes
-from build_process import BuildProcess
 from conftest import write_rows
-from loopback import AWS_SECRET, TOKEN, Fault, FaultyBucket, Hub, Server, bucket_server
+from loopback import AWS_SECRET, Fault, Server, bucket_server
+from remote_fixtures import check_same, check_secret, flags, make_texts, read_log
 
 from pipeline.verify import main as verify
 from pipeline.web import Patience
 
-WORDS = ["mill", "stone", "grain", "water", "wheel", "flour", "sack", "weir", "été", "x=1", "</s>", "🌾"]
 
-
-def make_texts(seed, number):
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(5, 60))) for _ in range(number)]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Raw files of every kind, with rows that are bad and texts that are there twice: the folder, and path -> bytes."""
-    folder = tmp_path_factory.mktemp("corpus") / "notes"
-    for number in range(4):
-        texts = make_texts(number, 40)
-        padding = "x" * 50_000 * (number == 3)  # a file of more than a chunk
-        rows = [{"text": text, "meta": {"n": 1, "padding": padding}} for text in [*texts, texts[0]]]
-        write_rows(folder / f"train/plain-{number}.jsonl", rows)
-    lines = (folder / "train/plain-0.jsonl").read_bytes()
-    (folder / "train/packed.jsonl.zst").write_bytes(zstandard.compress(lines + b"{\n"))
-    (folder / "train/more").mkdir()
-    (folder / "train/more/packed.json.gz").write_bytes(gzip.compress(lines[:2000].rpartition(b"\n")[0], mtime=0))
-    pq.write_table(pa.table({"text": make_texts(9, 50), "id": range(50)}), folder / "train/rows.parquet")
-    write_rows(folder / "validation/few.jsonl", [{"text": text} for text in make_texts(11, 10)])
-    (folder / "README.md").write_text("not a raw file")
-    return folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
-
-
-def flags(mix, out, model, more=""):
-    return f"--mix {mix} --out {out} --tokenizer {model} --max-bad-fraction 0.1 --workers 1 {more}"
-
-
-@pytest.fixture(scope="module")
-def local(corpus, tmp_path_factory, sample_model):
-    """The dataset that is built from the folder itself."""
-    out = tmp_path_factory.mktemp("local") / "out"
-    code, _, error = BuildProcess(flags(f"{corpus[0]}:1", out, sample_model), out).finish()
-    assert code == 0, error
-    return out
-
-
-def read_log(out):
-    return [json.loads(line) for line in (out / "build-log.jsonl").read_text().splitlines()]
-
-
-def check_secret(secret, outcome, *folders):
-    """That a secret is in nothing that was said or written."""
-    written = [path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert len(written) > 3 and secret.encode() not in b"".join(written)
-    assert secret not in outcome.out + outcome.error
-
-
-def check_same(out, local):
-    assert hashes(out) == hashes(local)
-    assert not (out / "work").exists()
-
-
-@pytest.fixture
-def hub(corpus, monkeypatch):
-    with Hub(corpus[1]) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setenv("HF_HOME", "/nonexistent")
-        yield server
-
-
-@pytest.fixture
-def web(corpus):
-    names = [name for name in corpus[1] if not name.endswith(".md")]
-    files = {f"data/notes/{name}": corpus[1][name] for name in names}
-    urls = "# the list\n\n" + "".join(f"{name}\n" for name in names)
-    with Server({**files, "data/notes/urls.txt": urls.encode()}) as server:
-        yield server
-
-
-def test_a_build_from_the_hub_is_one_from_local_copies(run_build, hub, local, sample_model, tmp_path):
+def test_a_build_from_the_hub_is_one_from_local_copies(run_build, hub, local_build, sample_model, tmp_path):
     hub.files |= {"name.py": b"raise SystemExit('run')", "more.tar": b"../evil"}  # no script is run, nothing unpacked
     outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
     assert "8 raw files (2" in outcome.out and f"from hf://datasets/org/name at revision {hub.sha}" in outcome.out
     for name in hub.files:  # each once, and its card never
         assert hub.count(f"/cdn/{name}") == (name not in ("README.md", "name.py", "more.tar"))
 
 
-def test_a_build_from_a_bucket_is_one_from_local_copies(run_build, corpus, local, sample_model, tmp_path, monkeypatch):
+def test_a_build_from_a_bucket_is_one_from_local_copies(
+    run_build, corpus, local_build, sample_model, tmp_path, monkeypatch
+):
     objects = {f"raw/notes/{name}": data for name, data in corpus[1].items()}
     with bucket_server({**objects, "raw/notes/": b"", "other/a.jsonl": b"{}"}, monkeypatch):
         outcome = run_build(flags("s3://corpus/raw/notes/:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
     check_secret(AWS_SECRET, outcome, tmp_path / "out")
 
 
 @pytest.mark.long
 def test_a_build_from_a_bucket_of_google_is_one_from_local_copies(
-    run_build, corpus, local, sample_model, tmp_path, monkeypatch
+    run_build, corpus, local_build, sample_model, tmp_path, monkeypatch
 ):
     pytest.importorskip("gcsfs", reason="gs:// needs gcsfs")
     emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no emulator of Google's storage")
@@ -136,7 +57,7 @@ def test_a_build_from_a_bucket_of_google_is_one_from_local_copies(
     finally:
         server.stop()
     assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
 
 
 @pytest.mark.parametrize("ranges", [True, pytest.param(False, marks=pytest.mark.long)], ids=["ranges", "no ranges"])
@@ -184,7 +105,7 @@ def list_faults(folder):
 
 @pytest.mark.long
 def test_a_build_from_the_hub_through_faults_is_one_from_local_copies(
-    run_build, hub, impatient, local, sample_model, tmp_path
+    run_build, hub, impatient, local_build, sample_model, tmp_path
 ):
     hub.faults = [
         Fault("/api/datasets", status=503),
@@ -195,47 +116,22 @@ def test_a_build_from_the_hub_through_faults_is_one_from_local_copies(
     ]
     outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
     assert not any(fault.times for fault in hub.faults)
-
-
-@pytest.fixture
-def bucket(corpus, monkeypatch):
-    objects = {f"notes/{name}": data for name, data in corpus[1].items()}
-    with (
-        bucket_server(objects, monkeypatch) as client,
-        FaultyBucket(os.environ["AWS_ENDPOINT_URL"], client) as server,
-    ):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        yield server
 
 
 @pytest.mark.long
 def test_a_build_from_a_bucket_through_faults_is_one_from_local_copies(
-    run_build, bucket, impatient, local, sample_model, tmp_path
+    run_build, bucket, impatient, local_build, sample_model, tmp_path
 ):
     bucket.faults = [Fault("/corpus", status=503), *list_faults("/corpus/notes/")]
     outcome = run_build(flags("s3://corpus/notes:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
     assert not any(fault.times for fault in bucket.faults)
 
 
-def test_a_bucket_that_refuses_or_changes_is_one_line(run_build, bucket, sample_model, tmp_path):
-    command = flags("s3://corpus/notes:1", tmp_path / "out", sample_model)
-    bucket.faults = [Fault("/corpus/notes/train/rows.parquet", times=9, status=403)]
-    outcome = run_build(command)
-    assert outcome.code == 1 and "\n" not in outcome.error
-    assert "train/rows.parquet may not be read with these credentials" in outcome.error
-    assert "Signature" not in outcome.error
-    check_secret(AWS_SECRET, outcome, tmp_path / "out")
-    bucket.faults, bucket.find = [], lambda path: b"another content"
-    outcome = run_build(command)
-    assert outcome.code == 1 and "\n" not in outcome.error
-    assert "it has changed since it was listed" in outcome.error
-
-
-def test_a_build_from_urls_through_faults_is_one_from_local_copies(run_build, web, local, sample_model, tmp_path):
+def test_a_build_from_urls_through_faults_is_one_from_local_copies(run_build, web, local_build, sample_model, tmp_path):
     web.faults = [
         Fault("plain-0", status=429, headers={"Retry-After": "1"}),
         Fault("plain-1", cut=1000),
@@ -246,13 +142,13 @@ def test_a_build_from_urls_through_faults_is_one_from_local_copies(run_build, we
     ]
     outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
     (fetched,) = [event for event in read_log(tmp_path / "out") if event["event"] == "fetched"]
     assert (fetched["files"], fetched["failures"]) == (8, 5)
     assert fetched["servers_waited_seconds"] >= 1 and fetched["workers_waited_seconds"] > 0
 
 
-def test_the_second_time_nothing_is_asked_for(run_build, web, local, sample_model, tmp_path):
+def test_the_second_time_nothing_is_asked_for(run_build, web, local_build, sample_model, tmp_path):
     command = flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model)
     assert run_build(command).code == 0
     web.requests.clear()
@@ -261,67 +157,24 @@ def test_the_second_time_nothing_is_asked_for(run_build, web, local, sample_mode
 
 
 @pytest.mark.long
-def test_a_small_room_is_never_overrun(run_build, web, local, sample_model, tmp_path):
+def test_a_small_room_is_never_overrun(run_build, web, local_build, sample_model, tmp_path):
     outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, "--cache-gb 0"))
     assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
 
 
 @pytest.mark.long
-def test_kept_raw_files_lie_where_a_build_finds_them(run_build, web, local, corpus, sample_model, tmp_path):
+def test_kept_raw_files_lie_where_a_build_finds_them(run_build, web, local_build, corpus, sample_model, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     command = flags(f"{web.url}/data/notes/urls.txt:1", out, sample_model, f"--keep-raw --raw {raw}")
     assert run_build(command).code == 0
-    check_same(out, local)
+    check_same(out, local_build)
     kept = {path.relative_to(raw / "notes").as_posix(): path.read_bytes() for path in raw.rglob("*.*")}
     assert kept == {name: data for name, data in corpus[1].items() if not name.endswith(".md")}
     web.requests.clear()
     again = flags("notes:1", tmp_path / "again", sample_model, f"--raw {raw}")
     assert run_build(again).code == 0 and web.requests == []
-    check_same(tmp_path / "again", local)
-
-
-def test_a_gated_repository_says_what_to_do_and_a_token_opens_it(
-    run_build, hub, local, sample_model, tmp_path, monkeypatch
-):
-    hub.gated = True
-    command = flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model)
-    outcome = run_build(command)
-    assert outcome.code == 1
-    assert "access is gated. Accept the terms at" in outcome.error and "hf auth login" in outcome.error
-    assert "\n" not in outcome.error and not (tmp_path / "out").exists()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    outcome = run_build(command)
-    assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
-    check_secret(TOKEN, outcome, tmp_path / "out")
-
-
-def test_other_bytes_than_listed_are_one_line_and_the_token_is_in_no_work_file(
-    run_build, hub, sample_model, tmp_path, monkeypatch
-):
-    hub.gated = True
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    hub.faults = [Fault("/cdn/train/plain-3", times=9, garble=True)]
-    outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
-    assert outcome.code == 1 and "\n" not in outcome.error
-    assert "notes: train/plain-3.jsonl: its bytes are sha256:" in outcome.error
-    check_secret(TOKEN, outcome, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("mix", "said"),
-    [
-        ("hf://org/other:1", "there is no such data set, or it is private or gated"),
-        ("hf://org/name@v9:1", "no such data set|knows no revision|404"),
-        ("hf://org/name/nowhere:1", "there are no files|404"),
-        ("hf://org/name?config=fr:1", "no such config, nor a folder of that name; it has none by its card"),
-    ],
-)
-def test_what_the_hub_does_not_have_is_one_line(mix, said, run_build, hub, sample_model, tmp_path):
-    outcome = run_build(flags(mix, tmp_path / "out", sample_model))
-    assert outcome.code == 1 and not (tmp_path / "out").exists()
-    assert re.search(said, outcome.error), outcome.error
+    check_same(tmp_path / "again", local_build)
 
 
 def test_a_config_of_the_card_chooses_files_and_a_column_the_text(run_build, hub, sample_model, tmp_path):
@@ -369,89 +222,15 @@ def test_files_of_the_hub_in_other_packings_are_read_and_a_partial_copy_is_told(
     assert message == "" and "all right" in said
 
 
-def test_a_hub_without_raw_files_leads_to_its_parquet_copy(run_build, hub, sample_model, tmp_path):
-    hub.files = {"a.xml": b"<text/>", "script.py": b"raise SystemExit"}
-    outcome = run_build(flags("hf://org/name:1", tmp_path / "out", sample_model))
-    assert outcome.code == 1 and "none of its 2 files is a raw file" in outcome.error
-    assert outcome.error.endswith("Try the hub's own copy in parquet: @refs/convert/parquet")
-
-
-def test_a_file_that_changes_while_it_is_built_stops_with_one_line(run_build, web, sample_model, tmp_path):
-    web.faults = [Fault("plain-2", times=99, method="HEAD", status=405)]
-    web.etags["data/notes/train/plain-2.jsonl"] = "first"
-    original = web.find_etag
-    asked = []
-
-    def find_etag(path, data):
-        if "plain-2" in path:
-            asked.append(path)
-            return "first" if len(asked) == 1 else "second"
-        return original(path, data)
-
-    web.find_etag = find_etag
-    outcome = run_build(flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model))
-    assert outcome.code == 1 and "\n" not in outcome.error
-    assert "notes: train/plain-2.jsonl: it has changed since it was listed" in outcome.error
-    assert "What was finished is kept" in outcome.error
-
-
-def test_a_disk_that_is_full_while_files_are_fetched_is_named_and_the_build_goes_on(
-    run_build, web, local, small_disk, sample_model, tmp_path
-):
-    filler = small_disk / "filler"
-    filler.write_bytes(b"x" * (7 << 20))  # what is left is less than one of the files
-    command = flags(f"{web.url}/data/notes/urls.txt:1", tmp_path / "out", sample_model, f"--work {small_disk}/work")
-    outcome = run_build(command)
-    assert outcome.code == 1 and "\n" not in outcome.error
-    assert f"notes: {small_disk}/work/raw/notes/" in outcome.error  # whichever file comes to the end of it first
-    assert outcome.error.count("No space left on device. What was finished is kept: free some space") == 1
-    filler.unlink()
-    outcome = run_build(command)
-    assert outcome.code == 0, outcome.error
-    assert hashes(tmp_path / "out") == hashes(local)
-
-
-def test_secrets_in_urls_are_written_nowhere_and_a_restart_knows_them(run_build, web, local, sample_model, tmp_path):
-    lines = web.files["data/notes/urls.txt"].decode().replace("plain-1.jsonl", "plain-1.jsonl?sig=hush")
-    web.files["data/notes/urls.txt"] = lines.encode()
-    address = web.url.replace("http://", "http://user:hush@")
-    command = flags(f"'{address}/data/notes/urls.txt?token=hush&name=notes:1'", tmp_path / "out", sample_model)
-    web.faults = [Fault("plain-3", times=9, garble=True), Fault("plain-3", times=9, cut=9, status=404)]
-    outcome = run_build(command)
-    assert outcome.code == 1
-    check_secret("hush", outcome, tmp_path / "out")
-    web.faults = []
-    web.requests.clear()
-    outcome = run_build(command)
-    assert outcome.code == 0, outcome.error
-    check_same(tmp_path / "out", local)
-    check_secret("hush", outcome, tmp_path / "out")
-    assert web.count("urls.txt") == 1 and web.count("", method="HEAD") == 0
-
-
-@pytest.mark.parametrize(
-    "mix",
-    [
-        "http://me:hush@host/urls.txt?sig=hush",
-        "http://me:hush@host/urls.txt?sig=hush&name=web:x",
-        "http://me:hush@/urls.txt?sig=hush:1",
-        "ftp://me:hush@host/urls.txt:1",
-        "http://me:hush@host:99/web/urls.txt?sig=hush&name=web:1,,",
-        "http://me:hush@host/web/urls.txt?config=en&sig=hush:1",
-    ],
-)
-def test_a_mix_that_is_refused_is_shown_without_its_secrets(run_build, tmp_path, mix):
-    outcome = run_build(f"--mix '{mix}' --out {tmp_path / 'out'}")
-    assert outcome.code == 1 and "error: " in outcome.error and "hush" not in outcome.error + outcome.out
-
-
 @pytest.mark.long
-def test_files_that_are_empty_at_their_origin_are_told_and_left_out(run_build, hub, local, sample_model, tmp_path):
+def test_files_that_are_empty_at_their_origin_are_told_and_left_out(
+    run_build, hub, local_build, sample_model, tmp_path
+):
     hub.files |= {"train/z.jsonl.zst": b"", "train/z.parquet": b""}
     outcome = run_build(flags("hf://org/name?name=notes:1", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
     assert "2 files are empty at their origin, and not read: train/z.jsonl.zst, train/z.parquet" in outcome.out
-    check_same(tmp_path / "out", local)
+    check_same(tmp_path / "out", local_build)
 
 
 @pytest.mark.long
@@ -480,10 +259,3 @@ def test_odd_names_of_files_are_those_of_local_copies(run_build, hub, place, sam
     outcome = run_build(flags(f"'{mix}'", tmp_path / "out", sample_model))
     assert outcome.code == 0, outcome.error
     check_same(tmp_path / "out", tmp_path / "local")
-
-
-def test_half_fetched_raw_files_are_not_taken_for_a_source(run_build, corpus, sample_model, tmp_path):
-    shutil.copytree(corpus[0], tmp_path / "raw/notes")
-    (tmp_path / "raw/notes/train/z.jsonl.0123abcd.part").write_bytes(b"{")
-    outcome = run_build(flags("notes:1", tmp_path / "out", sample_model, f"--raw {tmp_path / 'raw'}"))
-    assert outcome.code == 1 and "is half fetched" in outcome.error

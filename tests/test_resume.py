@@ -14,6 +14,7 @@ from build_process import BuildProcess, many_flags
 
 from pipeline.folders import Folders
 from pipeline.ingest import run_ingest
+from pipeline.pack import run_pack
 
 
 class Killed(BaseException):
@@ -265,6 +266,28 @@ def test_a_raw_file_that_changes_between_two_runs_is_read_again(
     assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize(("more", "changed"), [("", {"notes"}), ("--dedup-priority notes,web", {"notes", "web"})])
+def test_shards_are_packed_again_where_their_own_documents_change(
+    raw, tmp_path, sample_model, run_build, monkeypatch, more, changed
+):
+    with killed_at(monkeypatch, "pipeline.build.write_dataset_json"):
+        run_build(one_worker(raw, tmp_path / "out", sample_model, more))
+    with (raw / "notes/n.jsonl").open("ab") as file:  # a copy of a document of web: one of the two goes
+        file.write(max((raw / "web/part-1.jsonl").read_bytes().splitlines(), key=len) + b"\n")
+    packed = set()
+
+    def note_and_pack(task):
+        packed.add(task.source)
+        return run_pack(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.run_pack", note_and_pack)
+        assert run_build(one_worker(raw, tmp_path / "out", sample_model, more)).code == 0
+    run_build(one_worker(raw, tmp_path / "fresh", sample_model, more))
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+    assert packed == changed
+
+
 def test_a_raw_file_that_grows_while_it_is_read_stops_the_build_once(
     raw, tmp_path, sample_model, run_build, monkeypatch
 ):
@@ -275,7 +298,7 @@ def test_a_raw_file_that_grows_while_it_is_read_stops_the_build_once(
         return record
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.run_ingest", read_and_write)
+        patch.setattr("pipeline.stages.begin_ingest", read_and_write)
         outcome = run_build(one_worker(raw, tmp_path / "out", sample_model))
     assert outcome.code == 1
     assert f"{raw}/notes/n.jsonl had " in outcome.error and "something writes to it" in outcome.error

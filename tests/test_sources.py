@@ -51,7 +51,7 @@ def test_a_check_of_a_gated_repository_tells_the_way_in(run, monkeypatch):
     with Hub({"a.jsonl": b"{}"}, gated=True) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         message, out = run("check", "hf://org/name")
-        assert message == "error: name cannot be reached now"
+        assert message == "error: hf://org/name cannot be reached now"
         assert out.startswith("no    hf://datasets/org/name: a.jsonl: access is gated. Accept the terms at ")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         message, out = run("check", "hf://org/name")
