@@ -20,7 +20,6 @@ from typing import Annotated, Any
 if __package__ in (None, ""):  # started as `python pipeline/explain.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
 import tyro
 
 from pipeline.catalogue import Catalogue
