@@ -87,6 +87,8 @@ class BenchmarkFlags:
 def main() -> None:
     """The command."""
     flags = tyro.cli(BenchmarkFlags)
+    if flags.folder:
+        flags.folder.mkdir(parents=True, exist_ok=True)
     console = make_console()
     figures: dict[str, Any] = {}
     if flags.speed:
