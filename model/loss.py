@@ -81,7 +81,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """The gradients of hidden and weight."""
+        """The gradients of hidden and weight; in bfloat16 `grad` is rounded, for all weights of a model alike."""
         hidden_grad, weight_grad = ctx.saved_tensors
         return hidden_grad * grad.to(hidden_grad.dtype), weight_grad * grad.to(weight_grad.dtype), None, None, None
 
