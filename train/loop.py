@@ -21,7 +21,7 @@ from train.distributed import (
     is_compiled,
     peak_flops,
     sum_over_ranks,
-)  # fmt: skip
+)
 from train.metrics import METRICS, Meter, Record, Watcher, append_metrics, format_record, open_profiler, open_watchers
 from train.optim import clip_gradients, learning_rate_at, update_weights, weight_norm
 from train.run import Run, is_rolled_back, not_finite, report
@@ -93,9 +93,9 @@ def train_step(run: Run, batch: list[MicroBatch], *, learning_rate: float, stop:
     if run.config.packing == "best-fit":
         num_targets = sum_over_ranks(torch.tensor(sum(each.num_targets for each in batch), device=device))
     loss = torch.zeros((), device=device)
-    for num_left, micro_batch in zip(reversed(range(len(batch))), batch, strict=True):
+    for number, micro_batch in enumerate(batch, start=1):
         stop.check()
-        exchange_gradients(run.model, is_last=num_left == 0)
+        exchange_gradients(run.model, is_last=number == len(batch))
         moved = micro_batch.to(device)
         part = run.model(moved.inputs, targets=moved.targets, cu_seqlens=moved.cu_seqlens) / num_targets
         part.backward()

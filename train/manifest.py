@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
+from pipeline.storage import sha256_file
 from train.distributed import AlikeError
 
 MANIFEST = "checkpoint.json"
@@ -129,8 +130,7 @@ def find_damage(checkpoint: Path, *, part: int = 0, num_parts: int = 1) -> str |
 
 def describe_file(path: Path) -> dict[str, Any]:
     """A file's size_bytes and sha256."""
-    with path.open("rb") as file:
-        return {"size_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def refuse_other_run(manifest: Manifest, *, current: Manifest, run_folder: Path) -> None:
