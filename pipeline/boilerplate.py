@@ -52,7 +52,7 @@ FEWEST_OWN = SHINGLE_WORDS + 1  # shingles: one word that was changed makes SHIN
 
 
 @dataclass(frozen=True)
-class TracesTask:
+class TracesTask(FileTask):
     """The keys of one trace. resolve: the first, which says what documents went and what others are in doubt."""
 
     band: BandTask
@@ -77,10 +77,6 @@ class TracesTask:
     def path(self) -> Path:
         """Pairs of a document in doubt and one that stays, sorted: uint64."""
         return self.band.list_paths(1)[0]
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The pairs."""
-        return [self.path]
 
 
 def run_traces(task: TracesTask) -> dict[str, int]:
@@ -108,7 +104,7 @@ def list_pairs(packed: np.ndarray, *settings: Any) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class WitnessesTask:
+class WitnessesTask(FileTask):
     """The documents in doubt, of ranks first_rank to last_rank. paths: of all TracesTask. resolve: as theirs."""
 
     name: str
@@ -129,10 +125,6 @@ class WitnessesTask:
     def path(self) -> Path:
         """EDGE records, sorted by `later`, the document in doubt; `earlier` is a witness, unlike ones come first."""
         return Path(self.folder) / f"{self.name}.witnesses.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The edges."""
-        return [self.path]
 
 
 def run_witnesses(task: WitnessesTask) -> dict[str, int]:
@@ -196,7 +188,7 @@ def run_rest(task: RestTask) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class CompareRestTask:
+class CompareRestTask(FileTask):
     """Edges first to last of a RestTask, of whose edges num_near are near. sets: files of index and sets."""
 
     name: str
@@ -218,10 +210,6 @@ class CompareRestTask:
     def path(self) -> Path:
         """The EDGE records of the pairs that are not near but for boilerplate; the similarity is that of the rest."""
         return Path(self.folder) / f"{self.name}.apart.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The edges."""
-        return [self.path]
 
 
 def run_compare_rest(task: CompareRestTask) -> dict[str, int]:

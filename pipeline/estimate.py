@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from pipeline.minhash import NUM_PERMUTATIONS
 from pipeline.pair_kernels import PAIR_BITS, keep_first_of_equal
 from pipeline.ranks import RankMap
 from pipeline.storage import write_array
+from pipeline.work import FileTask
 
 EDGE = np.dtype([("later", "<u4"), ("earlier", "<u4"), ("similarity", "<f4")])
 # An estimate from 112 values of 8 bits has a standard error of 0.04 near 0.8. What is estimated three of them above the
@@ -33,7 +33,7 @@ SIGNATURE = np.dtype(("u1", (NUM_PERMUTATIONS,)))
 
 
 @dataclass(frozen=True)
-class EstimateTask:
+class EstimateTask(FileTask):
     """The pairs whose later rank is in [first_rank, last_rank), from all files of pairs."""
 
     name: str
@@ -54,10 +54,6 @@ class EstimateTask:
     def path(self) -> Path:
         """The EDGE records of the pairs that may be near, by later, then earlier rank."""
         return Path(self.folder) / f"{self.name}.edges.npy"
-
-    def list_outputs(self, _: Any) -> list[Path]:
-        """The edges."""
-        return [self.path]
 
 
 def plan_estimates(
