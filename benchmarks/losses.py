@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import model.transformer
-from benchmarks.train_run import print_table
+from benchmarks.train_run import print_table, wait_for
 from model.config import named_size
 from model.loss import IGNORED, Scorer, linear_cross_entropy, score_rows_at_once
 from train.config import load_recipe
@@ -100,10 +100,10 @@ def measure_losses(
 def measure_time(step: Callable[[], None], device: torch.device) -> float:
     """Seconds of a step: by the clock on a GPU, CPU time elsewhere, which other programs move less."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    _wait(device)
+    wait_for(device)
     started = clock()
     step()
-    _wait(device)
+    wait_for(device)
     return clock() - started
 
 
@@ -111,7 +111,7 @@ def measure_peak(step: Callable[[], None], device: torch.device) -> int:
     """Bytes that a step adds to what there was before, at most; on a CPU the process's resident memory, by Linux."""
     step()  # what is made once, and is no part of a step
     if device.type == "cuda":
-        _wait(device)
+        wait_for(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
@@ -130,11 +130,6 @@ def print_losses(figures: dict[str, dict[str, float]], *, title: str) -> None:
         share = row["ms"] / figures["ours"]["ms"]
         rows.append([name, f"{row['ms']:.1f}", f"{share:.2f}", f"{row['peak_mib']:.0f}"])
     print_table(title, rows)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _read_status(name: str) -> int:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 import model.loss
 from benchmarks.losses import compare_losses, use_loss
-from benchmarks.train_run import base_config, open_run, print_table, run_steps, write_figures
+from benchmarks.train_run import base_config, open_run, print_table, run_steps, wait_for, write_figures
 from model.transformer import Transformer
 from train.config import TrainConfig, load_recipe
 from train.distributed import device_name, peak_flops, stop_ranks
-from train.metrics import METRICS, read_metrics
+from train.metrics import METRICS, Record, read_metrics
 
 GIB = 1 << 30
 PATIENCE_SECONDS = 150
@@ -179,25 +179,28 @@ def time_steps(config: TrainConfig, *, warmup: int, num_steps: int) -> dict[str,
     started = time.perf_counter()
     for step, _ in enumerate(run_steps(run, num_steps=warmup + num_steps), start=1):
         if step == warmup:
-            _wait(device)
+            wait_for(device)
             started = time.perf_counter()
-    _wait(device)
+    wait_for(device)
     speed = num_steps * config.tokens_per_step / (time.perf_counter() - started)
-    logged = read_metrics(config.out / METRICS)[1:]  # not the first, which compiles
     flops, peak = run.model.config.flops_per_token(config.seq_len), peak_flops(device_name(device))
     return {
         "tokens_per_second": speed,
         "mfu": speed * flops / peak if peak else None,
         "flops_per_token": flops,
         "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else 0,
-        "data_wait": sum(each["data_seconds"] for each in logged) / sum(each["step_seconds"] for each in logged)
-        if logged
-        else None,
+        "data_wait": share_waited(read_metrics(config.out / METRICS)[1:]),  # not the first, which compiles
         "attention": run.model.attention_backend,
         "micro_batch_size": config.micro_batch_size,
         "tokens_per_step": config.tokens_per_step,
         "steps": num_steps,
     }
+
+
+def share_waited(records: Sequence[Record]) -> float | None:
+    """The share of the steps' time in which data was waited for; None without a record."""
+    seconds = sum(record["step_seconds"] for record in records)
+    return sum(record["data_seconds"] for record in records) / seconds if records else None
 
 
 def print_levers(figures: dict[str, Any]) -> None:
@@ -220,8 +223,3 @@ def print_levers(figures: dict[str, Any]) -> None:
     if whole:
         flops, peak = variants["recipe"]["flops_per_token"], peak_flops(figures["device"])
         print(f"MFU = tokens/s * {flops:,} / {'an unknown peak' if peak is None else f'{peak:.4g}'}")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from model.config import named_size
 from pipeline.shard import index_path, megatron_index, megatron_path, shard_name, token_dtype, write_dataset_json
@@ -80,6 +81,12 @@ def make_dataset(folder: Path, *, vocab_size: int, num_tokens: int) -> str:
     }  # fmt: skip
     write_dataset_json(folder, content)
     return str(folder)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when a GPU has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
