@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from train_fixtures import compile_counted
 
 from model.attention import (
     FLAT_BACKENDS,
@@ -151,16 +152,9 @@ attend_opaquely.register_fake(lambda query, key, value, ends: torch.empty_like(q
 
 
 def test_one_compilation_serves_any_number_of_documents(monkeypatch):
-    compiled = []
-
-    def backend(graph, example_inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
     monkeypatch.setitem(FLAT_BACKENDS, "varlen", lambda: lambda *inputs: attend_opaquely(*inputs[:4]))
     plain, model = (Transformer(CONFIG, attention_backend=name) for name in ("sdpa", "varlen"))
-    model.compile_blocks(backend=backend)
+    compiled = compile_counted(model)
     for each in (plain, model):
         each.init_weights(0)
     tokens = torch.randint(0, CONFIG.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))

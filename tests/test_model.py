@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from train_fixtures import compile_counted
 
 import model.loss
 from model.config import NAMED_SIZES, ModelConfig, named_size
@@ -173,15 +174,8 @@ def test_recomputing_changes_no_number_and_selective_repeats_no_matrix_product(r
 
 @pytest.mark.parametrize("recompute", ["off", pytest.param("selective", marks=pytest.mark.long)])
 def test_one_compilation_serves_all_blocks_and_every_batch(recompute):
-    compiled = []
-
-    def backend(graph, example_inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
     plain, model = (Transformer(SMALL, attention_backend="sdpa", recompute=recompute) for _ in range(2))
-    model.compile_blocks(backend=backend)
+    compiled = compile_counted(model)
     for each in (plain, model):
         each.init_weights(0)
     tokens = torch.randint(0, 128, (2, 17), generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import json
 
 import pytest
 from conftest import write_rows
-from verify_fixtures import build_in, edit_documents, put, put_at, save, text_rows, write_two_sources
+from verify_fixtures import build_in, claim, edit_documents, falsify, put, put_at, save, text_rows, write_two_sources
 
 from pipeline import verify_copies, verify_rows
 
@@ -62,9 +62,7 @@ def test_a_known_tokenizer_keeps_its_name(tmp_path, named_tokenizers, verify):
     write_two_sources(tmp_path / "raw")
     build_in(tmp_path, "gpt2", mix="web:3,notes:1")
     assert verify(f"{tmp_path}/out --raw {tmp_path}/raw")[0] == 0
-    content = json.loads((tmp_path / "out/dataset.json").read_text())
-    content["tokenizer"]["name"] = "llama2"
-    save(tmp_path, content)
+    falsify(tmp_path, claim("tokenizer", "name", "llama2"))
     code, said = verify(f"{tmp_path}/out")
     assert code == 1
     assert "tokenizer.name is 'llama2', but the file" in said

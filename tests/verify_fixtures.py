@@ -37,6 +37,18 @@ def put_at(content, keys, value):
     content[keys[-1]] = value
 
 
+def claim(*keys_and_value):
+    """A change of dataset.json that puts a value at some keys, for `falsify`."""
+    return lambda folder, content: put_at(content, keys_and_value[:-1], keys_and_value[-1])
+
+
+def falsify(folder, change):
+    """Change a dataset and its dataset.json by change(folder, content), and make all hashes agree."""
+    content = json.loads((folder / "out/dataset.json").read_text())
+    change(folder, content)
+    save(folder, content)
+
+
 def save(folder, content):
     """Write dataset.json with all checksums, sizes and hashes as the files and claims now are."""
     for source in content["sources"].values():
